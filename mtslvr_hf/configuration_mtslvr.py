@@ -1,0 +1,175 @@
+"""Configuration of MT-SLVR models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+FRONTENDS = ("mel_stft", "mel", "waveform")
+DEPTHS = (18, 34, 50, 101, 152)
+ADAPTER_TYPES = ("none", "bn", "series", "parallel")
+TASKS = ("contrastive", "predictive")
+CONTRASTIVE_METHODS = ("simclr", "simsiam")
+AUGMENTATIONS = (
+    "pitch_shift",
+    "fade",
+    "white_noise",
+    "mixed_noise",
+    "time_stretch",
+    "time_masking",
+    "time_shift",
+)
+
+# Every class a checkpoint can be loaded as without the package, whichever of them saved it.
+AUTO_MAP = {
+    "AutoConfig": "configuration_mtslvr.MTSLVRConfig",
+    "AutoModel": "modeling_mtslvr.MTSLVRModel",
+    "AutoModelForPreTraining": "modeling_mtslvr.MTSLVRForPreTraining",
+    "AutoModelForAudioClassification": "modeling_mtslvr.MTSLVRForAudioClassification",
+}
+
+
+class MTSLVRConfig(PreTrainedConfig):
+    """Everything that rebuilds an MT-SLVR network and its pre-training heads.
+
+    Args:
+        frontend: What the network sees: `"mel_stft"` (log-mel, and magnitude and phase of a complex mel STFT: three
+            channels), `"mel"` (log-mel alone) or `"waveform"` (1-D convolutions on the raw signal).
+        sampling_rate: Sampling rate of the input in Hz.
+        n_fft: Length of the STFT in samples.
+        hop_length: Distance of two STFT frames in samples.
+        num_mel_bins: Number of HTK mel bands between 0 Hz and half the sampling rate.
+        window_seconds: Stretch of audio the network sees at once. Longer audio is cut into windows, shorter audio is
+            repeated to fill one.
+        depth: Layers of the ResNet: 18 and 34 have basic blocks; 50, 101 and 152 have bottlenecks.
+        base_width: Channels of the stem and of layer1; layer4 has eight times as many (times four with bottlenecks).
+        adapter_type: Parameters each task has of its own in layer2 to layer4: `"none"`, `"bn"` (batch
+            normalisation), `"series"` or `"parallel"` (1x1 convolutions and batch normalisation).
+        tasks: `"contrastive"` and `"predictive"`, or one of them. Their order is that of the embedding's parts.
+        shared_head: One head of `embedding_size` for all tasks instead of one head each.
+        embedding_size: Size of all heads together; split evenly over the tasks unless the head is shared.
+        contrastive_method: `"simclr"` (NT-Xent) or `"simsiam"` (negative cosine with stop-gradient).
+        temperature: Temperature of NT-Xent.
+        predictive_weight: Weight of the predictive loss in the sum of both.
+        augmentations: Names of the augmentations that the predictive task tells apart, in the order of the labels.
+        kwargs: What every transformers configuration takes (`num_labels`, `id2label`, `problem_type`, ...).
+
+    Raises:
+        ValueError: If a value is not one of those listed, or values do not fit together.
+
+    Source: Heggan et al., "MT-SLVR", Interspeech 2023, sections 3 and 4.
+
+    Example:
+
+        >>> from mtslvr_hf import MTSLVRConfig, MTSLVRModel
+        >>> config = MTSLVRConfig(adapter_type="parallel", depth=18)
+        >>> config.hidden_size, config.num_hidden_layers, config.head_size
+        (512, 4, 500)
+        >>> model = MTSLVRModel(config)
+    """
+
+    model_type = "mtslvr"
+
+    def __init__(
+        self,
+        frontend: str = "mel_stft",
+        sampling_rate: int = 16000,
+        n_fft: int = 1024,
+        hop_length: int = 512,
+        num_mel_bins: int = 128,
+        window_seconds: float = 5.0,
+        depth: int = 18,
+        base_width: int = 64,
+        adapter_type: str = "parallel",
+        tasks: Sequence[str] | str = TASKS,
+        shared_head: bool = False,
+        embedding_size: int = 1000,
+        contrastive_method: str = "simclr",
+        temperature: float = 0.07,
+        predictive_weight: float = 1.0,
+        augmentations: Sequence[str] = AUGMENTATIONS,
+        **kwargs: Any,
+    ):
+        self.frontend = frontend
+        self.sampling_rate = sampling_rate
+        self.n_fft = n_fft
+        self.hop_length = hop_length
+        self.num_mel_bins = num_mel_bins
+        self.window_seconds = window_seconds
+        self.depth = depth
+        self.base_width = base_width
+        self.adapter_type = adapter_type
+        self.tasks = [tasks] if isinstance(tasks, str) else list(tasks)
+        self.shared_head = shared_head
+        self.embedding_size = embedding_size
+        self.contrastive_method = contrastive_method
+        self.temperature = temperature
+        self.predictive_weight = predictive_weight
+        self.augmentations = list(augmentations)
+        self._check()
+        super().__init__(**kwargs)
+        self.auto_map = dict(AUTO_MAP)
+
+    def _check(self) -> None:
+        _check_choice("frontend", self.frontend, FRONTENDS)
+        _check_choice("depth", self.depth, DEPTHS)
+        _check_choice("adapter_type", self.adapter_type, ADAPTER_TYPES)
+        _check_choice("contrastive_method", self.contrastive_method, CONTRASTIVE_METHODS)
+        for name in ("sampling_rate", "n_fft", "hop_length", "num_mel_bins", "base_width", "embedding_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+        for name in ("window_seconds", "temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be greater than 0, got {getattr(self, name)!r}.")
+        if self.predictive_weight < 0:
+            raise ValueError(f"`predictive_weight` must not be negative, got {self.predictive_weight!r}.")
+        _check_names("tasks", self.tasks)
+        _check_names("augmentations", self.augmentations)
+        for task in self.tasks:
+            _check_choice("tasks", task, TASKS)
+        if not self.shared_head and self.embedding_size % len(self.tasks):
+            raise ValueError(
+                f"`embedding_size` {self.embedding_size} cannot be split evenly over {len(self.tasks)} tasks: "
+                "choose a multiple, or `shared_head=True`."
+            )
+        if self.frontend != "waveform" and self.window_samples <= self.n_fft // 2:
+            raise ValueError(
+                f"`window_seconds` {self.window_seconds} is {self.window_samples} samples at {self.sampling_rate} Hz; "
+                f"the STFT's reflect padding needs more than n_fft / 2 = {self.n_fft // 2}."
+            )
+
+    @property
+    def window_samples(self) -> int:
+        """Samples of one window."""
+        return round(self.window_seconds * self.sampling_rate)
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of layer4, which is what one task's head reads."""
+        return self.base_width * 8 * (1 if self.depth < 50 else 4)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """The ResNet's stages, layer1 to layer4."""
+        return 4
+
+    @property
+    def head_size(self) -> int:
+        """Size of one task's embedding."""
+        return self.embedding_size if self.shared_head else self.embedding_size // len(self.tasks)
+
+
+def _check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}; got {value!r}.")
+
+
+def _check_names(name: str, values: list[str]) -> None:
+    if not values or len(set(values)) != len(values):
+        raise ValueError(f"`{name}` must name at least one, and each once; got {values!r}.")
+
+
+__all__ = ["MTSLVRConfig"]

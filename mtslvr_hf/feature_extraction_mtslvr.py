@@ -1,0 +1,240 @@
+"""Audio of any rate, type and number of channels to the normalised mono waveforms that MT-SLVR models take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature, SequenceFeatureExtractor
+
+NORMALIZATIONS = ("global", "sample", "none")
+AUDIOSET_MEAN = -0.00029522
+AUDIOSET_STD = 0.11652075
+MAX_CHANNELS = 64  # more rows than this are no channels
+
+
+def normalize_waveforms(
+    waveforms: torch.Tensor, normalization: str, mean: float = AUDIOSET_MEAN, std: float = AUDIOSET_STD
+) -> torch.Tensor:
+    """Shifts and scales waveforms, each row by itself.
+
+    Args:
+        waveforms: (..., samples).
+        normalization: `"global"` (by `mean` and `std`), `"sample"` (each row by its own) or `"none"`.
+        mean: Mean of all audio, AudioSet's by default.
+        std: Standard deviation of all audio, AudioSet's by default.
+    """
+    if normalization == "global":
+        return (waveforms - mean) / std
+    if normalization == "sample":
+        own_std, own_mean = torch.std_mean(waveforms, dim=-1, keepdim=True, correction=0)
+        return (waveforms - own_mean) / own_std.clamp(min=1e-7)  # silence stays silence
+    return waveforms
+
+
+class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
+    """Mixes down, resamples, normalises and pads audio; the spectrogram is the model's own first layer.
+
+    Args:
+        sampling_rate: Rate of what it returns, in Hz.
+        normalization: `"global"` (x - mean) / std, `"sample"` (each clip by its own mean and deviation) or `"none"`.
+        mean: Mean for `"global"`, AudioSet's by default.
+        std: Standard deviation for `"global"`, AudioSet's by default.
+        do_resample: Whether audio of another rate is resampled; otherwise it is a ValueError.
+        return_attention_mask: Whether calls return the mask unless they say otherwise.
+        kwargs: What every transformers feature extractor takes.
+
+    Source: Heggan et al., "MT-SLVR", Interspeech 2023, section 4 (normalisation by AudioSet's statistics).
+
+    Example:
+
+        >>> extractor = MTSLVRFeatureExtractor()
+        >>> inputs = extractor([np.zeros(44100), np.zeros((2, 22050))], sampling_rate=44100, return_tensors="pt")
+        >>> inputs["input_values"].shape
+        torch.Size([2, 16000])
+    """
+
+    model_input_names = ["input_values", "attention_mask"]
+
+    def __init__(
+        self,
+        sampling_rate: int = 16000,
+        normalization: str = "global",
+        mean: float = AUDIOSET_MEAN,
+        std: float = AUDIOSET_STD,
+        do_resample: bool = True,
+        return_attention_mask: bool = True,
+        feature_size: int = 1,
+        padding_value: float = 0.0,
+        **kwargs: Any,
+    ):
+        if normalization not in NORMALIZATIONS:
+            raise ValueError(f"`normalization` must be one of {', '.join(NORMALIZATIONS)}; got {normalization!r}.")
+        if not std > 0:
+            raise ValueError(f"`std` must be greater than 0, got {std}.")
+        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+        self.normalization = normalization
+        self.mean = mean
+        self.std = std
+        self.do_resample = do_resample
+        self.return_attention_mask = return_attention_mask
+
+    def __call__(
+        self,
+        raw_speech: Any,
+        sampling_rate: int | None = None,
+        padding: bool | str = True,
+        max_length: int | None = None,
+        truncation: bool = False,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchFeature:
+        """Prepares one clip or a list of clips. Nothing here is random.
+
+        Args:
+            raw_speech: One clip or a list of them. A clip is (samples,), or (channels, samples), which is mixed down,
+                as a numpy array, torch tensor (its device is kept) or list of floats; a dictionary with `array` and
+                `sampling_rate`; or a decoder with `get_all_samples()`, as `datasets` and torchcodec have. Integers
+                of 8, 16 and 32 bits are taken as PCM. So a batch is a list or a 3-D array: a 2-D array is one clip.
+            sampling_rate: Rate of the clips in Hz; not needed for clips that carry theirs.
+            padding: `True` or `"longest"` pads with zeros on the right to the longest clip, `"max_length"` to
+                `max_length`; `False` leaves the lengths as they are.
+            max_length: Samples at `self.sampling_rate`, for `padding="max_length"` and `truncation`.
+            truncation: Whether clips longer than `max_length` are cut.
+            return_attention_mask: Whether to return the mask, 1 for samples and 0 for padding.
+            return_tensors: `"pt"` or `"np"`; lists of numpy arrays unless given.
+
+        Returns:
+            `input_values` (batch, samples) float32 and `attention_mask` (batch, samples) int64.
+
+        Raises:
+            ValueError: If a clip is empty, not finite, complex or not audio-shaped (it says which); if a rate is
+                missing, contradicts the clip's own, or differs from the extractor's while `do_resample` is off.
+        """
+        clips = [self._prepare(clip, sampling_rate, number) for number, clip in enumerate(_clips_of(raw_speech))]
+        length = self._padded_length(clips, padding, max_length, truncation)
+        if truncation:
+            clips = [clip[:max_length] for clip in clips]
+        masks = [torch.ones(len(clip), dtype=torch.long, device=clip.device) for clip in clips]
+        if length is not None:
+            clips = [
+                torch.nn.functional.pad(clip, (0, length - len(clip)), value=self.padding_value) for clip in clips
+            ]
+            masks = [torch.nn.functional.pad(mask, (0, length - len(mask))) for mask in masks]
+        features = {"input_values": clips, "attention_mask": masks}
+        if not (self.return_attention_mask if return_attention_mask is None else return_attention_mask):
+            del features["attention_mask"]
+        if return_tensors in ("pt", "np") and len({len(clip) for clip in clips}) > 1:
+            raise ValueError("Clips of different lengths make no tensor without padding: use `padding=True`.")
+        if return_tensors == "pt":
+            return BatchFeature({name: torch.stack(values) for name, values in features.items()})
+        arrays = {name: [value.cpu().numpy() for value in values] for name, values in features.items()}
+        return BatchFeature(arrays, tensor_type=return_tensors)
+
+    def _prepare(self, clip: Any, sampling_rate: int | None, number: int) -> torch.Tensor:
+        """One clip as normalised (samples,) float32 at `self.sampling_rate`."""
+        samples, own_rate = _samples_and_rate(clip)
+        if own_rate is None and sampling_rate is None:
+            raise ValueError(f"Clip {number} came without a sampling rate: pass `sampling_rate`, in Hz.")
+        if None not in (own_rate, sampling_rate) and own_rate != sampling_rate:
+            raise ValueError(f"Clip {number} says it is at {own_rate} Hz, `sampling_rate` says {sampling_rate} Hz.")
+        waveform = _mono(samples, number)
+        rate = own_rate or sampling_rate
+        if rate != self.sampling_rate:
+            waveform = self._resample(waveform, rate, number)
+        return normalize_waveforms(waveform, self.normalization, self.mean, self.std)
+
+    def _resample(self, waveform: torch.Tensor, rate: int, number: int) -> torch.Tensor:
+        if not self.do_resample:
+            raise ValueError(
+                f"Clip {number} is at {rate} Hz and the model takes {self.sampling_rate} Hz: resample it, or set "
+                "`do_resample=True`."
+            )
+        if rate != int(rate) or rate <= 0:
+            raise ValueError(f"Clip {number} has the sampling rate {rate}; expected a positive whole number of Hz.")
+        from torchaudio.functional import resample
+
+        return resample(waveform, int(rate), self.sampling_rate)
+
+    def _padded_length(
+        self, clips: Sequence[torch.Tensor], padding: bool | str, max_length: int | None, truncation: bool
+    ) -> int | None:
+        if padding not in (True, False, "longest", "max_length", "do_not_pad"):
+            raise ValueError(f"`padding` must be True, False, 'longest' or 'max_length'; got {padding!r}.")
+        if max_length is None and (truncation or padding == "max_length"):
+            raise ValueError("`padding='max_length'` and `truncation=True` need `max_length`, in samples.")
+        longest = max(min(len(clip), max_length) if truncation else len(clip) for clip in clips)
+        if padding in (False, "do_not_pad"):
+            return None
+        return max(longest, max_length) if padding == "max_length" else longest
+
+
+def _clips_of(raw: Any) -> list[Any]:
+    """The clips of one argument, which is a single clip or several."""
+    if isinstance(raw, (list, tuple)):
+        if len(raw) == 0:
+            raise ValueError("Got an empty list of clips.")
+        return [raw] if all(isinstance(value, (int, float, np.number)) for value in raw) else list(raw)
+    if isinstance(raw, (np.ndarray, torch.Tensor)) and raw.ndim == 3:
+        return list(raw)
+    return [raw]
+
+
+def _samples_and_rate(clip: Any) -> tuple[Any, int | None]:
+    """What carries the samples, and the rate the clip says it has."""
+    if isinstance(clip, Mapping):
+        if "array" not in clip:
+            raise ValueError(f"A clip given as a dictionary needs `array` and `sampling_rate`; got {sorted(clip)}.")
+        return clip["array"], clip.get("sampling_rate")
+    if hasattr(clip, "get_all_samples"):
+        decoded = clip.get_all_samples()
+        return decoded.data, decoded.sample_rate
+    return clip, None
+
+
+def _mono(samples: Any, number: int) -> torch.Tensor:
+    """(samples,) or (channels, samples) of any kind -> (samples,) float32."""
+    waveform = samples if isinstance(samples, torch.Tensor) else _from_array(samples, number)
+    if waveform.dtype.is_complex:
+        raise ValueError(f"Clip {number} is complex; expected real samples.")
+    if waveform.ndim not in (1, 2) or (waveform.ndim == 2 and waveform.shape[0] > MAX_CHANNELS):
+        raise ValueError(
+            f"Clip {number} has the shape {tuple(waveform.shape)}; expected (samples,) or (channels, samples). Several "
+            "clips go into a list."
+        )
+    if waveform.numel() == 0:
+        raise ValueError(f"Clip {number} is empty.")
+    waveform = _to_float(waveform.detach(), number)
+    waveform = waveform.mean(dim=0) if waveform.ndim == 2 else waveform
+    if not torch.isfinite(waveform).all():
+        raise ValueError(f"Clip {number} has samples that are NaN or infinite.")
+    return waveform
+
+
+def _from_array(samples: Any, number: int) -> torch.Tensor:
+    try:
+        is_list = isinstance(samples, (list, tuple))
+        array = np.asarray(samples, dtype=np.float32 if is_list else None)
+        return torch.from_numpy(np.ascontiguousarray(array))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Clip {number} is a {type(samples).__name__} that is no array of samples ({error}); expected an array, "
+            "tensor, list of floats, a dictionary with `array` and `sampling_rate`, or a decoder."
+        ) from error
+
+
+def _to_float(waveform: torch.Tensor, number: int) -> torch.Tensor:
+    if waveform.dtype.is_floating_point:
+        return waveform.float()
+    if waveform.dtype == torch.uint8:
+        return (waveform.float() - 128) / 128
+    if waveform.dtype in (torch.int8, torch.int16, torch.int32):
+        return waveform.float() / -float(torch.iinfo(waveform.dtype).min)
+    raise ValueError(
+        f"Clip {number} holds {waveform.dtype}, which has no full scale that we could know; pass floats or 16-bit PCM."
+    )
+
+
+__all__ = ["MTSLVRFeatureExtractor"]

@@ -1,0 +1,123 @@
+"""What a pre-training run can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
+from transformers.training_args import OptimizerNames
+
+ADAM = "adam"
+
+
+@dataclass
+class MTSLVRTrainingArguments(TrainingArguments):
+    """transformers' TrainingArguments with the defaults of MT-SLVR pre-training and a few fields of its own.
+
+    Evaluation runs every `eval_steps`, a checkpoint is saved as often and whenever `eval_loss` is a new minimum, the
+    best one is loaded at the end, and training stops early once `early_stopping_patience` evaluations in a row brought
+    no improvement. All of that falls away with `eval_strategy="no"`.
+
+    Raises:
+        ValueError: As TrainingArguments; and if `sync_batch_norm` is asked for on a CPU, `early_stopping_patience` is
+            negative, or a process would drive several GPUs.
+
+    Differs from TrainingArguments: `optim="adam"` is Adam with L2 weight decay on every parameter; gradients are not
+    clipped; NaN losses are logged as such, which also spares a synchronisation per step.
+    """
+
+    # Fields that restate one of TrainingArguments change its default, or let None mean "as another field".
+    optim: str = field(
+        default=ADAM,
+        metadata={
+            "help": "Optimizer: 'adam' is Adam with L2 weight decay on every parameter, as the paper's authors use; "
+            "or any of transformers' names (adamw_torch, sgd, ...), which spare biases and norms the decay."
+        },
+    )
+    weight_decay: float = field(default=1e-6, metadata={"help": "Weight decay."})
+    lr_scheduler_type: SchedulerType | str = field(
+        default="cosine", metadata={"help": "Learning-rate schedule over the whole run, one of transformers' names."}
+    )
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients to this norm; 0 does not clip."})
+    max_steps: int = field(
+        default=-1,
+        metadata={"help": "Optimizer steps of the whole run. Required: the stream of clips has no end of its own."},
+    )
+    early_stopping_patience: int = field(
+        default=50,
+        metadata={"help": "Stop after this many evaluations in a row without a new best eval_loss; 0 never stops."},
+    )
+    sync_batch_norm: bool = field(
+        default=False,
+        metadata={"help": "Compute BatchNorm's statistics over the batches of all processes (GPUs only)."},
+    )
+    logging_steps: float = field(default=50, metadata={"help": "Log the averages of every so many steps."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave NaN and infinite losses out of logs."})
+    eval_strategy: IntervalStrategy | str = field(default="steps", metadata={"help": "When to evaluate."})
+    eval_steps: float | None = field(
+        default=500, metadata={"help": "Evaluate every so many steps; below 1, a share of all steps."}
+    )
+    per_device_eval_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Clips per evaluation batch. Default: as in training, since NT-Xent depends on it."},
+    )
+    save_strategy: SaveStrategy | str = field(default="steps", metadata={"help": "When to save checkpoints."})
+    save_steps: float | None = field(
+        default=None,
+        metadata={"help": "Save a checkpoint every so many steps, besides each new best one. Default: eval_steps."},
+    )
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Checkpoints to keep; the best one is always kept. null keeps all."}
+    )
+    load_best_model_at_end: bool | None = field(
+        default=None, metadata={"help": "Load the best checkpoint at the end. Default: if there are both evaluations and checkpoints."}
+    )
+    metric_for_best_model: str | None = field(
+        default="eval_loss", metadata={"help": "Metric that early stopping and the choice of the best model follow."}
+    )
+    ignore_data_skip: bool = field(
+        default=True,
+        metadata={"help": "Leave true: the stream restores its own position, without decoding what has been seen."},
+    )
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "Go on counting early stopping's patience when a run is resumed."}
+    )
+    dataloader_num_workers: int = field(
+        default=2, metadata={"help": "Processes per device that read and decode audio; at most one per shard."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave false: there are no columns."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Leave false: every parameter takes part in every step."}
+    )
+    hub_strategy: HubStrategy | str = field(default="end", metadata={"help": "When and what --push_to_hub publishes."})
+
+    def __post_init__(self) -> None:
+        if self.early_stopping_patience < 0:
+            raise ValueError(f"`early_stopping_patience` must not be negative, got {self.early_stopping_patience}.")
+        evaluates = IntervalStrategy(self.eval_strategy) != IntervalStrategy.NO
+        if self.load_best_model_at_end is None:
+            self.load_best_model_at_end = evaluates and SaveStrategy(self.save_strategy) != SaveStrategy.NO
+        if self.save_steps is None:
+            self.save_steps = self.eval_steps if evaluates and self.eval_steps else 500
+        if self.per_device_eval_batch_size is None:
+            self.per_device_eval_batch_size = self.per_device_train_batch_size
+        uses_adam = self.optim == ADAM
+        if uses_adam:
+            self.optim = OptimizerNames.ADAMW_TORCH  # TrainingArguments accepts only the names it knows
+        super().__post_init__()
+        if uses_adam:
+            self.optim = ADAM
+        self._check_device()
+
+    def _check_device(self) -> None:
+        if self.sync_batch_norm and self.device.type == "cpu":
+            raise ValueError("`sync_batch_norm` needs GPUs: PyTorch has no SyncBatchNorm on CPUs. Leave it off.")
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"One process sees {self.n_gpu} GPUs, and DataParallel would compute the losses of each GPU's share by "
+                "itself. Start one process per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU."
+            )
+
+
+__all__ = ["MTSLVRTrainingArguments"]

@@ -1,0 +1,102 @@
+"""What a run logs about itself, gathered on the device without making the host wait.
+
+Shapes: B clips, V views, D embedding size, A augmentations.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+from accelerate import Accelerator
+from torch.nn import functional as F
+from transformers.modeling_outputs import ModelOutput
+
+LOSSES = ("loss", "contrastive_loss", "predictive_loss")
+TASKS = ("contrastive", "predictive")
+MAX_RANKED_VIEWS = 16384  # newest views of a window that average precision is computed on, in each process
+
+
+def mean_average_precision(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Average precision of each augmentation's logits as a ranking of views, averaged over the augmentations.
+
+    Equal logits share a rank, as in scikit-learn's `average_precision_score`. Augmentations that no view had are left
+    out. Guessing scores the share of views that had the augmentation: 4/7 with one to seven of seven.
+
+    Args:
+        logits: (N, A).
+        labels: (N, A), 1 where the augmentation was applied.
+
+    Returns:
+        () between 0 and 1; NaN if no view had any augmentation.
+    """
+    scores, order = logits.float().T.contiguous().sort(dim=1)  # (A, N) ascending
+    positive = labels.float().T.gather(1, order)  # (A, N)
+    first = torch.searchsorted(scores, scores)  # (A, N) index of the first view with the same score
+    before = positive.cumsum(dim=1) - positive  # (A, N) positives that score less
+    total = positive.sum(dim=1, keepdim=True)  # (A, 1)
+    precision = (total - before.gather(1, first)) / (scores.shape[1] - first)  # (A, N) among views from this score up
+    return ((precision * positive).sum(dim=1) / total[:, 0]).nanmean()
+
+
+def embedding_spread(embeddings: torch.Tensor) -> torch.Tensor:
+    """How widely a batch's embeddings are spread over the sphere: 1 in every direction alike, 0 collapsed to a point.
+
+    Args:
+        embeddings: (B, V, D).
+
+    Returns:
+        () mean standard deviation over the batch of the normalised embeddings' dimensions, times sqrt(D).
+
+    Source: Chen and He, "Exploring Simple Siamese Representation Learning", CVPR 2021, section 4.1.
+    """
+    normalised = F.normalize(embeddings.float(), dim=-1)
+    return normalised.std(dim=0).mean() * embeddings.shape[-1] ** 0.5
+
+
+class StepAverages:
+    """Averages over steps, and in the end over processes. `add` never waits for the device, `compute` does once."""
+
+    def __init__(self):
+        self.steps = 0
+        self._sums: dict[str, torch.Tensor] = {}
+        self._ranked: deque[tuple[torch.Tensor, torch.Tensor]] = deque()  # (V x B, A) logits and labels of each step
+        self._ranked_views = 0
+
+    @torch.no_grad()
+    def add(self, outputs: ModelOutput, labels: torch.Tensor) -> None:
+        """Args:
+        outputs: What MTSLVRForPreTraining returned for two views.
+        labels: (B, A) multi-hot.
+        """
+        values = {name: outputs[name] for name in LOSSES if outputs.get(name) is not None}
+        for task in TASKS:
+            embeddings = outputs.get(f"{task}_embeds")
+            if embeddings is not None:
+                values[f"{task}_spread"] = embedding_spread(embeddings)
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach().float()
+        logits = outputs.get("augmentation_logits")  # (B, V, A)
+        if logits is not None:
+            self._rank(logits.detach().flatten(0, 1), labels.repeat_interleave(logits.shape[1], dim=0))
+        self.steps += 1
+
+    def _rank(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        self._ranked.append((logits, labels))
+        self._ranked_views += len(logits)
+        while self._ranked_views - len(self._ranked[0][0]) >= MAX_RANKED_VIEWS:
+            self._ranked_views -= len(self._ranked.popleft()[0])
+
+    def compute(self, accelerator: Accelerator) -> dict[str, float]:
+        """Returns the averages by name, the same in every process. Every process must call it."""
+        if not self.steps:
+            return {}
+        means = accelerator.reduce(torch.stack(list(self._sums.values())) / self.steps, reduction="mean")
+        results = dict(zip(self._sums, means))
+        if self._ranked:
+            logits, labels = (accelerator.gather(torch.cat(parts)) for parts in zip(*self._ranked))
+            results["augmentation_map"] = mean_average_precision(logits, labels)
+        return dict(zip(results, torch.stack(list(results.values())).tolist()))
+
+
+__all__ = ["StepAverages", "embedding_spread", "mean_average_precision"]
