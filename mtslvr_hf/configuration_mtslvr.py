@@ -71,6 +71,7 @@ class MTSLVRConfig(PreTrainedConfig):
     """
 
     model_type = "mtslvr"
+    temperature: float | int = 0.07  # declared, or transformers takes it for a stray parameter of text generation
 
     def __init__(
         self,

@@ -270,13 +270,14 @@ def _statistics_updated_once(block: nn.Module) -> Iterator[None]:
     """Leaves BatchNorm's running statistics alone while gradient checkpointing recomputes a block in the backward."""
     recomputing = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
     norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if recomputing else []
-    for norm in norms:
-        norm.track_running_stats = False
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:  # not by `track_running_stats`: the recomputation must save the same tensors as the forward
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, batches) in zip(norms, before):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
 class MTSLVREncoder(nn.Module):
@@ -597,7 +598,7 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
             for view in views
         ]
         contrastive, predictive, pooled = (
-            _stack_views([output[name] for output in outputs])
+            _stack_views([getattr(output, name) for output in outputs])
             for name in ("contrastive_embeds", "predictive_embeds", "pooler_output")
         )
         logits = None

@@ -1,0 +1,67 @@
+"""The configuration: defaults, derived sizes, refusals, and the round trip through JSON."""
+
+import pytest
+
+from mtslvr_hf import MTSLVRConfig
+
+
+def test_defaults_are_the_papers():
+    config = MTSLVRConfig()
+    assert (config.depth, config.adapter_type, config.frontend) == (18, "parallel", "mel_stft")
+    assert (config.hidden_size, config.num_hidden_layers, config.head_size) == (512, 4, 500)
+    assert config.window_samples == 80_000
+    assert config.tasks == ["contrastive", "predictive"]
+
+
+@pytest.mark.parametrize(
+    "settings,hidden_size,head_size",
+    [
+        ({"depth": 50}, 2048, 500),
+        ({"depth": 34, "base_width": 16}, 128, 500),
+        ({"shared_head": True}, 512, 1000),
+        ({"tasks": "predictive"}, 512, 1000),
+    ],
+)
+def test_derived_sizes(settings, hidden_size, head_size):
+    config = MTSLVRConfig(**settings)
+    assert (config.hidden_size, config.head_size) == (hidden_size, head_size)
+
+
+@pytest.mark.parametrize(
+    "settings,message",
+    [
+        ({"depth": 20}, "18, 34, 50, 101, 152; got 20"),
+        ({"frontend": "stft"}, "got 'stft'"),
+        ({"adapter_type": None}, "'parallel'; got None"),
+        ({"tasks": ("contrastive", "rotation")}, "got 'rotation'"),
+        ({"tasks": ()}, "at least one"),
+        ({"tasks": ("predictive", "predictive")}, "each once"),
+        ({"embedding_size": 1001}, "cannot be split evenly"),
+        ({"base_width": 0}, "positive integer"),
+        ({"temperature": 0.0}, "greater than 0"),
+        ({"predictive_weight": -1}, "not be negative"),
+        ({"window_seconds": 0.03}, "480 samples"),
+        ({"contrastive_method": "moco"}, "got 'moco'"),
+    ],
+)
+def test_wrong_values_are_refused_with_what_is_expected(settings, message):
+    with pytest.raises(ValueError, match=message):
+        MTSLVRConfig(**settings)
+
+
+def test_round_trip_keeps_every_field(tmp_path):
+    config = MTSLVRConfig(
+        frontend="waveform",
+        depth=50,
+        base_width=12,
+        adapter_type="series",
+        tasks=("predictive", "contrastive"),
+        window_seconds=2,
+        temperature=1,
+        augmentations=("fade", "time_shift"),
+        num_labels=5,
+    )
+    config.save_pretrained(tmp_path)
+    again = MTSLVRConfig.from_pretrained(tmp_path)
+    assert again.to_dict() == config.to_dict()
+    assert again.num_labels == 5

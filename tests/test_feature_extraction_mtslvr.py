@@ -1,0 +1,134 @@
+"""The feature extractor: every way audio comes in, and every way it is refused."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoFeatureExtractor
+
+from mtslvr_hf import MTSLVRFeatureExtractor
+from mtslvr_hf.feature_extraction_mtslvr import normalize_waveforms
+
+PLAIN = MTSLVRFeatureExtractor(normalization="none")
+
+
+def tone(samples: int, rate: int = 16000, frequency: float = 440.0) -> np.ndarray:
+    return np.sin(2 * math.pi * frequency * np.arange(samples) / rate).astype(np.float32)
+
+
+class Decoder:
+    """What torchcodec and datasets give for an audio column."""
+
+    def get_all_samples(self):
+        return SimpleNamespace(data=torch.from_numpy(np.stack([tone(1000), tone(1000)])), sample_rate=16000)
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [
+        tone(1000),
+        tone(1000).astype(np.float64),
+        tone(1000).tolist(),
+        torch.from_numpy(tone(1000)),
+        np.stack([tone(1000), tone(1000)]),
+        {"array": tone(1000), "sampling_rate": 16000},
+        Decoder(),
+        np.round(tone(1000) * 2**15).clip(-(2**15), 2**15 - 1).astype(np.int16),
+        np.round(tone(1000).astype(np.float64) * 2**31).clip(-(2**31), 2**31 - 1).astype(np.int32),
+    ],
+    ids=["float32", "float64", "list", "tensor", "stereo", "dictionary", "decoder", "int16", "int32"],
+)
+def test_every_kind_of_clip_alone_and_in_a_list(clip):
+    rate = None if isinstance(clip, (dict, Decoder)) else 16000
+    for clips in (clip, [clip], [clip, tone(1200)] if rate else [clip, {"array": tone(1200), "sampling_rate": 16000}]):
+        inputs = PLAIN(clips, sampling_rate=rate, return_tensors="pt")
+        assert inputs["input_values"].dtype == torch.float32
+        np.testing.assert_allclose(inputs["input_values"][0, :1000], tone(1000), atol=1e-4)
+
+
+def test_stereo_is_mixed_down():
+    stereo = np.stack([np.full(100, 0.5), np.full(100, -0.1)])
+    np.testing.assert_allclose(PLAIN(stereo, sampling_rate=16000, return_tensors="np")["input_values"], 0.2, atol=1e-7)
+
+
+def test_padding_and_mask():
+    inputs = PLAIN([np.ones(3), np.ones(5)], sampling_rate=16000, return_tensors="pt")
+    assert inputs["input_values"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    assert inputs["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    inputs = PLAIN([np.ones(3), np.ones(9)], 16000, padding="max_length", max_length=4, truncation=True)
+    assert [row.tolist() for row in inputs["input_values"]] == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    inputs = PLAIN([np.ones(3), np.ones(9)], sampling_rate=16000, padding=False)
+    assert [len(row) for row in inputs["input_values"]] == [3, 9]
+    assert "attention_mask" not in PLAIN(np.ones(3), sampling_rate=16000, return_attention_mask=False)
+    with pytest.raises(ValueError, match="padding=True"):
+        PLAIN([np.ones(3), np.ones(9)], sampling_rate=16000, padding=False, return_tensors="pt")
+
+
+def test_zeros_of_padding_are_zeros_after_normalisation():
+    inputs = MTSLVRFeatureExtractor()([np.zeros(2), np.zeros(4)], sampling_rate=16000, return_tensors="pt")
+    assert inputs["input_values"][0, :2].tolist() == pytest.approx([0.00029522 / 0.11652075] * 2)
+    assert inputs["input_values"][0, 2:].tolist() == [0, 0]
+
+
+def test_normalisations():
+    x = torch.tensor([[1.0, 3.0], [5.0, 5.0]])
+    expected = [[(v + 0.00029522) / 0.11652075 for v in row] for row in x.tolist()]
+    torch.testing.assert_close(normalize_waveforms(x, "global"), torch.tensor(expected))
+    assert normalize_waveforms(x, "sample").tolist() == [[-1, 1], [0, 0]]
+    assert normalize_waveforms(x, "none") is x
+
+
+@pytest.mark.parametrize("rate", (8000, 22050, 44100, 48000))
+def test_resampling_keeps_the_tone(rate):
+    inputs = PLAIN(tone(2 * rate, rate), sampling_rate=rate, return_tensors="pt")
+    values = inputs["input_values"][0]
+    assert len(values) == 32000
+    np.testing.assert_allclose(values[1000:-1000], tone(32000)[1000:-1000], atol=2e-2)
+
+
+def test_rates_that_are_missing_wrong_or_contradictory():
+    with pytest.raises(ValueError, match="Clip 1 came without a sampling rate"):
+        PLAIN([{"array": tone(10), "sampling_rate": 16000}, tone(10)])
+    with pytest.raises(ValueError, match="Clip 0 says it is at 8000 Hz, `sampling_rate` says 16000 Hz"):
+        PLAIN({"array": tone(10), "sampling_rate": 8000}, sampling_rate=16000)
+    with pytest.raises(ValueError, match="Clip 0 is at 44100 Hz and the model takes 16000 Hz"):
+        MTSLVRFeatureExtractor(do_resample=False)(tone(10), sampling_rate=44100)
+
+
+@pytest.mark.parametrize(
+    "clip,message",
+    [
+        (np.zeros(0, np.float32), "Clip 1 is empty"),
+        (np.array([0.0, np.nan]), "Clip 1 has samples that are NaN or infinite"),
+        (np.array([0.0, np.inf]), "NaN or infinite"),
+        (np.zeros(4, np.complex64), "Clip 1 is complex"),
+        (np.zeros((2, 2, 4)), "has the shape"),
+        (np.zeros((4000, 2)), "expected \\(samples,\\) or \\(channels, samples\\)"),
+        (np.zeros(4, np.int64), "full scale"),
+        ("kick.wav", "Clip 1 is a str"),
+        ([[0.1], [0.1, 0.2]], "Clip 1 is a list"),
+        ({"path": "kick.wav"}, "needs `array`"),
+    ],
+)
+def test_wrong_clips_are_refused_by_number(clip, message):
+    with pytest.raises(ValueError, match=message):
+        PLAIN([tone(10), clip], sampling_rate=16000, return_tensors="pt")
+
+
+def test_empty_list_and_wrong_settings():
+    with pytest.raises(ValueError, match="empty list"):
+        PLAIN([], sampling_rate=16000)
+    with pytest.raises(ValueError, match="global, sample, none"):
+        MTSLVRFeatureExtractor(normalization="batch")
+    with pytest.raises(TypeError, match="sampling_rat"):
+        PLAIN(tone(10), sampling_rat=16000)
+
+
+def test_saving_and_loading(tmp_path):
+    MTSLVRFeatureExtractor(normalization="global", mean=0.1, std=2.0).save_pretrained(tmp_path)
+    again = AutoFeatureExtractor.from_pretrained(tmp_path)
+    assert isinstance(again, MTSLVRFeatureExtractor)
+    assert (again.normalization, again.mean, again.std, again.sampling_rate) == ("global", 0.1, 2.0, 16000)
+    assert (tmp_path / "feature_extraction_mtslvr.py").is_file()
