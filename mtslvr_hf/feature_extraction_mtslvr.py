@@ -201,8 +201,8 @@ def _mono(samples: Any, number: int) -> torch.Tensor:
         raise ValueError(f"Clip {number} is complex; expected real samples.")
     if waveform.ndim not in (1, 2) or (waveform.ndim == 2 and waveform.shape[0] > MAX_CHANNELS):
         raise ValueError(
-            f"Clip {number} has the shape {tuple(waveform.shape)}; expected (samples,) or (channels, samples). Several "
-            "clips go into a list."
+            f"Clip {number} has the shape {tuple(waveform.shape)}; expected (samples,) or (channels, samples). "
+            "Several clips go into a list."
         )
     if waveform.numel() == 0:
         raise ValueError(f"Clip {number} is empty.")

@@ -5,6 +5,7 @@ Shapes: B batch, V views, T tasks, W windows of all clips, S samples, C channels
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -386,7 +387,7 @@ class ClipWindows(NamedTuple):
         return total / self.counts[:, None].to(values.dtype)
 
     def concatenate(self, frames: torch.Tensor) -> torch.Tensor:
-        """Each clip's windows after each other, zeros where a clip has fewer: (windows, N, C) -> (batch, frames, C)."""
+        """Each clip's windows in a row, zeros where a clip has fewer: (windows, N, C) -> (batch, frames, C)."""
         if len(self.clip) == len(self.counts):
             return frames
         shape = (len(self.counts), int(self.counts.max()), *frames.shape[1:])
@@ -518,8 +519,8 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         channels = self.encoder.stem.conv.in_channels
         if features.ndim != axes or features.shape[1] != channels or 0 in features.shape:
             raise ValueError(
-                f"`input_features` has the shape {tuple(features.shape)}; a {self.config.frontend!r} model takes {axes} "
-                f"axes with {channels} channels on the second, as `model.frontend(waveforms)` returns them."
+                f"`input_features` has the shape {tuple(features.shape)}; a {self.config.frontend!r} model takes "
+                f"{axes} axes with {channels} channels on the second, as `model.frontend(waveforms)` returns them."
             )
         return features, ClipWindows.same_for_all(len(features), 1, features.device)
 
@@ -537,7 +538,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
 def _projector(sizes: Sequence[int], normalize: bool, normalize_last: bool = False) -> nn.Sequential:
     """Linear layers with ReLU, and BN if asked, between them."""
     layers: list[nn.Module] = []
-    for number, (size_in, size_out) in enumerate(zip(sizes, sizes[1:]), start=1):
+    for number, (size_in, size_out) in enumerate(itertools.pairwise(sizes), start=1):
         last = number == len(sizes) - 1
         layers.append(nn.Linear(size_in, size_out))
         if normalize_last if last else normalize:
@@ -553,7 +554,8 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
     The contrastive projector is SimCLR's (h-h-256 for a head of size h; 500-500-256 with two heads of 500) or
     SimSiam's (3 x 2048, and a predictor with a bottleneck of 512); the predictive one is 256-64-16-A.
 
-    Source: Heggan et al. 2023, sections 3.1 and 4; Chen et al., "SimCLR", ICML 2020; Chen and He, "SimSiam", CVPR 2021.
+    Source: Heggan et al. 2023, sections 3.1 and 4; Chen et al., "SimCLR", ICML 2020; Chen and He, "SimSiam", CVPR
+    2021.
     """
 
     def __init__(self, config: MTSLVRConfig):
@@ -584,7 +586,7 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
         Args:
             input_values: (batch, 2, samples): two views of each clip; or (batch, samples), which gives no losses.
             attention_mask: (batch, samples), the same for both views.
-            input_features: Instead of `input_values`: (batch, 2, channels, mels, frames), or without the axis of views.
+            input_features: Instead of `input_values`: (batch, 2, channels, mels, frames), or without the views' axis.
             augmentation_labels: (batch, A) multi-hot: which of `config.augmentations` a clip's views got. Without it
                 a model with the predictive task returns no `loss`.
             output_hidden_states: Whether to return the feature maps after the stem and the layers.
@@ -634,8 +636,8 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
             return [{name: inputs}]
         if inputs.ndim != single + 1 or inputs.shape[1] != 2:
             raise ValueError(
-                f"`{name}` has the shape {tuple(inputs.shape)}; two views stand on axis 1 of {single + 1} axes, a single "
-                f"view has {single} axes."
+                f"`{name}` has the shape {tuple(inputs.shape)}; two views stand on axis 1 of {single + 1} axes, a "
+                f"single view has {single} axes."
             )
         return [{name: inputs[:, 0]}, {name: inputs[:, 1]}]
 
