@@ -213,16 +213,18 @@ class MTSLVRConvLayer(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, task: str = SHARED) -> torch.Tensor:
         adapter = self.adapters[task if task in self.adapters else SHARED]
-        if self.adapter_type == "parallel":
-            # The 1x1 convolution is the centre tap of the larger kernel: one convolution computes both.
-            margin = [size // 2 for size in self.conv.kernel_size for _ in range(2)]
-            weight = self.conv.weight + F.pad(adapter.conv.weight, margin)
-            hidden_states = self.conv._conv_forward(hidden_states, weight, None)
-        else:
-            hidden_states = self.conv(hidden_states)
         if self.adapter_type == "series":
-            hidden_states = adapter.conv(adapter.input_norm(hidden_states)) + hidden_states
-        return adapter.norm(hidden_states)
+            hidden_states = self.conv(hidden_states)
+            return adapter.norm(adapter.conv(adapter.input_norm(hidden_states)) + hidden_states)
+        weight = self.conv.weight
+        if self.adapter_type == "parallel":  # the centre tap of the larger kernel: one convolution computes both
+            weight = weight + F.pad(adapter.conv.weight, [size // 2 for size in weight.shape[2:] for _ in range(2)])
+        if adapter.norm.training:
+            return adapter.norm(self.conv._conv_forward(hidden_states, weight, None))
+        scale = adapter.norm.weight * torch.rsqrt(adapter.norm.running_var + adapter.norm.eps)  # (C,)
+        bias = adapter.norm.bias - adapter.norm.running_mean * scale
+        weight = weight * scale.view(-1, *[1] * (weight.ndim - 1))  # with its statistics fixed, BN is affine
+        return self.conv._conv_forward(hidden_states, weight, bias)
 
 
 class MTSLVRBlock(GradientCheckpointingLayer):

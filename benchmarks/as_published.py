@@ -1,0 +1,114 @@
+"""The method computed as its authors' code computes it, with our modules: what the benchmarks compare with.
+
+Each task runs the whole network from the waveform, and a parallel adapter is a convolution of its own. The results are
+the same, only dearer; `benchmarks/*.py` check that before they time anything.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torchaudio
+
+from mtslvr_hf import MTSLVRModel
+from mtslvr_hf.modeling_mtslvr import SHARED, MTSLVRConvLayer, MTSLVREncoder
+
+
+def _two_convolutions(layer: MTSLVRConvLayer, hidden_states: torch.Tensor, task: str = SHARED) -> torch.Tensor:
+    adapter = layer.adapters[task if task in layer.adapters else SHARED]
+    return adapter.norm(layer.conv(hidden_states) + adapter.conv(hidden_states))
+
+
+@contextmanager
+def unfolded(model: torch.nn.Module) -> Iterator[None]:
+    """Runs the parallel adapters of a model as convolutions of their own, in torch's default memory layout."""
+    layers = [m for m in model.modules() if isinstance(m, MTSLVRConvLayer) and m.adapter_type == "parallel"]
+    stem = next(m for m in model.modules() if isinstance(m, MTSLVREncoder)).stem
+    layout = stem.register_forward_pre_hook(lambda _, arguments: (arguments[0].contiguous(), *arguments[1:]))
+    for layer in layers:
+        layer.forward = _two_convolutions.__get__(layer)
+    try:
+        yield
+    finally:
+        layout.remove()
+        for layer in layers:
+            del layer.forward
+
+
+def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def task_by_task(model: MTSLVRModel, waveforms: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Each task's embedding (batch, head_size), from the waveform each time."""
+    embeds = {}
+    for task in model.config.tasks:
+        embeds[task] = getattr(model(waveforms, tasks=(task,)), f"{task}_embeds")
+    return embeds
+
+
+def augment_clip_by_clip(waveforms: torch.Tensor, sampling_rate: int, generator: torch.Generator) -> torch.Tensor:
+    """One view of each clip in a Python loop: torch-audiomentations where it has the augmentation, else torchaudio.
+
+    Args:
+        waveforms: (batch, samples).
+    """
+    from torch_audiomentations import AddColoredNoise, PitchShift, Shift
+
+    rate = {"sample_rate": sampling_rate, "p": 1.0, "output_type": "tensor"}
+    modules = [
+        PitchShift(-15, 15, **rate),
+        AddColoredNoise(3, 30, -1, 0, **rate),
+        AddColoredNoise(3, 30, -2, 2, **rate),
+        Shift(-0.5, 0.5, **rate),
+    ]
+    functions = [lambda clip, module=module: module(clip[None, None])[0, 0] for module in modules]
+    functions += [_fade, _mask, _stretch]
+    views = []
+    for clip in waveforms:
+        order = torch.randperm(len(functions), generator=generator).tolist()
+        count = int(torch.randint(1, len(functions) + 1, (), generator=generator))
+        for index in order[:count]:
+            clip = functions[index](clip)
+        views.append(clip)
+    return torch.stack(views)
+
+
+def _fade(clip: torch.Tensor) -> torch.Tensor:
+    return torchaudio.transforms.Fade(len(clip) // 4, len(clip) // 4, "exponential")(clip)
+
+
+def _mask(clip: torch.Tensor) -> torch.Tensor:
+    clip = clip.clone()
+    clip[len(clip) // 3 : len(clip) // 3 + len(clip) // 16] = 0
+    return clip
+
+
+def _stretch(clip: torch.Tensor, rate: float = 0.8) -> torch.Tensor:
+    window = torch.hann_window(2048)
+    spectrum = torch.stft(clip, 2048, 512, window=window, return_complex=True)
+    advance = torch.linspace(0, math.pi * 512, 1025)[:, None]
+    stretched = torchaudio.functional.phase_vocoder(spectrum, rate, advance)
+    return torch.istft(stretched, 2048, 512, window=window)[: len(clip)]
+
+
+def seconds_each(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median wall time of each function; they take turns, so that a drifting machine slows all of them."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(rounds + 1):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            if number:  # the first round warms up
+                times[name].append(time.perf_counter() - start)
+    return {name: sorted(values)[len(values) // 2] for name, values in times.items()}
+
+
+def machine() -> str:
+    """What a figure is worth nothing without."""
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
