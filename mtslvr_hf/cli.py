@@ -75,20 +75,30 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    import torch
-
     from .evaluation import FewShotTask, evaluate_few_shot
 
     task = FewShotTask(
         options.ways, options.shots, options.queries, options.tasks, options.seed, options.group_disjoint
     )
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(options.device)
     for model in options.model:
         _check_model_folder(model)
     report = evaluate_few_shot(options.model, options.data, options.classes, task, device, options.batch_size)
     sys.stdout.write(report.to_markdown() + "\n")
     if options.json:
         options.json.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (AssertionError, RuntimeError) as error:  # torch raises the former where it was built without CUDA
+        raise ValueError(f"cannot use the device {name!r}: {str(error).splitlines()[0]}") from error
+    return name
 
 
 def _check_model_folder(source: str) -> None:
@@ -109,13 +119,20 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("source", metavar="SOURCE.pt", help="the original checkpoint")
     parser.add_argument("destination", metavar="DESTINATION", help="the folder to write")
+    parser.add_argument(
+        "--tasks",
+        metavar="A,B",
+        type=_names,
+        help="what a backbone with a single head was trained on, which its tensors do not say: contrastive (default), "
+        "predictive, or contrastive,predictive for MT-Simple's shared head",
+    )
     parser.set_defaults(run=_convert)
 
 
 def _convert(options: argparse.Namespace) -> None:
     from .conversion import convert_checkpoint
 
-    convert_checkpoint(options.source, options.destination)
+    convert_checkpoint(options.source, options.destination, options.tasks)
     sys.stdout.write(
         f"Wrote {options.destination}. Load it with AutoModel.from_pretrained({options.destination!r}).\n"
     )

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 StateDict = Mapping[str, torch.Tensor]
 
+SIGNATURES = (b"PK\x03\x04", b"\x80")  # torch.save's zip archive, and the plain pickle before torch 1.6
+UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError)  # of a damaged file
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "backbone")
 FRAMEWORK_PREFIXES = ("backbone.", "cont_projector.", "cont_predictor.", "predict_projector.")
 SHOWN_KEYS = 8  # per kind of complaint
@@ -104,13 +106,16 @@ def read_state_dict(source: str | os.PathLike) -> dict[str, torch.Tensor]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not such a file, holds more than tensors, or no state dict.
     """
+    with open(source, "rb") as file:
+        if not file.read(4).startswith(SIGNATURES):
+            raise ValueError(f"{source} is not a file that `torch.save` wrote.")
     try:
         content = torch.load(source, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{source} could not be read as tensors only ({str(error).strip().splitlines()[0]}). A state dict is "
-            "needed: where a whole pickled model was saved, load it with the code that wrote it and save "
-            "`model.state_dict()`."
+            f"{source} could not be read as tensors only ({reason}). A state dict is needed: where a whole pickled "
+            "model was saved, load it with the code that wrote it and save `model.state_dict()`."
         ) from error
     state = _find_state_dict(content, source)
     plain = {re.sub(r"(^|\.)module\.", r"\1", key): value for key, value in state.items()}
@@ -143,9 +148,7 @@ def _is_state_dict(content: object) -> bool:
     )
 
 
-def model_from_state_dict(
-    state: StateDict, tasks: Sequence[str] | None = None
-) -> MTSLVRModel | MTSLVRForPreTraining:
+def model_from_state_dict(state: StateDict, tasks: Sequence[str] | None = None) -> MTSLVRModel | MTSLVRForPreTraining:
     """Builds the model that an original state dict belongs to and fills it.
 
     Args:
@@ -179,7 +182,9 @@ def infer_config(state: StateDict, tasks: Sequence[str] | None = None) -> MTSLVR
     """
     backbone = state
     if _is_framework(state):
-        backbone = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+        backbone = {
+            key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")
+        }
     stem = backbone.get("conv1.weight")
     if stem is None or stem.ndim not in (3, 4) or not any(key.startswith("layer1.0.") for key in backbone):
         shown = ", ".join(list(state)[:SHOWN_KEYS])
@@ -236,19 +241,21 @@ def _objectives(state: StateDict) -> tuple[str, tuple[str, ...] | None]:
     present = [any(key.startswith(prefix) for key in state) for prefix in ("cont_projector.", "predict_projector.")]
     tasks = tuple(task for task, has_projector in zip(TASKS, present) if has_projector)
     labels = state.get("predict_projector.layer4.0.weight")
-    if labels is not None and len(labels) != len(AUGMENTATIONS):
+    if labels is not None and labels.shape[:1] != (len(AUGMENTATIONS),):
         raise ValueError(
-            f"`predict_projector.layer4.0.weight` predicts {len(labels)} augmentations; only the paper's "
-            f"{len(AUGMENTATIONS)} have names here: {', '.join(AUGMENTATIONS)}."
+            f"`predict_projector.layer4.0.weight` has the shape {tuple(labels.shape)}, a row per augmentation; only "
+            f"the paper's {len(AUGMENTATIONS)} have names here: {', '.join(AUGMENTATIONS)}."
         )
     return "simsiam" if simsiam else "simclr", tasks
 
 
 def _heads(backbone: StateDict, known_tasks: Sequence[str] | None, asked: Sequence[str] | None) -> dict:
     """The configuration's `tasks`, `shared_head` and `embedding_size`."""
-    sizes = [len(value) for key, value in backbone.items() if re.fullmatch(r"fc(_layers\.\d+)?\.weight", key)]
-    if len(sizes) not in (1, 2) or len(set(sizes)) != 1:
-        raise ValueError(f"Expected one head or two of equal size (`fc` or `fc_layers.N`), found sizes {sizes}.")
+    weights = {key: value for key, value in backbone.items() if re.fullmatch(r"fc(_layers\.\d+)?\.weight", key)}
+    heads = {key: value.shape[0] for key, value in weights.items() if value.ndim == 2}
+    sizes = list(heads.values())
+    if len(heads) not in (1, 2) or len(set(sizes)) != 1 or (len(heads) == 2 and "fc.weight" in heads):
+        raise ValueError(f"Expected `fc` or `fc_layers.0`, or two of `fc_layers.N` of equal size; found {heads}.")
     adapters = _count(backbone, r"layer2\.0\.conv1\.bns\.(\d+)\.")  # 0 without adapters
     if known_tasks is None and max(len(sizes), adapters) == len(TASKS):
         known_tasks = TASKS
@@ -311,8 +318,7 @@ def _task_number(task: str, config: MTSLVRConfig) -> int:
 def _check_complete(state: StateDict, targets: StateDict, sources: Mapping[str, str]) -> None:
     """Raises unless every tensor on either side has its partner, of the same shape and kind of number."""
     wanted = set(sources.values())
-    if len(wanted) != len(sources):
-        raise ValueError("Two tensors of the model would be filled from the same one of the file.")
+    assert len(wanted) == len(sources), "two tensors of the model have one original"
     complaints = {
         "missing from the file": sorted(wanted - state.keys()),
         "not part of the network": sorted(state.keys() - wanted),

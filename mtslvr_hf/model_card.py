@@ -190,8 +190,12 @@ def _tags(config: MTSLVRConfig) -> list[str]:
 
 def _architecture(config: MTSLVRConfig) -> list[tuple[str, str]]:
     """Rows of the card's first table: what, and its value in words."""
-    heads = f"one shared, {config.embedding_size}" if config.shared_head else f"one per task, {config.head_size} each"
-    adapters = "none" if config.adapter_type == "none" else f"{config.adapter_type}, one set per task"
+    heads = f"one per task, {config.head_size} each" if len(config.tasks) > 1 else f"one, {config.head_size}"
+    if config.shared_head:
+        heads = f"one for all tasks, {config.head_size}"
+    adapters = config.adapter_type
+    if adapters != "none":
+        adapters += ", one set per task in layer2 to layer4"
     rows = [
         ("Variant", variant_name(config)),
         ("Encoder", f"ResNet-{config.depth}, base width {config.base_width}"),
@@ -263,7 +267,7 @@ def _training_rows(training: TrainingSummary | None) -> list[tuple[str, str]]:
 def _dataset_text(training: TrainingSummary) -> str | None:
     if training.dataset is None:
         return None
-    name = training.dataset if _is_hub_name(training.dataset) else f"{Path(training.dataset).name} (local)"
+    name = training.dataset if _is_hub_name(training.dataset) else f"{Path(training.dataset).resolve().name} (local)"
     details = [
         f"{what} `{value}`"
         for what, value in (("configuration", training.dataset_config), ("split", training.dataset_split))
@@ -298,14 +302,21 @@ def _with_unit(value: float | None, unit: str) -> str | None:
 def _result_text(result: MeasuredResult) -> str:
     """One result as a sentence that says what, how and by whom."""
     value = f"{result.value:.4f}" if result.interval is None else f"{result.value:.4f} ± {result.interval:.4f}"
-    embedding = "both embeddings" if result.embedding == "both" else f"{result.embedding} embedding"
     text = f"**{result.metric} {value}**" + ("" if result.interval is None else " (95 % interval)")
     text += f" on {result.dataset}" + (f", {result.dataset_split}" if result.dataset_split else "")
-    text += f": {result.protocol}, {embedding}" + ("" if result.seed is None else f", seed {result.seed}") + "."
+    text += (
+        f": {result.protocol}, {_embedding_text(result)}"
+        + ("" if result.seed is None else f", seed {result.seed}")
+        + "."
+    )
     if result.measured_by or result.command:
         text += " Measured" + (f" by {result.measured_by}" if result.measured_by else "")
         text += (f" with `{result.command}`" if result.command else "") + "."
     return text
+
+
+def _embedding_text(result: MeasuredResult) -> str:
+    return "both embeddings" if result.embedding == "both" else f"{result.embedding} embedding"
 
 
 def _eval_result(result: MeasuredResult) -> EvalResult:
@@ -317,7 +328,7 @@ def _eval_result(result: MeasuredResult) -> EvalResult:
         dataset_name=result.dataset,
         dataset_split=result.dataset_split,
         metric_type=result.metric,
-        metric_name=f"{result.metric}, {result.embedding} embedding",
+        metric_name=f"{result.metric}, {_embedding_text(result)}",
         metric_value=result.value,
         metric_args={name: value for name, value in details.items() if value is not None} or None,
     )

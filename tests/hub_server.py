@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
@@ -125,11 +125,10 @@ class HubServer:
         self._http.server_close()
 
     def environment(self, home: str | os.PathLike, **more: str) -> dict[str, str]:
-        """Environment of a client process: this server, its token, a fresh cache, nothing inherited from other Hubs."""
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))}
-        proxies = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+        """Environment of a client process: this server, its token, a fresh cache, nothing of other Hubs."""
+        foreign = ("HF_", "HUGGING", "TRANSFORMERS_")
         return {
-            **{k: v for k, v in inherited.items() if k not in proxies},
+            **{k: v for k, v in os.environ.items() if not k.startswith(foreign) and not k.lower().endswith("_proxy")},
             "HF_ENDPOINT": self.endpoint,
             "HF_TOKEN": self.token,
             "HF_HOME": str(home),
@@ -143,16 +142,6 @@ class HubServer:
         """What a repository holds, by path."""
         head = self.repository(kind, repo).history(revision)[-1]
         return {path: blob.content for path, blob in head.files.items()}
-
-    def add_folder(self, folder: str | os.PathLike, repo: str, kind: str = "models") -> None:
-        """Puts a folder's files into a new repository without any client."""
-        files = {}
-        for path in sorted(Path(folder).rglob("*")):
-            if path.is_file():
-                name = path.relative_to(folder).as_posix()
-                files[name] = Blob(path.read_bytes(), goes_to_lfs(name, path.stat().st_size))
-        made = self.repositories[kind, repo] = Repository(private=False)
-        made.branches["main"].append(made.next_commit(made.branches["main"], "add folder", files))
 
     def repository(self, kind: str, repo: str, may_see_private: bool = True) -> Repository:
         found = self.repositories.get((kind, repo))
@@ -327,21 +316,9 @@ class HubHandler(BaseHTTPRequestHandler):
         repository = self.repository(kind, repo)
         head = repository.history(revision)[-1]
         siblings = [{"rfilename": path, "size": len(blob.content)} for path, blob in head.files.items()]
-        self.answer(
-            {
-                "id": repo,
-                "author": repo.split("/")[0],
-                "sha": head.oid,
-                "lastModified": head.date,
-                "private": repository.private,
-                "gated": False,
-                "disabled": False,
-                "downloads": 0,
-                "likes": 0,
-                "tags": [],
-                "siblings": siblings,
-            }
-        )
+        facts = {"private": repository.private, "gated": False, "disabled": False, "downloads": 0, "likes": 0}
+        names = {"id": repo, "author": repo.split("/")[0], "sha": head.oid, "lastModified": head.date, "tags": []}
+        self.answer({**names, **facts, "siblings": siblings})
 
     def tree(self, kind: str, repo: str, revision: str, folder: str = "") -> None:
         files = self.repository(kind, repo).history(revision)[-1].files
@@ -371,25 +348,16 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def commits(self, kind: str, repo: str, revision: str) -> None:
         history = self.repository(kind, repo).history(revision)
-        author = [{"user": self.hub.user}]
-        self.answer(
-            [
-                {"id": commit.oid, "title": commit.title, "message": "", "date": commit.date, "authors": author}
-                for commit in reversed(history)
-            ]
-        )
+        shared = {"message": "", "authors": [{"user": self.hub.user}]}
+        self.answer([{"id": one.oid, "title": one.title, "date": one.date, **shared} for one in reversed(history)])
 
     def resolve(self, repo: str, revision: str, path: str, kind: str = "models") -> None:
         head = self.repository(kind, repo).history(revision)[-1]
         if path not in head.files:
             raise HubError(404, "Entry not found", "EntryNotFound")
         blob = head.files[path]
-        headers = {
-            "Content-Type": "application/octet-stream",
-            "X-Repo-Commit": head.oid,
-            "ETag": f'"{blob.etag}"',
-            "Accept-Ranges": "bytes",
-        }
+        headers = {"X-Repo-Commit": head.oid, "ETag": f'"{blob.etag}"', "Accept-Ranges": "bytes"}
+        headers["Content-Type"] = "application/octet-stream"
         if blob.lfs:
             headers |= {"X-Linked-Size": str(len(blob.content)), "X-Linked-Etag": f'"{blob.etag}"'}
         wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range") or "")
@@ -412,7 +380,7 @@ def byte_range(first: str, last: str, size: int) -> tuple[int, int]:
 
 
 def parents(path: str) -> list[str]:
-    return [parent.as_posix() for parent in Path(path).parents if parent.as_posix() != "."]
+    return [parent.as_posix() for parent in PurePosixPath(path).parents if parent.as_posix() != "."]
 
 
 def describe_folder(path: str) -> dict:

@@ -1,0 +1,145 @@
+"""The `mtslvr` command: what it prints, and what it says of mistakes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import AutoModel
+
+import mtslvr_hf
+from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRModel
+from mtslvr_hf.cli import main
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = MTSLVRConfig(base_width=4, embedding_size=12, window_seconds=0.5, num_mel_bins=32)
+    MTSLVRModel(config).save_pretrained(folder)
+    MTSLVRFeatureExtractor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sounds")
+    generator = np.random.default_rng(0)
+    for name in ("one", "two", "three"):
+        (folder / name).mkdir()
+        for clip in range(3):
+            soundfile.write(folder / name / f"{clip}.wav", generator.uniform(-0.5, 0.5, 4000), 16_000)
+    return folder
+
+
+@pytest.fixture
+def evaluate(model, sounds):
+    return ["evaluate", "--model", str(model), "--data", str(sounds), "--ways", "2", "--queries", "2", "--tasks", "50"]
+
+
+def usage_error(arguments, capsys) -> str:
+    with pytest.raises(SystemExit) as error:
+        main(arguments)
+    assert error.value.code == 2
+    return capsys.readouterr().err
+
+
+def failure(arguments, capsys) -> str:
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = [line for line in captured.err.splitlines() if "error:" in line]
+    assert len(lines) == 1
+    assert "Traceback" not in captured.err
+    return lines[0]
+
+
+def test_version_and_help(capsys):
+    for arguments, expected in (
+        (["--version"], f"mtslvr-hf {mtslvr_hf.__version__}"),
+        (["--help"], "evaluate"),
+        (["evaluate", "--help"], "--group-disjoint"),
+        (["convert", "--help"], "SOURCE.pt"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+        assert expected in capsys.readouterr().out
+
+
+class TestEvaluate:
+    def test_prints_the_table_and_writes_json(self, evaluate, model, tmp_path, capsys):
+        assert main([*evaluate, "--seed", "3", "--json", str(tmp_path / "out.json")]) == 0
+        output = capsys.readouterr().out
+        assert output.startswith("2-way 1-shot accuracy on")
+        assert output.count("\n| ") == 2 + 5
+        data = json.loads((tmp_path / "out.json").read_text())
+        assert data["task"]["seed"] == 3
+        assert [row["model"] for row in data["rows"]][2:] == [str(model)] * 3
+
+    def test_only_the_classes_asked_for(self, evaluate, capsys):
+        assert main([*evaluate, "--classes", "one, three"]) == 0
+        assert "6 clips of 2 classes" in capsys.readouterr().out
+
+    def test_runs_as_a_command(self, evaluate):
+        command = [sys.executable, "-m", "mtslvr_hf.cli", *evaluate]
+        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        assert result.stdout.startswith("2-way 1-shot accuracy on")
+        assert "embedding" in result.stderr  # the progress bar keeps out of the table's way
+
+    def test_wrong_arguments(self, evaluate, capsys):
+        assert "the following arguments are required: --model" in usage_error(["evaluate", "--data", "x"], capsys)
+        assert "invalid int value: 'many'" in usage_error([*evaluate, "--ways", "many"], capsys)
+        assert "expected names separated by commas" in usage_error([*evaluate, "--classes", ","], capsys)
+        assert "required: COMMAND" in usage_error([], capsys)
+        assert "invalid choice: 'fly'" in usage_error(["fly"], capsys)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            (["--ways", "4"], "mtslvr evaluate: error: 4-way tasks need at least 4 classes, and 3 can be drawn from"),
+            (["--shots", "0"], "mtslvr evaluate: error: shots is 0; expected at least 1"),
+            (["--classes", "one,four"], "has no class four; its classes are one, three, two"),
+            (["--data", "./nowhere"], "no folder nowhere"),
+            (["--group-disjoint"], "there is no such file"),
+            (["--model", "./nowhere"], "no model in ./nowhere: there is no ./nowhere/config.json"),
+            (["--device", "gpu0"], "cannot use the device 'gpu0'"),
+            (["--batch-size", "0"], "batch_size is 0"),
+        ],
+    )
+    def test_mistakes(self, evaluate, changes, message, capsys):
+        assert message in failure([*evaluate, *changes], capsys)
+
+    def test_folder_that_is_no_model(self, evaluate, sounds, capsys):
+        assert "no model in" in failure([*evaluate, "--model", str(sounds)], capsys)
+
+    def test_file_that_is_no_audio(self, evaluate, sounds, tmp_path, capsys):
+        (tmp_path / "one").mkdir()
+        (tmp_path / "two").mkdir()
+        for name in ("one/a.wav", "one/b.wav", "one/c.wav", "two/a.wav", "two/b.wav", "two/c.wav"):
+            (tmp_path / name).write_text("no audio")
+        assert "error: unreadable: " in failure([*evaluate, "--data", str(tmp_path)], capsys)
+
+
+class TestConvert:
+    def test_writes_a_folder_that_loads(self, tmp_path, capsys):
+        golden = Path(__file__).parent / "golden"
+        shapes = json.loads((golden / "backbones.json").read_text())["none_2d_1ch_resnet18"]["shapes"]
+        torch.save({name: torch.ones(shape) for name, shape in shapes.items()}, tmp_path / "original.pt")
+        destination = str(tmp_path / "converted")
+        assert main(["convert", str(tmp_path / "original.pt"), destination, "--tasks", "predictive"]) == 0
+        assert f"Wrote {destination}." in capsys.readouterr().out
+        assert AutoModel.from_pretrained(destination).config.tasks == ["predictive"]
+
+    def test_absent_file(self, tmp_path, capsys):
+        source, destination = tmp_path / "absent.pt", tmp_path / "out"
+        assert "absent.pt" in failure(["convert", str(source), str(destination)], capsys)
+        assert not destination.exists()
+
+    def test_wrong_arguments(self, capsys):
+        assert "required: DESTINATION" in usage_error(["convert", "a.pt"], capsys)
