@@ -130,7 +130,8 @@ class TestConvert:
     def test_writes_a_folder_that_loads(self, tmp_path, capsys):
         golden = Path(__file__).parent / "golden"
         shapes = json.loads((golden / "backbones.json").read_text())["none_2d_1ch_resnet18"]["shapes"]
-        torch.save({name: torch.ones(shape) for name, shape in shapes.items()}, tmp_path / "original.pt")
+        state = {name: torch.ones(shape) if shape else torch.tensor(1) for name, shape in shapes.items()}
+        torch.save(state, tmp_path / "original.pt")
         destination = str(tmp_path / "converted")
         assert main(["convert", str(tmp_path / "original.pt"), destination, "--tasks", "predictive"]) == 0
         assert f"Wrote {destination}." in capsys.readouterr().out
