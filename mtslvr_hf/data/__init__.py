@@ -1,0 +1,23 @@
+"""Audio for pre-training: data sets from the Hub or from disk, decoded to batches of clips."""
+
+from .decoding import REASONS, BadClip, decode_clip
+from .reading import usable_workers
+from .skipped import SkippedRows, TooManyBadRows
+from .sources import AUDIO_SUFFIXES, EncodedAudio, audio_rows, find_audio_files, load_audio
+from .stream import AudioStream, load_clips
+
+__all__ = [
+    "AUDIO_SUFFIXES",
+    "REASONS",
+    "AudioStream",
+    "BadClip",
+    "EncodedAudio",
+    "SkippedRows",
+    "TooManyBadRows",
+    "audio_rows",
+    "decode_clip",
+    "find_audio_files",
+    "load_audio",
+    "load_clips",
+    "usable_workers",
+]

@@ -1,0 +1,322 @@
+"""Endless batches of decoded clips, resumable at any batch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+from tqdm.auto import tqdm
+
+from .decoding import BadClip, decode_clip, fetch, hash_integers, row_key
+from .reading import Cursor, Row, ShuffledReader, as_iterable
+from .skipped import SkippedRows
+from .sources import audio_rows
+
+logger = logging.getLogger(__name__)
+
+STATE_VERSION = 1
+HELD_OUT_SALT = 0x68656C64  # so that being held out says nothing about where a row is cropped
+
+
+class _Progress(NamedTuple):
+    """How far a worker has read: `rows` rows into an epoch, where the reader's cursor stands."""
+
+    epoch: int = 0
+    rows: int = 0
+    cursor: Cursor = Cursor()
+
+
+class AudioStream(IterableDataset):
+    """Batches of clips from a data set, for a `DataLoader(stream, batch_size=None, num_workers=...)`.
+
+    Each batch is a dictionary of `input_values`, float32 (batch, samples) and not normalised, and `stream`, the
+    record of where it came from (plain Python): `worker` and `num_workers`; `batches`, how many this worker has
+    delivered; `epoch` and `rows`, how far into which epoch it has read; `place`, `index` and `used`, the reader's
+    `Cursor` there; and `skipped`, the `SkippedRows.state_dict()` of the rows since its last batch. `state_after`
+    makes of such records what `state` takes to go on with the next batch.
+
+    A row's crop depends on (seed, epoch, row) alone, the row being known by a checksum of its encoded bytes. The
+    order depends on the seed and on the number of processes and of workers.
+
+    Args:
+        dataset: What `load_audio` returns, or any data set with an audio column, streamed or not.
+        clip_seconds: Length of a clip in seconds.
+        sampling_rate: Sampling rate of the clips in Hz.
+        batch_size: Clips in a batch.
+        seed: Seed of order and crops.
+        shuffle_buffer: Rows that are shuffled at a time, undecoded and held in memory by each worker.
+        rank: Which of the processes this is; each has its own share of the rows.
+        world_size: How many processes there are.
+        endless: Whether epoch follows epoch, every batch full; or one pass, whose last batches may be smaller.
+        max_bad_share: Largest share of a worker's rows that may give no clip.
+        bad_share_after: Rows after which that share counts.
+        held_out_fraction: Share of the rows, chosen by their checksum, that is held out.
+        held_out: Whether to yield the rows held out, or the others.
+        state: Where to go on: what `state_after` returned in a stream of the same seed, buffer, data set, processes
+            and workers.
+
+    Raises:
+        ValueError: If an argument is out of its range, or a state does not belong to such a stream.
+        TooManyBadRows: While iterating: too many rows give no clip, or none does. Bad rows stop it in no other way.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.IterableDataset | datasets.Dataset,
+        clip_seconds: float,
+        sampling_rate: int = 16_000,
+        batch_size: int = 32,
+        seed: int = 0,
+        shuffle_buffer: int = 256,
+        rank: int = 0,
+        world_size: int = 1,
+        endless: bool = True,
+        max_bad_share: float = 0.05,
+        bad_share_after: int = 1000,
+        held_out_fraction: float = 0.0,
+        held_out: bool = False,
+        state: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        self.dataset = as_iterable(audio_rows(dataset), seed)
+        self.clip_seconds = clip_seconds
+        self.sampling_rate = sampling_rate
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle_buffer = shuffle_buffer
+        self.rank = rank
+        self.world_size = world_size
+        self.endless = endless
+        self.max_bad_share = max_bad_share
+        self.bad_share_after = bad_share_after
+        self.held_out_fraction = held_out_fraction
+        self.held_out = held_out
+        self.state = state
+        self._check_arguments()
+
+    @property
+    def samples(self) -> int:
+        """Samples in a clip."""
+        return round(self.clip_seconds * self.sampling_rate)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        info = get_worker_info()
+        slot, workers = (info.id, info.num_workers) if info else (0, 1)
+        worker, batches, start = self._resume(slot, workers)
+        total, recent = SkippedRows(), SkippedRows()
+        clips = np.empty((self.batch_size, self.samples), dtype=np.float32)
+        filled = 0
+        for row, progress in self._rows(start, self.rank * workers + worker, self.world_size * workers, total):
+            clip = self._clip(row, progress.epoch, (total, recent))
+            if clip is None:
+                continue
+            clips[filled] = clip
+            filled += 1
+            if filled == self.batch_size:
+                batches += 1
+                yield self._batch(clips, self._record(worker, workers, batches, progress, recent))
+                clips, filled, recent = np.empty_like(clips), 0, SkippedRows()
+        if filled:
+            yield self._batch(clips[:filled], self._record(worker, workers, batches + 1, progress, recent))
+
+    def state_after(self, records: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+        """Makes the state from which a new stream yields the batch that follows those consumed.
+
+        Args:
+            records: The `stream` records of the batches consumed, in any order: all since this stream began, or just
+                the last of each worker. The batches are those a DataLoader gives first (it takes turns among workers).
+
+        Returns:
+            A dictionary of plain Python for `state`; this stream's own `state` if nothing was consumed.
+
+        Raises:
+            ValueError: If the stream is not endless: the turns of workers that ended cannot be known.
+        """
+        if not self.endless:
+            raise ValueError("only an endless stream can be resumed; this one was made with endless=False")
+        state = None if self.state is None else {**self.state, "workers": dict(self.state["workers"])}
+        for record in records:
+            if state is None:
+                state = {**self._identity(), "num_workers": record["num_workers"], "workers": {}}
+            place = {key: record[key] for key in ("batches", "epoch", "rows", *Cursor._fields)}
+            known = state["workers"].get(str(record["worker"]))
+            if known is None or known["batches"] < place["batches"]:
+                state["workers"][str(record["worker"])] = place
+        return state
+
+    def _resume(self, slot: int, workers: int) -> tuple[int, int, _Progress]:
+        """Gives the worker that a DataLoader's slot continues, its batches so far and its progress.
+
+        DataLoader takes the first batch from slot 0, so slot 0 continues the worker whose turn it is.
+        """
+        if self.state is None:
+            return slot, 0, _Progress()
+        if self.state["num_workers"] != workers:
+            raise ValueError(
+                f"the state is that of a stream with {self.state['num_workers']} DataLoader workers, this one has "
+                f"{workers}; to go on exactly, use as many workers again (0 counts as 1)"
+            )
+        known = self.state["workers"]
+        worker = (slot + sum(place["batches"] for place in known.values())) % workers
+        place = known.get(str(worker))
+        if place is None:
+            return worker, 0, _Progress()
+        cursor = Cursor(*(place[key] for key in Cursor._fields))
+        return worker, place["batches"], _Progress(place["epoch"], place["rows"], cursor)
+
+    def _rows(
+        self, start: _Progress, consumer: int, consumers: int, total: SkippedRows
+    ) -> Iterator[tuple[Row, _Progress]]:
+        """Yields undecoded rows, epoch after epoch, each with the progress behind it."""
+        reader = ShuffledReader(self.dataset, self.seed, self.shuffle_buffer, consumer, consumers)
+        epoch, rows, begin = start
+        good = -1 if rows else 0  # a state is that behind a good clip of its epoch
+        barren = 0
+        while True:
+            for row, cursor in reader.read(epoch, begin):
+                rows += 1
+                yield row, _Progress(epoch, rows, cursor)
+            barren = barren + 1 if total.good == good else 0
+            if barren == 2 * consumers - 1:  # by then, this worker has tried every row of the data set
+                total.fail("A pass over the data set gave no clip.")
+            if not self.endless:
+                return
+            epoch, rows, begin, good = epoch + 1, 0, Cursor(), total.good
+
+    def _clip(self, row: Row, epoch: int, counts: tuple[SkippedRows, SkippedRows]) -> np.ndarray | None:
+        """Decodes a row to (samples,) and counts it; `None` if it is bad or of the other part of the data set."""
+        try:
+            clip = self._decode(row, epoch)
+        except BadClip as error:
+            for count in counts:
+                count.add(error.reason, str(error))
+            counts[0].check(self.max_bad_share, self.bad_share_after)
+            return None
+        if clip is not None:
+            for count in counts:
+                count.add()
+        return clip
+
+    def _decode(self, row: Row, epoch: int) -> np.ndarray | None:
+        if row.error is not None:
+            raise BadClip("unreadable_shard", row.error)
+        if row.audio is None:
+            raise BadClip("empty", f"row {row.index} of a shard: no audio")
+        audio = fetch(row.audio)
+        key = row_key(audio)
+        if (hash_integers(HELD_OUT_SALT, key) < self.held_out_fraction * 2**64) != self.held_out:
+            return None
+        return decode_clip(audio, self.clip_seconds, self.sampling_rate, hash_integers(self.seed, epoch, key))
+
+    def _batch(self, clips: np.ndarray, record: dict[str, Any]) -> dict[str, Any]:
+        return {"input_values": torch.from_numpy(clips), "stream": record}  # (batch, samples)
+
+    def _record(
+        self, worker: int, workers: int, batches: int, progress: _Progress, recent: SkippedRows
+    ) -> dict[str, Any]:
+        return {
+            "worker": worker,
+            "num_workers": workers,
+            "batches": batches,
+            "epoch": progress.epoch,
+            "rows": progress.rows,
+            **progress.cursor._asdict(),
+            "skipped": recent.state_dict(),
+        }
+
+    def _identity(self) -> dict[str, int]:
+        """What must be the same for a state to mean the same."""
+        return {
+            "version": STATE_VERSION,
+            "seed": self.seed,
+            "shuffle_buffer": self.shuffle_buffer,
+            "rank": self.rank,
+            "world_size": self.world_size,
+            "num_shards": self.dataset.num_shards,
+        }
+
+    def _check_arguments(self) -> None:
+        if self.samples < 1 or self.batch_size < 1 or self.shuffle_buffer < 1:
+            raise ValueError(
+                "clip_seconds, batch_size and shuffle_buffer must be positive, got "
+                f"{self.clip_seconds}, {self.batch_size} and {self.shuffle_buffer}"
+            )
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank must lie in 0..{self.world_size - 1}, got {self.rank}")
+        if not 0 <= self.held_out_fraction < 1:
+            raise ValueError(f"held_out_fraction must lie in [0, 1), got {self.held_out_fraction}")
+        if self.held_out and not self.held_out_fraction:
+            raise ValueError("held_out=True needs a held_out_fraction above 0")
+        if self.state is None:
+            return
+        if not self.endless:
+            raise ValueError("only an endless stream takes a state")
+        different = [
+            f"{key} {self.state.get(key)} -> {value}"
+            for key, value in self._identity().items()
+            if self.state.get(key) != value
+        ]
+        if different:
+            raise ValueError(
+                f"the state is that of another stream: {', '.join(different)}; without it, it starts anew"
+            )
+
+
+def load_clips(
+    dataset: datasets.IterableDataset | datasets.Dataset,
+    clip_seconds: float,
+    sampling_rate: int = 16_000,
+    limit: int | None = None,
+    seed: int = 0,
+    held_out_fraction: float = 0.0,
+    held_out: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+) -> torch.Tensor:
+    """Decodes an evaluation set once into memory, with a progress bar; bad rows are skipped, with a warning.
+
+    Args:
+        dataset: What `load_audio` returns, or any data set with an audio column.
+        clip_seconds: Length of a clip in seconds.
+        sampling_rate: Sampling rate of the clips in Hz.
+        limit: Number of clips to take, in the order that `seed` gives; `None` takes all.
+        seed: Seed of order and crops: the same seed gives the same clips.
+        held_out_fraction: As for `AudioStream`. Held-out rows are found by reading all.
+        held_out: As for `AudioStream`.
+        rank: As for `AudioStream`.
+        world_size: As for `AudioStream`.
+
+    Returns:
+        Float32 tensor (clips, samples), not normalised.
+
+    Raises:
+        TooManyBadRows: If there is no good clip, or more than 5 % of 1,000 rows or more are bad.
+    """
+    stream = AudioStream(
+        dataset,
+        clip_seconds,
+        sampling_rate,
+        batch_size=1,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        endless=False,
+        held_out_fraction=held_out_fraction,
+        held_out=held_out,
+    )
+    clips, skipped = [], SkippedRows()
+    for batch in tqdm(islice(stream, limit), total=limit, desc="decoding", unit="clip", disable=None):
+        clips.append(batch["input_values"])
+        skipped.merge(batch["stream"]["skipped"])
+    if skipped.skipped:
+        logger.warning("%s", skipped)
+    return torch.cat(clips)  # (clips, samples)
+
+
+__all__ = ["AudioStream", "load_clips"]
