@@ -453,6 +453,8 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
     Representations", Interspeech 2023, section 3.
     """
 
+    _keys_to_ignore_on_load_unexpected = [r"^(contrastive|predictive)_(projector|predictor)\.", r"^classifier\."]
+
     def __init__(self, config: MTSLVRConfig):
         super().__init__(config)
         self.frontend = MTSLVRFrontend(config)
@@ -686,6 +688,8 @@ def _stack_views(embeds: list[torch.Tensor | None]) -> torch.Tensor | None:
 
 class MTSLVRForAudioClassification(MTSLVRPreTrainedModel):
     """MT-SLVR with a linear classifier on the concatenated embeddings."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^(contrastive|predictive)_(projector|predictor)\."]
 
     def __init__(self, config: MTSLVRConfig):
         super().__init__(config)

@@ -33,8 +33,7 @@ def log_mel_statistics(files: Sequence[str | Path], show_progress: bool = True) 
 
 
 def _statistics(path: str | Path, spectrogram: torch.nn.Module) -> torch.Tensor:
-    waveform, rate = read_audio(path)  # (samples,)
-    waveform = torchaudio.functional.resample(torch.from_numpy(waveform), rate, _SAMPLING_RATE)
+    waveform = torch.from_numpy(read_audio(path, _SAMPLING_RATE))  # (samples,)
     waveform = pad(waveform, (0, max(0, _N_FFT - len(waveform))))  # one whole window at least
     log_mel = (spectrogram(waveform) + _POWER_FLOOR).log()  # (F, N)
     return torch.cat([log_mel.mean(-1), log_mel.std(-1, correction=0)])  # (2 * F,)

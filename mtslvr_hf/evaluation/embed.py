@@ -1,30 +1,25 @@
 """Embeddings of audio files."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..data import decode_clip
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
 
 
-def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
-    """An audio file's mono waveform, float32 (samples,), and its sampling rate in Hz.
+def read_audio(path: str | Path, sampling_rate: int = 16_000) -> np.ndarray:
+    """An audio file's whole waveform: mono, float32 (samples,), at `sampling_rate` Hz, not normalised.
 
     Raises:
-        ValueError: when the file cannot be read as audio, or holds no sample.
+        BadClip: A ValueError that names the file, when it is missing, not audio, cut off, empty, silent or not finite.
     """
-    try:
-        samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)  # (samples, channels)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise ValueError(f"cannot read {path} as audio: {error}") from error
-    if not len(samples):
-        raise ValueError(f"{path} holds no audio: it is 0 samples long")
-    return samples.mean(1), rate
+    return decode_clip({"bytes": None, "path": str(path)}, sampling_rate=sampling_rate)
 
 
 @torch.inference_mode()
@@ -37,12 +32,12 @@ def embed_files(
 ) -> dict[str, torch.Tensor]:
     """Embeds audio files with an MT-SLVR model, on the device the model is on.
 
-    Files of like length go through the model together. The model is left in evaluation mode.
+    Files of like size, so of like length, go through the model together. The model is left in evaluation mode.
 
     Args:
         model: an `MTSLVRModel`, or one that returns the same embeddings.
         extractor: the model's feature extractor.
-        files: paths of audio files, any format libsndfile reads, any rate.
+        files: paths of audio files, in any format and rate that pre-training reads.
         batch_size: files in a batch.
         show_progress: whether to show a progress bar on standard error.
 
@@ -52,12 +47,14 @@ def embed_files(
         embedding, so then there is only `both`.
 
     Raises:
-        ValueError: when a file cannot be read as audio, or `files` is empty.
+        ValueError: when a file cannot be read as audio, `files` is empty, or `batch_size` is below 1.
     """
     if not files:
         raise ValueError("there are no files to embed")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; expected at least 1")
     model.eval()
-    order = np.argsort([_seconds(path) for path in files], kind="stable")
+    order = np.argsort([os.path.getsize(path) for path in files], kind="stable")
     parts: dict[str, list[torch.Tensor]] = {}
     with tqdm(total=len(files), desc="embedding", unit="clip", disable=not show_progress) as bar:
         for start in range(0, len(files), batch_size):
@@ -69,21 +66,11 @@ def embed_files(
     return {name: torch.cat(part)[back] for name, part in parts.items()}
 
 
-def _seconds(path: str | Path) -> float:
-    try:
-        return soundfile.info(str(path)).duration
-    except (soundfile.SoundFileError, OSError) as error:
-        raise ValueError(f"cannot read {path} as audio: {error}") from error
-
-
 def _embed_batch(
     model: PreTrainedModel, extractor: MTSLVRFeatureExtractor, files: list[str | Path]
 ) -> dict[str, torch.Tensor]:
-    clips = []
-    for path in files:
-        waveform, rate = read_audio(path)
-        clips.append({"array": waveform, "sampling_rate": rate})
-    inputs = extractor(clips, return_tensors="pt").to(model.device)
+    clips = [read_audio(path, extractor.sampling_rate) for path in files]
+    inputs = extractor(clips, sampling_rate=extractor.sampling_rate, return_tensors="pt").to(model.device)
     output = model(**inputs)
     config = model.config
     several = len(config.tasks) > 1

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-AUDIO_SUFFIXES = frozenset({".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav"})
+from ..data import AUDIO_SUFFIXES, find_audio_files
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def read_labelled_folder(
     """Lists the audio files of a folder that has a folder per class.
 
     Args:
-        folder: holds `<class>/<anything>.flac` (or wav, ogg, opus, mp3, aiff), at any depth below the class.
+        folder: holds `<class>/<name>.flac` (or wav, mp3, ogg, ...), at any depth below the class.
         classes: the classes to read; all if None.
         with_groups: whether to read each clip's group from `manifest.csv`, columns `file` (path inside the folder) and
             `group`.
@@ -45,7 +45,9 @@ def read_labelled_folder(
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; expected one with a folder of audio files per class")
-    found = {path.name: _audio_files(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    found = {
+        path.name: find_audio_files(path) for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != "."
+    }
     found = {name: files for name, files in found.items() if files}
     if not found:
         raise ValueError(
@@ -59,10 +61,6 @@ def read_labelled_folder(
     files = [path for name in chosen for path in found[name]]
     labels = [name for name in chosen for _ in found[name]]
     return LabelledClips(files, labels, _read_groups(folder, files) if with_groups else None)
-
-
-def _audio_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file())
 
 
 def _read_groups(folder: Path, files: list[Path]) -> list[str]:
@@ -84,4 +82,4 @@ def _read_groups(folder: Path, files: list[Path]) -> list[str]:
     return [groups[name] for name in names]
 
 
-__all__ = ["AUDIO_SUFFIXES", "LabelledClips", "read_labelled_folder"]
+__all__ = ["LabelledClips", "read_labelled_folder"]

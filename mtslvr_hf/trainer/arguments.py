@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
@@ -26,6 +27,8 @@ class MTSLVRTrainingArguments(TrainingArguments):
     Differs from TrainingArguments: `optim="adam"` is Adam with L2 weight decay on every parameter; gradients are not
     clipped; NaN losses are logged as such, which also spares a synchronisation per step.
     """
+
+    _argument_group_name = "training"  # in --help
 
     # Fields that restate one of TrainingArguments change its default, or let None mean "as another field".
     optim: str = field(
@@ -53,7 +56,9 @@ class MTSLVRTrainingArguments(TrainingArguments):
         metadata={"help": "Compute BatchNorm's statistics over the batches of all processes (GPUs only)."},
     )
     logging_steps: float = field(default=50, metadata={"help": "Log the averages of every so many steps."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave NaN and infinite losses out of logs."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Leave NaN and infinite losses out of logs."}
+    )
     eval_strategy: IntervalStrategy | str = field(default="steps", metadata={"help": "When to evaluate."})
     eval_steps: float | None = field(
         default=500, metadata={"help": "Evaluate every so many steps; below 1, a share of all steps."}
@@ -71,7 +76,10 @@ class MTSLVRTrainingArguments(TrainingArguments):
         default=2, metadata={"help": "Checkpoints to keep; the best one is always kept. null keeps all."}
     )
     load_best_model_at_end: bool | None = field(
-        default=None, metadata={"help": "Load the best checkpoint at the end. Default: if there are both evaluations and checkpoints."}
+        default=None,
+        metadata={
+            "help": "Load the best checkpoint at the end. Default: if there are both evaluations and checkpoints."
+        },
     )
     metric_for_best_model: str | None = field(
         default="eval_loss", metadata={"help": "Metric that early stopping and the choice of the best model follow."}
@@ -110,13 +118,17 @@ class MTSLVRTrainingArguments(TrainingArguments):
             self.optim = ADAM
         self._check_device()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the token: transformers pickles the arguments into what it publishes."""
+        return {**self.__dict__, "hub_token": None}
+
     def _check_device(self) -> None:
         if self.sync_batch_norm and self.device.type == "cpu":
             raise ValueError("`sync_batch_norm` needs GPUs: PyTorch has no SyncBatchNorm on CPUs. Leave it off.")
         if self.n_gpu > 1:
             raise ValueError(
-                f"One process sees {self.n_gpu} GPUs, and DataParallel would compute the losses of each GPU's share by "
-                "itself. Start one process per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU."
+                f"One process sees {self.n_gpu} GPUs, and DataParallel would compute the losses of each GPU's share "
+                "by itself. Start one per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU."
             )
 
 

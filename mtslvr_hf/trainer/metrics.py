@@ -5,7 +5,10 @@ Shapes: B clips, V views, D embedding size, A augmentations.
 
 from __future__ import annotations
 
+import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -99,4 +102,47 @@ class StepAverages:
         return dict(zip(results, torch.stack(list(results.values())).tolist()))
 
 
-__all__ = ["StepAverages", "embedding_spread", "mean_average_precision"]
+class Stopwatch:
+    """Time spent training, without that of evaluations and checkpoints.
+
+    Args:
+        seconds: What it starts from: the time of a run that is resumed.
+    """
+
+    def __init__(self, seconds: float = 0.0):
+        self._before = self._lap = seconds
+        self._since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds measured so far."""
+        return self._before + (0.0 if self._since is None else time.perf_counter() - self._since)
+
+    def start(self) -> None:
+        """Starts it, unless it runs."""
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        """Stops it, if it runs."""
+        self._before, self._since = self.seconds, None
+
+    def lap(self) -> float:
+        """Seconds measured since the last call."""
+        elapsed = self.seconds - self._lap
+        self._lap += elapsed
+        return elapsed
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops it for a while, if it runs."""
+        running = self._since is not None
+        self.stop()
+        try:
+            yield
+        finally:
+            if running:
+                self.start()
+
+
+__all__ = ["StepAverages", "Stopwatch", "embedding_spread", "mean_average_precision"]

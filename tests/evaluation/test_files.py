@@ -82,21 +82,22 @@ class TestFolder:
 
 
 class TestReadAudio:
-    def test_mixes_down_and_keeps_the_rate(self, tmp_path):
+    def test_mixes_down_and_resamples(self, tmp_path):
         left, right = tone(200, 0.1, 44_100), tone(300, 0.1, 44_100)
         soundfile.write(tmp_path / "stereo.wav", np.stack([left, right], 1), 44_100, subtype="FLOAT")
-        waveform, rate = read_audio(tmp_path / "stereo.wav")
-        assert (waveform.dtype, waveform.shape, rate) == (np.float32, (4410,), 44_100)
+        waveform = read_audio(tmp_path / "stereo.wav", sampling_rate=44_100)
+        assert (waveform.dtype, waveform.shape) == (np.float32, (4410,))
         assert np.allclose(waveform, (left + right) / 2, atol=1e-6)
+        assert read_audio(tmp_path / "stereo.wav").shape == (1600,)
 
     def test_errors_name_the_file(self, tmp_path):
         (tmp_path / "text.wav").write_text("hello")
         soundfile.write(tmp_path / "empty.wav", np.zeros(0), RATE)
-        with pytest.raises(ValueError, match=r"cannot read .*text\.wav as audio"):
+        with pytest.raises(ValueError, match=r"unreadable: .*text\.wav"):
             read_audio(tmp_path / "text.wav")
-        with pytest.raises(ValueError, match=r"cannot read .*absent\.wav as audio"):
+        with pytest.raises(ValueError, match=r"unreadable: .*absent\.wav"):
             read_audio(tmp_path / "absent.wav")
-        with pytest.raises(ValueError, match=r"empty\.wav holds no audio"):
+        with pytest.raises(ValueError, match=r"empty: .*empty\.wav"):
             read_audio(tmp_path / "empty.wav")
 
 
@@ -128,8 +129,9 @@ class TestEmbedFiles:
 
     def test_each_file_is_embedded_as_alone(self, folder):
         files = read_labelled_folder(folder).files
-        soundfile.write(folder / "long.wav", tone(500, 1.0, 44_100), 44_100)
+        soundfile.write(folder / "long.wav", tone(500, 1.2), RATE)
         files = [folder / "long.wav", *files]
+        torch.manual_seed(0)
         model = MTSLVRModel(tiny_config())
         embeddings = self.embed(model, files, batch_size=2)
         assert {name: tuple(value.shape) for name, value in embeddings.items()} == {
@@ -142,8 +144,8 @@ class TestEmbedFiles:
             waveform, rate = soundfile.read(path, dtype="float32")
             with torch.no_grad():
                 output = model(**MTSLVRFeatureExtractor()(waveform, sampling_rate=rate, return_tensors="pt"))
-            assert torch.allclose(embeddings["both"][index], output.pooler_output[0], atol=1e-5)
-        assert not torch.allclose(embeddings["both"][0], embeddings["both"][1], atol=1e-3)
+            assert torch.allclose(embeddings["both"][index], output.pooler_output[0], rtol=1e-4, atol=1e-3)
+        assert not torch.allclose(embeddings["both"][0], embeddings["both"][1], rtol=0.1)
 
     def test_model_is_put_in_evaluation_mode_and_not_changed(self, folder):
         model = MTSLVRModel(tiny_config()).train()
@@ -169,5 +171,5 @@ class TestEmbedFiles:
         model = MTSLVRModel(tiny_config())
         with pytest.raises(ValueError, match="no files"):
             self.embed(model, [])
-        with pytest.raises(ValueError, match=r"cannot read .*notes\.txt as audio"):
+        with pytest.raises(ValueError, match=r"unreadable: .*notes\.txt"):
             self.embed(model, [folder / "low" / "notes.txt"])

@@ -1,0 +1,86 @@
+"""What every augmentation shares: how its parameters are drawn, and how a batch of clips goes through it.
+
+Shapes: B clips, S samples.
+"""
+
+import torch
+from torch import Tensor
+
+
+def uniform(low: float, high: float, count: int, generator: torch.Generator) -> Tensor:
+    """Draws (count,) float32 values, uniform in [low, high), on the CPU."""
+    return torch.rand(count, generator=generator).mul_(high - low).add_(low)
+
+
+def draw_seeds(count: int, generator: torch.Generator) -> Tensor:
+    """Draws (count,) int64 seeds of 31 bits for `noise.random_bits`, on the CPU."""
+    return torch.randint(0, 2**31, (count,), generator=generator)
+
+
+def check_range(owner: str, name: str, low: float, high: float, smallest: float = -float("inf")) -> None:
+    """Raises ValueError unless smallest <= low <= high."""
+    if not smallest <= low <= high:
+        raise ValueError(
+            f"{owner}: the range of {name} is {low}..{high}; it must be ascending and not below {smallest}."
+        )
+
+
+class Augmentation:
+    """One augmentation: parameters with one value per clip, and a batched function of clips and parameters.
+
+    A subclass sets `name` and `parameter_names`, draws in `sample_parameters` and computes in `transform`.
+    """
+
+    name: str
+    parameter_names: tuple[str, ...]
+
+    def sample_parameters(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draws the parameters of `n` clips from a CPU generator.
+
+        Returns:
+            One CPU tensor (n,) for each of `parameter_names`.
+        """
+        raise TypeError(f"{type(self).__name__} must define sample_parameters.")
+
+    def transform(self, waveforms: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        """Computes (B, S) from float32 `waveforms` (B, S), which it must not modify, and CPU parameters (B,)."""
+        raise TypeError(f"{type(self).__name__} must define transform.")
+
+    @torch.no_grad()
+    def apply(self, waveforms: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        """Augments a batch, each clip with its own parameters.
+
+        Args:
+            waveforms: (B, S), real, of any length from one sample on; not modified.
+            parameters: what `sample_parameters(B, generator)` returned.
+
+        Returns:
+            (B, S), float32, on the waveforms' device, without gradient. A clip's result does not depend on the others'.
+
+        Raises:
+            TypeError: the waveforms are complex.
+            ValueError: the waveforms are not (B, S) with S >= 1, or a parameter is missing or not (B,).
+        """
+        if waveforms.is_complex():
+            raise TypeError(f"{self.name}: waveforms must be real, got {waveforms.dtype}.")
+        if waveforms.dim() != 2 or waveforms.shape[1] == 0:
+            raise ValueError(f"{self.name}: waveforms must be (batch, samples), got {tuple(waveforms.shape)}.")
+        own = {}
+        for key in self.parameter_names:
+            value = parameters.get(key)
+            if value is None or value.shape != waveforms.shape[:1]:
+                found = "nothing" if value is None else f"shape {tuple(value.shape)}"
+                raise ValueError(f"{self.name}: parameter {key!r} must be ({waveforms.shape[0]},), got {found}.")
+            own[key] = value.cpu()
+        if waveforms.shape[0] == 0:
+            return waveforms.float()
+        with torch.autocast(waveforms.device.type, enabled=False):
+            return self.transform(waveforms.float().contiguous(), own)
+
+
+def to_device(values: Tensor, waveforms: Tensor) -> Tensor:
+    """Moves per-clip values (B,) beside the waveforms, as a column (B, 1)."""
+    return values.to(waveforms.device, non_blocking=True).unsqueeze(1)
+
+
+__all__ = ["Augmentation", "check_range", "draw_seeds", "to_device", "uniform"]

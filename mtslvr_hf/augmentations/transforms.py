@@ -1,0 +1,273 @@
+"""The seven augmentations of CLAR, as MT-SLVR uses them.
+
+Source: Heggan et al., "MT-SLVR" (Interspeech 2023), section 3.3; Al-Tahan and Mohsenzadeh, "CLAR" (AISTATS 2021). All
+parameters are drawn uniformly, continuous ones (semitones too) over the whole range. Shapes: B clips, S samples.
+"""
+
+import torch
+from torch import Tensor
+
+from .base import Augmentation, check_range, draw_seeds, to_device, uniform
+from .noise import coloured_noise, mean_power, white_noise
+from .vocoder import phase_vocoder, resample
+
+FADE_SHAPES = ("linear", "logarithmic", "exponential")
+
+
+class PitchShift(Augmentation):
+    """Changes pitch, keeps length and tempo: resampling, then the phase vocoder back to the clip's length.
+
+    Parameters drawn: `semitones`. What would rise above half the sampling rate is filtered out.
+    Differs from the authors' code, whose phase vocoder advances every bin by one constant and uses no window.
+    """
+
+    name = "pitch_shift"
+    parameter_names = ("semitones",)
+
+    def __init__(self, min_semitones: float = -15.0, max_semitones: float = 15.0, n_fft: int = 1024):
+        check_range("PitchShift", "semitones", min_semitones, max_semitones)
+        self.min_semitones = min_semitones
+        self.max_semitones = max_semitones
+        self.n_fft = n_fft
+
+    def sample_parameters(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"semitones": uniform(self.min_semitones, self.max_semitones, n, generator)}
+
+    def transform(self, waveforms: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        ratios = torch.exp2(parameters["semitones"].double() / 12)
+        resampled, lengths = resample(waveforms, ratios)
+        return phase_vocoder(resampled, 1 / ratios, lengths, waveforms.shape[1], self.n_fft)
+
+
+class TimeStretch(Augmentation):
+    """Changes tempo, keeps pitch; a faster clip is repeated to its old length, a slower one cut at its end.
+
+    Parameters drawn: `rate`, > 1 being faster.
+    Differs from the authors' code as PitchShift does.
+    """
+
+    name = "time_stretch"
+    parameter_names = ("rate",)
+
+    def __init__(self, min_rate: float = 0.5, max_rate: float = 1.5, n_fft: int = 1024):
+        check_range("TimeStretch", "rate", min_rate, max_rate, smallest=1e-3)
+        self.min_rate = min_rate
+        self.max_rate = max_rate
+        self.n_fft = n_fft
+
+    def sample_parameters(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"rate": uniform(self.min_rate, self.max_rate, n, generator)}
+
+    def transform(self, waveforms: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        batch, samples = waveforms.shape
+        rates = parameters["rate"].double()
+        lengths = (samples / rates).round_().long().clamp_(1, samples)
+        stretched = phase_vocoder(waveforms, rates, torch.full((batch,), samples), int(lengths.max()), self.n_fft)
+        if lengths.min() == samples:
+            return stretched.contiguous()
+        index = torch.arange(samples, device=waveforms.device) % to_device(lengths, waveforms)  # (B, S)
+        return stretched.gather(1, index)
+
+
+class Fade(Augmentation):
+    """Fades a clip in at its start and out at its end, on torchaudio.transforms.Fade's curves.
+
+    Parameters drawn: `in_fraction`, `out_fraction` (of the clip), `shape` (a position in FADE_SHAPES).
+    """
+
+    name = "fade"
+    parameter_names = ("in_fraction", "out_fraction", "shape")
+
+    def __init__(self, max_in_fraction: float = 0.5, max_out_fraction: float = 0.5):
+        check_range("Fade", "in_fraction", 0, max_in_fraction)
+        check_range("Fade", "out_fraction", 0, max_out_fraction)
+        self.max_in_fraction = max_in_fraction
+        self.max_out_fraction = max_out_fraction
+
+    def sample_parameters(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return {
+            "in_fraction": uniform(0, self.max_in_fraction, n, generator),
+            "out_fraction": uniform(0, self.max_out_fraction, n, generator),
+            "shape": torch.randint(0, len(FADE_SHAPES), (n,), generator=generator),
+        }
+
+    def transform(self, waveforms: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        output = waveforms.clone()
+        shapes = to_device(parameters["shape"], waveforms)
+        for key, backwards in (("in_fraction", False), ("out_fraction", True)):
+            lengths = _samples_of(parameters[key], waveforms)
+            gains = _fade_gains(lengths, shapes, int(lengths.max()))  # (B, longest fade)
+            longest = gains.shape[1]
+            if backwards:
+                output[:, output.shape[1] - longest :] *= gains.flip(1)
+            else:
+                output[:, :longest] *= gains
+        return output
+
+
+def _samples_of(fractions: Tensor, waveforms: Tensor) -> Tensor:
+    # Fractions of a clip as whole samples: (B,) int64 on the CPU.
+    return (fractions.double() * waveforms.shape[1]).round_().long()
+
+
+def _fade_gains(lengths: Tensor, shapes: Tensor, longest: int) -> Tensor:
+    # Gains (B, longest) of a fade-in: from 0 at the first sample to 1 at sample length - 1, and 1 from there on.
+    columns = torch.arange(longest, dtype=torch.float32, device=shapes.device)
+    lengths = to_device(lengths, shapes)
+    time = (columns + (lengths == 0)).div_((lengths - 1).clamp_(min=1)).clamp_(max=1)
+    logarithmic = (time + 0.1).log10_().add_(1).clamp_(0, 1)
+    exponential = (time - 1).exp2_().mul_(time)
+    return torch.where(shapes == 0, time, torch.where(shapes == 1, logarithmic, exponential))
+
+
+class ColouredNoise(Augmentation):
+    """Adds Gaussian noise with a power spectral density proportional to frequency ** exponent (see `coloured_noise`).
+
+    Parameters drawn: `snr_db`, from the mean squares of clip and noise, met exactly by scaling; `exponent`; `noise_seed`.
+    Silence stays silence.
+    """
+
+    parameter_names = ("snr_db", "exponent", "noise_seed")
+
+    def __init__(
+        self,
+        min_snr_db: float,
+        max_snr_db: float,
+        min_exponent: float,
+        max_exponent: float,
+        sampling_rate: int,
+    ):
+        check_range(type(self).__name__, "snr_db", min_snr_db, max_snr_db)
+        check_range(type(self).__name__, "exponent", min_exponent, max_exponent)
+        self.min_snr_db = min_snr_db
+        self.max_snr_db = max_snr_db
+        self.min_exponent = min_exponent
+        self.max_exponent = max_exponent
+        self.sampling_rate = sampling_rate
+
+    def sample_parameters(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return {
+            "snr_db": uniform(self.min_snr_db, self.max_snr_db, n, generator),
+            "exponent": uniform(self.min_exponent, self.max_exponent, n, generator),
+            "noise_seed": draw_seeds(n, generator),
+        }
+
+    def transform(self, waveforms: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        noise = coloured_noise(
+            parameters["noise_seed"],
+            parameters["exponent"],
+            waveforms.shape[1],
+            self.sampling_rate,
+            waveforms.device,
+        )
+        share = to_device(torch.pow(10.0, parameters["snr_db"].float() / -10), waveforms)
+        smallest = torch.finfo(torch.float32).tiny  # a clip of one sample has no frequency but 0 Hz, so no noise
+        gain = (mean_power(waveforms) * share / mean_power(noise).clamp_(min=smallest)).sqrt_()
+        return noise.mul_(gain).add_(waveforms)
+
+
+class WhiteNoise(ColouredNoise):
+    """White to pink noise: spectral exponents -1..0."""
+
+    name = "white_noise"
+
+    def __init__(
+        self,
+        min_snr_db: float = 3.0,
+        max_snr_db: float = 30.0,
+        min_exponent: float = -1.0,
+        max_exponent: float = 0.0,
+        sampling_rate: int = 16000,
+    ):
+        super().__init__(min_snr_db, max_snr_db, min_exponent, max_exponent, sampling_rate)
+
+
+class MixedNoise(ColouredNoise):
+    """Noise of any colour, brown (-2) to violet (2)."""
+
+    name = "mixed_noise"
+
+    def __init__(
+        self,
+        min_snr_db: float = 3.0,
+        max_snr_db: float = 30.0,
+        min_exponent: float = -2.0,
+        max_exponent: float = 2.0,
+        sampling_rate: int = 16000,
+    ):
+        super().__init__(min_snr_db, max_snr_db, min_exponent, max_exponent, sampling_rate)
+
+
+class TimeMasking(Augmentation):
+    """Replaces one stretch of a clip by zeros, or by white noise of the clip's mean power.
+
+    Parameters drawn: `start_fraction` and `length_fraction` of the clip (each rounded to whole samples; the stretch lies
+    inside the clip), `fill` (0 zeros, 1 noise, equally likely), `noise_seed`.
+    Differs from the authors' code, which declares masking by noise but has none.
+    """
+
+    name = "time_masking"
+    parameter_names = ("start_fraction", "length_fraction", "fill", "noise_seed")
+
+    def __init__(self, max_length_fraction: float = 0.125):
+        check_range("TimeMasking", "length_fraction", 0, max_length_fraction)
+        self.max_length_fraction = max_length_fraction
+
+    def sample_parameters(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+        length_fraction = uniform(0, self.max_length_fraction, n, generator)
+        return {
+            "start_fraction": uniform(0, 1, n, generator) * (1 - length_fraction),
+            "length_fraction": length_fraction,
+            "fill": torch.randint(0, 2, (n,), generator=generator),
+            "noise_seed": draw_seeds(n, generator),
+        }
+
+    def transform(self, waveforms: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        samples, device = waveforms.shape[1], waveforms.device
+        starts = _samples_of(parameters["start_fraction"], waveforms)
+        lengths = torch.minimum(_samples_of(parameters["length_fraction"], waveforms), samples - starts)
+        longest = int(lengths.max())
+        columns = torch.arange(longest, device=device)
+        index = (columns + to_device(starts, waveforms)) % samples  # (B, longest); beyond a clip's mask: written back
+        level = mean_power(waveforms).sqrt_() * to_device(parameters["fill"], waveforms)
+        filling = white_noise(parameters["noise_seed"], longest, device) * level
+        filling = torch.where(columns < to_device(lengths, waveforms), filling, waveforms.gather(1, index))
+        return waveforms.scatter(1, index, filling)
+
+
+class TimeShift(Augmentation):
+    """Rolls a clip in time; what leaves at one end comes in at the other.
+
+    Parameters drawn: `shift_fraction` of the clip (rounded to whole samples), > 0 being later.
+    """
+
+    name = "time_shift"
+    parameter_names = ("shift_fraction",)
+
+    def __init__(self, min_shift_fraction: float = -0.5, max_shift_fraction: float = 0.5):
+        check_range("TimeShift", "shift_fraction", min_shift_fraction, max_shift_fraction)
+        self.min_shift_fraction = min_shift_fraction
+        self.max_shift_fraction = max_shift_fraction
+
+    def sample_parameters(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"shift_fraction": uniform(self.min_shift_fraction, self.max_shift_fraction, n, generator)}
+
+    def transform(self, waveforms: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        batch, samples = waveforms.shape
+        starts = -_samples_of(parameters["shift_fraction"], waveforms) % samples
+        twice = torch.cat([waveforms, waveforms], dim=1)  # (B, 2 S): a roll is a slice of it
+        rows = torch.arange(batch, device=waveforms.device)
+        return twice.unfold(1, samples, 1)[rows, starts.to(waveforms.device, non_blocking=True)]
+
+
+__all__ = [
+    "FADE_SHAPES",
+    "ColouredNoise",
+    "Fade",
+    "MixedNoise",
+    "PitchShift",
+    "TimeMasking",
+    "TimeShift",
+    "TimeStretch",
+    "WhiteNoise",
+]

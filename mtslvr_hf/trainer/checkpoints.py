@@ -1,0 +1,77 @@
+"""What a checkpoint holds besides transformers' own files: how far each process has read in its stream."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+RUN_STATE_NAME = "run_state_{rank}.json"
+
+
+def last_checkpoint(output_dir: str | Path) -> str | None:
+    """The newest complete checkpoint of a run, or None. One that was cut off while it was written is passed over."""
+    folders = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    steps = {int(number): folder for folder in folders if (number := folder.name.rpartition("-")[2]).isdigit()}
+    for step in sorted(steps, reverse=True):
+        if is_complete(steps[step]):
+            return str(steps[step])
+    return None
+
+
+def is_complete(checkpoint: str | Path) -> bool:
+    """Whether everything was written: transformers writes its state last, and we write each process's before."""
+    first = _read_json(Path(checkpoint) / RUN_STATE_NAME.format(rank=0))
+    if first is None or _read_json(Path(checkpoint) / TRAINER_STATE_NAME) is None:
+        return False
+    return all(_read_json(Path(checkpoint) / RUN_STATE_NAME.format(rank=rank)) for rank in range(first["processes"]))
+
+
+def save_run_state(checkpoint: str | Path, rank: int, processes: int, state: dict[str, Any]) -> None:
+    """Writes one process's state, all of it or nothing.
+
+    Args:
+        checkpoint: The checkpoint's folder; it is made if need be.
+        rank: The process.
+        processes: How many there are.
+        state: What JSON can hold.
+    """
+    path = Path(checkpoint) / RUN_STATE_NAME.format(rank=rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps({"processes": processes, **state}, indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def load_run_state(checkpoint: str | Path, rank: int, processes: int) -> dict[str, Any]:
+    """Reads what `save_run_state` wrote for this process.
+
+    Raises:
+        ValueError: If the checkpoint has no such state, or was written by another number of processes.
+    """
+    state = _read_json(Path(checkpoint) / RUN_STATE_NAME.format(rank=0))
+    if state is None:
+        raise ValueError(
+            f"{checkpoint} is no complete checkpoint of MT-SLVR pre-training: the stream's state is missing."
+        )
+    if state["processes"] != processes:
+        raise ValueError(
+            f"{checkpoint} was written by {state['processes']} processes and cannot be resumed by {processes}: each "
+            "reads a share of its own. Start as many processes as before."
+        )
+    return state if rank == 0 else _read_json(Path(checkpoint) / RUN_STATE_NAME.format(rank=rank))
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """None if there is no such file or it was cut off."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+__all__ = ["is_complete", "last_checkpoint", "load_run_state", "save_run_state"]

@@ -1,0 +1,90 @@
+"""How far a process has come in its stream, counting the batches that were trained on and not those prefetched."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
+
+from ..data import AudioStream, SkippedRows, usable_workers
+
+logger = logging.getLogger(__name__)
+
+
+class StreamProgress:
+    """Reads a stream with a DataLoader and remembers what was consumed.
+
+    Args:
+        stream: This process's stream.
+        num_workers: Worker processes asked for; a stream of few shards takes fewer.
+    """
+
+    def __init__(self, stream: AudioStream, num_workers: int):
+        self.stream = stream
+        self.num_workers = usable_workers(stream.dataset, num_workers, stream.world_size)
+        self.epoch = 0
+        self.skipped = SkippedRows()  # of this process
+        self.all_skipped = SkippedRows()  # of all processes, when they last met
+        self._last_records: dict[int, Mapping[str, Any]] = {}  # by worker
+
+    def dataloader(self, pin_memory: bool = False, prefetch_factor: int | None = None) -> DataLoader:
+        """The batches from here on."""
+        return DataLoader(
+            self.stream,
+            batch_size=None,
+            num_workers=self.num_workers,
+            pin_memory=pin_memory,
+            prefetch_factor=prefetch_factor if self.num_workers else None,
+        )
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Notes that the batch with this `stream` record was consumed."""
+        self._last_records[record["worker"]] = record
+        self.epoch = record["epoch"]
+        self.skipped.merge(record["skipped"])
+
+    def merge_processes(self) -> None:
+        """Adds up what all processes skipped; every process must call it."""
+        self.all_skipped = SkippedRows()
+        for state in gather_object([self.skipped.state_dict()]):
+            self.all_skipped.merge(state)
+
+    def logs(self) -> dict[str, int]:
+        """Rows of all processes read and skipped since the run began, the latter by reason too."""
+        reasons = {f"skipped_{reason}": count for reason, count in sorted(self.all_skipped.reasons.items())}
+        return {"rows_read": self.all_skipped.rows, "skipped_rows": self.all_skipped.skipped, **reasons}
+
+    def check(self) -> None:
+        """Raises TooManyBadRows if the processes together skipped more than the stream allows."""
+        self.all_skipped.check(self.stream.max_bad_share, self.stream.bad_share_after)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where to go on and what was skipped, in what JSON can hold."""
+        position = self.stream.state_after(self._last_records.values())
+        return {"position": position, "epoch": self.epoch, "skipped": self.skipped.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where a `state_dict` was taken, with the workers it was taken with.
+
+        Raises:
+            ValueError: If it belongs to another data set, seed or shuffle buffer.
+        """
+        position = state["position"]
+        arguments = {name: getattr(self.stream, name) for name in inspect.signature(AudioStream).parameters}
+        self.stream = AudioStream(**{**arguments, "state": position})
+        if position is not None and position["num_workers"] != max(1, self.num_workers):
+            logger.warning(
+                "Reading with the %d workers of the checkpoint instead of %d, so that no clip is lost or repeated.",
+                position["num_workers"],
+                self.num_workers,
+            )
+            self.num_workers = position["num_workers"]
+        self.epoch = state["epoch"]
+        self.skipped.load_state_dict(state["skipped"])
+
+
+__all__ = ["StreamProgress"]

@@ -1,0 +1,411 @@
+"""MT-SLVR pre-training as a transformers Trainer.
+
+Shapes: B clips of this process, V views, A augmentations, P processes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy
+
+from ..augmentations import TwoViewAugmentation, TwoViews
+from ..data import AudioStream
+from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor, normalize_waveforms
+from ..model_card import TrainingSummary, create_model_card
+from ..modeling_mtslvr import MTSLVRForPreTraining
+from .arguments import ADAM, MTSLVRTrainingArguments
+from .callbacks import own_callbacks
+from .checkpoints import last_checkpoint, load_run_state, save_run_state
+from .metrics import LOSSES, TASKS, StepAverages, Stopwatch
+from .progress import StreamProgress
+
+CARD_METRICS = (*LOSSES, "augmentation_map", *(f"{task}_spread" for task in TASKS))
+
+
+class MTSLVRTrainer(Trainer):
+    """Pre-trains MTSLVRForPreTraining on a stream of clips: makes two views of each on the model's device.
+
+    Each step, every process reads a batch of its share of the stream, normalises it as the feature extractor says,
+    augments it twice, and runs one forward pass over both views. The draws of the augmentations depend on the seed
+    and the step alone: P processes draw what one with the whole batch would, and a resumed run what an uninterrupted
+    one would. A checkpoint also holds where each process's stream stands, and what was skipped so far.
+
+    Args:
+        model: The model.
+        args: Its training arguments.
+        train_dataset: Endless stream of batches of this process's share; not needed for evaluation.
+        eval_dataset: This process's share of the held-out clips (N, samples), not normalised; or several by name. Only
+            full batches are used, with the same augmentations in each evaluation, so that losses can be compared.
+        processing_class: The feature extractor that is saved beside the model and names the normalisation; AudioSet's
+            statistics unless given.
+        callbacks: As for Trainer.
+        optimizers: As for Trainer.
+        augmentation: What makes the two views; all of `model.config.augmentations` unless given.
+        summary: What the model card shall say that the Trainer cannot know: the data set's name.
+
+    Raises:
+        TypeError: If the data sets are of other kinds.
+        ValueError: If the stream was made for another batch size, or number of processes; or `max_steps` is missing.
+    """
+
+    def __init__(
+        self,
+        model: MTSLVRForPreTraining,
+        args: MTSLVRTrainingArguments,
+        train_dataset: AudioStream | None = None,
+        eval_dataset: torch.Tensor | dict[str, torch.Tensor] | None = None,
+        processing_class: MTSLVRFeatureExtractor | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        augmentation: TwoViewAugmentation | None = None,
+        summary: TrainingSummary | None = None,
+    ):
+        _check_stream(train_dataset, args)
+        if args.sync_batch_norm and args.world_size > 1:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class or MTSLVRFeatureExtractor(sampling_rate=model.config.sampling_rate),
+            callbacks=[*own_callbacks(args), *(callbacks or [])],
+            optimizers=optimizers,
+        )
+        vars(model.config).pop("use_cache", None)  # Trainer's, for text generation; not to be saved
+        self.augmentation = augmentation or TwoViewAugmentation(
+            model.config.augmentations, sampling_rate=model.config.sampling_rate, seed=_data_seed(args)
+        )
+        self.summary = summary or TrainingSummary()
+        self.progress: StreamProgress | None = None
+        self._resumed_from: str | None = None
+        self._weights_step: int | None = None  # where the loaded best weights come from
+        self._averages = StepAverages()
+        self._clips = 0  # of this process since the last log
+        self._micro_step = (0, -1)  # optimizer step, batch within it
+        self._watch = Stopwatch()
+
+    # Data
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The stream's batches, from where the checkpoint that is being resumed left off.
+
+        It is not prepared by accelerate: each process reads its own share already.
+        """
+        if self.train_dataset is None:
+            raise ValueError("Training needs a `train_dataset`.")
+        self.progress = StreamProgress(self.train_dataset, self.args.dataloader_num_workers)
+        self._averages, self._clips, self._micro_step = StepAverages(), 0, (0, -1)
+        self._watch = Stopwatch()
+        if self._resumed_from is not None:
+            state = load_run_state(self._resumed_from, self.args.process_index, self.args.world_size)
+            self.progress.load_state_dict(state["stream"])
+            self._watch = Stopwatch(state["training_seconds"])
+        return self.progress.dataloader(
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+
+    def get_eval_dataloader(self, eval_dataset: str | torch.Tensor | None = None) -> DataLoader:
+        """The full batches of this process's evaluation clips, as many as every process has.
+
+        Raises:
+            TypeError: If the clips are no tensor.
+            ValueError: If they do not fill one batch in every process.
+        """
+        clips = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(clips, str):
+            clips = self.eval_dataset[clips]
+        if not isinstance(clips, torch.Tensor) or clips.ndim != 2:
+            raise TypeError(
+                f"Evaluation needs a (clips, samples) tensor, as `load_clips` returns; got {_kind(clips)}."
+            )
+        batch = self.args.eval_batch_size
+        fewest = int(self.accelerator.gather(torch.tensor([len(clips)], device=self.args.device)).min())
+        if fewest < batch:
+            raise ValueError(
+                f"{fewest} evaluation clips in a process do not fill a batch of {batch}. Take more clips, or a "
+                "smaller `per_device_eval_batch_size`."
+            )
+        batches = clips[: fewest // batch * batch].unflatten(0, (-1, batch))  # (batches, B, samples)
+        return DataLoader(batches, batch_size=None)
+
+    def make_views(self, waveforms: torch.Tensor, step: int, split: str) -> TwoViews:
+        """Normalises and augments this process's share of a batch on the model's device.
+
+        Args:
+            waveforms: (B, samples), not normalised.
+            step: Number of the batch, which with the seed and the split decides the draws.
+            split: `"train"` or `"eval"`.
+        """
+        extractor, batch = self.processing_class, len(waveforms)
+        waveforms = waveforms.to(self.args.device, non_blocking=True)
+        waveforms = normalize_waveforms(waveforms, extractor.normalization, extractor.mean, extractor.std)
+        offset, total = self.args.process_index * batch, self.args.world_size * batch
+        return self.augmentation(waveforms, step=step, split=split, offset=offset, total=total)
+
+    # Training
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
+        """Trains, from the start or from a checkpoint: a folder, or True for the last complete one of `output_dir`.
+
+        Raises:
+            ValueError: If there is no complete checkpoint to resume from, or it was written by another number of
+                processes.
+            TooManyBadRows: If more rows of the stream than its `max_bad_share` cannot be used.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
+        self._resumed_from = resume_from_checkpoint or None
+        self._weights_step = None
+        output = super().train(self._resumed_from, trial, ignore_keys_for_eval)
+        self._watch.stop()
+        return output
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Adam with L2 weight decay on every parameter, or one of transformers' optimizers.
+
+        Source: torch.optim.Adam's `weight_decay`, as the paper's authors use it.
+        """
+        if self.args.optim != ADAM or self.optimizer is not None:
+            return super().create_optimizer() if model is None else super().create_optimizer(model)
+        self.optimizer = torch.optim.Adam(
+            [parameter for parameter in (model or self.model).parameters() if parameter.requires_grad],
+            lr=self.args.learning_rate,
+            betas=(self.args.adam_beta1, self.args.adam_beta2),
+            eps=self.args.adam_epsilon,
+            weight_decay=self.args.weight_decay,
+            fused=self.args.device.type == "cuda",
+        )
+        return self.optimizer
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Trainer's step on one batch of the stream, whose record is noted as consumed."""
+        self._watch.start()
+        self.progress.add(inputs["stream"])
+        step, batch = self._micro_step
+        self._micro_step = (step, batch + 1) if step == self.state.global_step else (self.state.global_step, 0)
+        return super().training_step(model, {"input_values": inputs["input_values"]}, num_items_in_batch)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """The loss of one batch: two views, one forward pass. Negatives are the views of this batch alone, also when
+        gradients are accumulated over several."""
+        step, batch = self._micro_step
+        draw = step * self.args.gradient_accumulation_steps + batch
+        views = self.make_views(inputs["input_values"], draw, "train")
+        outputs = model(input_values=views.views, augmentation_labels=views.labels)
+        self._averages.add(outputs, views.labels)
+        self._clips += len(views.labels)
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: Trainer's estimate is one for transformers, far off for convolutions."""
+        return 0
+
+    # Evaluation
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Averages of the losses and of the other measures over the batches, and over the processes."""
+        with self._watch.paused():
+            self.model.eval()
+            _share_buffers(self.model)
+            self.callback_handler.eval_dataloader = dataloader
+            averages, clips = StepAverages(), 0
+            for step, waveforms in enumerate(dataloader):
+                views = self.make_views(waveforms, step, "eval")
+                with torch.no_grad(), self.accelerator.autocast():
+                    outputs = self.model(input_values=views.views, augmentation_labels=views.labels)
+                averages.add(outputs, views.labels)
+                clips += len(waveforms) * self.args.world_size
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+            metrics = averages.compute(self.accelerator)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=clips)
+
+    # Logging
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's logs; to those of training steps it adds the window's averages and what the stream did.
+
+        Raises:
+            TooManyBadRows: If more rows of all processes than the stream's `max_bad_share` cannot be used.
+        """
+        if self.progress is None:
+            return super().log(logs, start_time)
+        self.state.epoch = float(self.progress.epoch)
+        if "loss" not in logs or not self._averages.steps:
+            return super().log(logs, start_time)
+        averages = self._averages.compute(self.accelerator)
+        clips = self._clips * self.args.world_size
+        self._averages, self._clips = StepAverages(), 0
+        self.progress.merge_processes()
+        super().log(
+            {**averages, **logs, "clips_per_second": clips / self._watch.lap(), **self.progress.logs()}, start_time
+        )
+        self.progress.check()
+
+    # Checkpoints
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with self._watch.paused():
+            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            state = {"training_seconds": self._watch.seconds, "stream": self.progress.state_dict()}
+            save_run_state(folder, self.args.process_index, self.args.world_size, state)
+            self.accelerator.wait_for_everyone()  # so that transformers' state, written last, completes it
+            super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing here reads
+            self.create_model_card(folder=folder)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._weights_step = self.state.best_global_step
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        license: str = "apache-2.0",
+        tags: Sequence[str] = (),
+        folder: str | Path | None = None,
+    ) -> None:
+        """Writes README.md: what the model is, how it was trained, and what the run measured of itself.
+
+        Args:
+            model_name: The card's title; the variant's name in the paper unless given.
+            license: License of the weights, as the Hub spells it.
+            tags: Tags beside those of every MT-SLVR model.
+            folder: Where to; the output folder unless given.
+        """
+        if not self.is_world_process_zero():
+            return
+        card = create_model_card(
+            self.model.config,
+            self._summary(),
+            model_name=model_name,
+            repo_id=getattr(self, "hub_model_id", None),
+            license=license,
+        )
+        card.data.tags = [*card.data.tags, *(tag for tag in tags if tag not in card.data.tags)]
+        card.save(Path(folder or self.args.output_dir) / "README.md")
+
+    def _summary(self) -> TrainingSummary:
+        """What the card says about the run. With the best weights loaded, steps and figures are theirs."""
+        args, steps = self.args, self._weights_step or self.state.global_step
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        stream, precision = self.train_dataset, self.accelerator.mixed_precision
+        on_gpu = args.device.type == "cuda"
+        return replace(
+            self.summary,
+            steps=steps,
+            batch_size=batch,
+            learning_rate=args.learning_rate,
+            weight_decay=args.weight_decay,
+            optimizer="Adam" if args.optim == ADAM else str(args.optim),
+            lr_scheduler=str(args.lr_scheduler_type.value),
+            clips_seen=steps * batch,
+            clips_skipped=self.progress.all_skipped.skipped if self.progress else None,
+            clip_seconds=stream.clip_seconds if stream is not None else None,
+            normalization=self.processing_class.normalization,
+            num_processes=args.world_size,
+            precision="float32" if precision == "no" else precision,
+            device=torch.cuda.get_device_name(args.device) if on_gpu else f"CPU, {os.cpu_count()} cores",
+            training_seconds=self._watch.seconds if steps == self.state.global_step else None,
+            seed=args.seed,
+            metrics=self._figures(steps),
+        )
+
+    def _figures(self, step: int) -> dict[str, float]:
+        """The last value of each measure that was logged up to a step."""
+        names = {f"{prefix}{name}" for prefix in ("", "eval_") for name in CARD_METRICS}
+        figures: dict[str, float] = {}
+        for entry in self.state.log_history:
+            if entry["step"] <= step:
+                figures.update({name: value for name, value in entry.items() if name in names})
+        return figures
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Publishes a checkpoint while training goes on, with the code, extractor and card that transformers leaves
+        out."""
+        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
+            for pattern in ("*.py", "README.md"):
+                for file in Path(checkpoint_folder).glob(pattern):
+                    shutil.copy(file, self.args.output_dir)
+        super()._push_from_checkpoint(checkpoint_folder)
+
+
+def _check_stream(stream: Any, args: MTSLVRTrainingArguments) -> None:
+    if stream is None:
+        return
+    if not isinstance(stream, AudioStream):
+        raise TypeError(f"`train_dataset` must be an AudioStream, got {_kind(stream)}.")
+    for ours, theirs, name in (
+        (stream.batch_size, args.per_device_train_batch_size, "per_device_train_batch_size"),
+        (stream.world_size, args.world_size, "world_size"),
+        (stream.rank, args.process_index, "process_index"),
+    ):
+        if ours != theirs:
+            raise ValueError(f"The stream was made for {name} = {ours}, the training arguments say {theirs}.")
+    if args.auto_find_batch_size:
+        raise ValueError("`auto_find_batch_size` cannot work: the stream makes batches of one size.")
+    if not stream.endless:
+        raise ValueError("The stream must be endless: processes that run out of clips at different times would hang.")
+    if args.max_steps <= 0:
+        raise ValueError(
+            "`max_steps` is missing: the stream of clips has no end, so the run needs one (and the schedule)."
+        )
+
+
+def _data_seed(args: MTSLVRTrainingArguments) -> int:
+    return args.seed if args.data_seed is None else args.data_seed
+
+
+def _kind(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")
+
+
+def _share_buffers(model: nn.Module) -> None:
+    """BatchNorm's statistics of process 0, which are the ones that are saved, to all processes."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+__all__ = ["MTSLVRTrainer"]

@@ -1,0 +1,111 @@
+"""Several processes train as one does with the whole batch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from pretraining_runs import ROOT, TINY, logged, make_clips, make_model, tone, wav_bytes
+from transformers import AutoModel
+
+from mtslvr_hf.augmentations import TwoViewAugmentation
+from mtslvr_hf.trainer.checkpoints import load_run_state
+
+pytestmark = pytest.mark.ddp
+
+CLIPS = 8
+VARIANTS = {
+    "parallel_simclr": {},
+    "series_simsiam": {"adapter_type": "series", "contrastive_method": "simsiam"},
+    "simple_simclr": {"adapter_type": "none", "shared_head": True},
+}
+
+GRADIENTS = """
+import sys
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from pretraining_runs import make_clips, make_model
+from test_distributed import CLIPS, VARIANTS, gradients_of
+from mtslvr_hf.augmentations import TwoViewAugmentation
+
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+rank, processes = dist.get_rank(), dist.get_world_size()
+share = CLIPS // processes
+results = {"processes": processes}
+for name, changes in VARIANTS.items():
+    model = DistributedDataParallel(make_model(**changes).eval())
+    clips = make_clips(CLIPS)[rank * share : (rank + 1) * share]
+    views = TwoViewAugmentation(seed=1)(clips, step=3, offset=rank * share, total=CLIPS)
+    loss, gradients = gradients_of(model, views)
+    dist.all_reduce(loss)
+    results[name] = {"loss": loss / processes, "gradients": gradients}
+if rank == 0:
+    torch.save(results, sys.argv[1])
+dist.destroy_process_group()
+"""
+
+
+def gradients_of(model, views):
+    """Loss, and gradient of each parameter by name."""
+    loss = model(input_values=views.views, augmentation_labels=views.labels).loss
+    loss.backward()
+    named = {name.removeprefix("module."): parameter.grad for name, parameter in model.named_parameters()}
+    return loss.detach(), named
+
+
+def launch(command, folder, **changes):
+    """Runs a command with this repository's package and the helpers of the tests; returns what it printed."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **changes}
+    command = [sys.executable, *map(str, command)]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout + done.stderr
+
+
+def test_two_processes_have_the_loss_and_every_gradient_of_one(tmp_path):
+    (tmp_path / "gradients.py").write_text(GRADIENTS)
+    launch(["-m", "torch.distributed.run", "--nproc_per_node", "2", "gradients.py", "results.pt"], tmp_path)
+    results = torch.load(tmp_path / "results.pt")
+    assert results["processes"] == 2
+    for name, changes in VARIANTS.items():
+        views = TwoViewAugmentation(seed=1)(make_clips(CLIPS), step=3)
+        loss, gradients = gradients_of(make_model(**changes).eval(), views)
+        assert torch.allclose(results[name]["loss"], loss, rtol=1e-5)
+        for parameter, expected in gradients.items():
+            error = (results[name]["gradients"][parameter] - expected).norm() / expected.norm().clamp(min=1e-12)
+            assert expected.norm() < 1e-6 or error < 1e-5, (name, parameter, error)
+
+
+def test_two_processes_train_through_the_script(tmp_path):
+    (tmp_path / "audio").mkdir()
+    for number in range(40):
+        (tmp_path / f"audio/{number}.wav").write_bytes(wav_bytes(tone(number)))
+    run = {
+        **TINY,
+        "dataset_name": "audio",
+        "held_out_fraction": 0.5,
+        "eval_clips": 9,  # 5 and 4 for the two processes, a batch of 4 each
+        "per_device_train_batch_size": 4,
+        "max_steps": 2,
+        "logging_steps": 1,
+        "eval_steps": 2,
+        "dataloader_num_workers": 0,
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    command = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", ROOT / "training/pretrain.py", "run.yaml"]
+    launch([*command, "--output_dir", "out"], tmp_path, ACCELERATE_USE_CPU="true")
+    checkpoint = tmp_path / "out/checkpoint-2"
+    states = [load_run_state(checkpoint, rank, 2) for rank in (0, 1)]
+    assert [state["stream"]["position"]["rank"] for state in states] == [0, 1]
+    rows = sum(state["stream"]["skipped"]["rows"] for state in states)
+    assert rows == logged(tmp_path / "out", "rows_read")[2] == 2 * 2 * 4
+    assert 2 in logged(tmp_path / "out", "eval_loss")
+    assert "| Processes | 2 |" in Path(tmp_path / "out/README.md").read_text()
+    assert AutoModel.from_pretrained(tmp_path / "out").config.base_width == 8

@@ -1,0 +1,211 @@
+"""Pre-trains MT-SLVR on streamed audio.
+
+    accelerate launch training/pretrain.py training/configs/pool.yaml [--any_field value ...]
+
+A configuration is a YAML file of the fields that `--help` lists; `base: other.yaml` takes another file's values first.
+Values on the command line win. Started again, the same command goes on from the last checkpoint of its output folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import yaml
+from pretraining_arguments import (
+    SAVED_CONFIG,
+    DataArguments,
+    ModelArguments,
+    make_arguments,
+    read_arguments,
+    save_arguments,
+)
+from transformers import TrainerState, set_seed
+from transformers import logging as transformers_logging
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import IntervalStrategy
+
+from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRForPreTraining
+from mtslvr_hf.data import AudioStream, load_audio, load_clips
+from mtslvr_hf.model_card import TrainingSummary
+from mtslvr_hf.trainer import MTSLVRTrainer, MTSLVRTrainingArguments, is_complete, last_checkpoint
+
+logger = logging.getLogger("pretrain")
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+    """Trains as the configuration and the command line say.
+
+    Returns:
+        The measures of the saved model on the held-out clips; none without evaluation.
+    """
+    values = read_arguments(sys.argv[1:] if argv is None else argv)
+    model_args, data_args, training_args = make_arguments(values)
+    set_up_logging(training_args)
+    checkpoint = find_checkpoint(training_args, values)
+    model, extractor = make_model(model_args, data_args, training_args)
+    train_stream, eval_clips = load_data(model, data_args, training_args)
+    save_arguments(values, training_args)
+    trainer = MTSLVRTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train_stream,
+        eval_dataset=eval_clips,
+        processing_class=extractor,
+        summary=TrainingSummary(
+            dataset=data_args.dataset_name,
+            dataset_config=data_args.dataset_config,
+            dataset_split=data_args.train_split,
+        ),
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    metrics = trainer.evaluate() if eval_clips is not None else {}
+    save(trainer, metrics)
+    return metrics
+
+
+def set_up_logging(args: MTSLVRTrainingArguments) -> None:
+    """Says what happens: in full on the first process, warnings alone on the others."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger().setLevel(logging.WARNING)
+    for name in ("pretrain", "mtslvr_hf"):
+        logging.getLogger(name).setLevel(logging.INFO if args.should_log else logging.WARNING)
+    transformers_logging.set_verbosity_warning()
+    transformers_logging.disable_progress_bar()  # of each file saved; Trainer's own stays
+
+
+def find_checkpoint(args: MTSLVRTrainingArguments, values: dict[str, Any]) -> str | None:
+    """The checkpoint to go on from: the one asked for, else the last complete one of the output folder, else None.
+
+    Raises:
+        SystemExit: If a checkpoint was asked for and there is none, the output folder holds a run of another network,
+            or its run is finished.
+    """
+    wanted = args.resume_from_checkpoint
+    if wanted is not None and wanted.lower() in ("false", "no"):
+        return None
+    automatic = wanted is None or wanted.lower() in ("true", "yes")
+    checkpoint = last_checkpoint(args.output_dir) if automatic else wanted
+    if checkpoint is None:
+        if wanted is not None:
+            sys.exit(f"There is no complete checkpoint in {args.output_dir} to resume from.")
+        return None
+    if not automatic and not is_complete(checkpoint):
+        sys.exit(f"{checkpoint} is no complete checkpoint of this script.")
+    _check_same_network(Path(args.output_dir) / SAVED_CONFIG, values)
+    _check_unfinished(checkpoint, args)
+    logger.info("Going on from %s", checkpoint)
+    return checkpoint
+
+
+def _check_same_network(saved: Path, values: dict[str, Any]) -> None:
+    """A folder belongs to one network."""
+    before = yaml.safe_load(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
+    names = [option.name for option in dataclasses.fields(ModelArguments)]
+    changed = [
+        f"{name} ({before[name]}, now {values[name]})"
+        for name in names
+        if name in before and before[name] != values[name]
+    ]
+    if changed:
+        sys.exit(
+            f"{saved.parent} holds a run of another network: {', '.join(changed)}. Choose another --output_dir, or "
+            "remove that folder."
+        )
+
+
+def _check_unfinished(checkpoint: str, args: MTSLVRTrainingArguments) -> None:
+    """A run that reached its last step, or was stopped early, is not started again by accident."""
+    state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+    stopped = state.stateful_callbacks.get("EarlyStoppingCallback", {}).get("attributes", {})
+    waited = stopped.get("early_stopping_patience_counter", 0)
+    if state.global_step >= args.max_steps > 0:
+        sys.exit(
+            f"{checkpoint} is the end of a run of {args.max_steps} steps. Choose another --output_dir for a new run."
+        )
+    if 0 < args.early_stopping_patience <= waited:
+        sys.exit(
+            f"The run of {checkpoint} was stopped early: {waited} evaluations without improvement. Choose another "
+            "--output_dir for a new run, or a larger --early_stopping_patience to go on."
+        )
+
+
+def make_model(
+    model_args: ModelArguments, data_args: DataArguments, args: MTSLVRTrainingArguments
+) -> tuple[MTSLVRForPreTraining, MTSLVRFeatureExtractor]:
+    """A new network, the same for the same seed, and the extractor that prepares its input."""
+    set_seed(args.seed)
+    config = MTSLVRConfig(**dataclasses.asdict(model_args))
+    extractor = MTSLVRFeatureExtractor(sampling_rate=config.sampling_rate, normalization=data_args.normalization)
+    return MTSLVRForPreTraining(config), extractor
+
+
+def load_data(
+    model: MTSLVRForPreTraining, data_args: DataArguments, args: MTSLVRTrainingArguments
+) -> tuple[AudioStream, torch.Tensor | None]:
+    """This process's stream of training clips, and its share of the evaluation clips, decoded once."""
+    if not data_args.dataset_name:
+        sys.exit("`dataset_name` is missing: name a data set on the Hub or a folder.")
+    config, share = model.config, {"rank": args.process_index, "world_size": args.world_size}
+    clip_seconds = data_args.clip_seconds or config.window_seconds
+    rows = _open(data_args, data_args.train_split)
+    stream = AudioStream(
+        rows,
+        clip_seconds,
+        config.sampling_rate,
+        batch_size=args.per_device_train_batch_size,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        shuffle_buffer=data_args.shuffle_buffer,
+        max_bad_share=data_args.max_bad_share,
+        held_out_fraction=data_args.held_out_fraction,
+        **share,
+    )
+    if args.eval_strategy == IntervalStrategy.NO:
+        return stream, None
+    limit = -(-data_args.eval_clips // args.world_size)
+    if data_args.eval_split is not None:
+        return stream, load_clips(
+            _open(data_args, data_args.eval_split), clip_seconds, config.sampling_rate, limit, **share
+        )
+    if data_args.held_out_fraction == 0:
+        sys.exit("Evaluation needs `eval_split` or a `held_out_fraction` above 0; or set `eval_strategy: 'no'`.")
+    fraction = data_args.held_out_fraction
+    clips = load_clips(
+        rows, clip_seconds, config.sampling_rate, limit, held_out_fraction=fraction, held_out=True, **share
+    )
+    return stream, clips
+
+
+def _open(data_args: DataArguments, split: str) -> datasets.Dataset | datasets.IterableDataset:
+    return load_audio(
+        data_args.dataset_name,
+        data_args.dataset_config,
+        split=split,
+        streaming=data_args.streaming,
+        audio_column=data_args.audio_column,
+        revision=data_args.dataset_revision,
+        data_files=data_args.data_files,
+    )
+
+
+def save(trainer: MTSLVRTrainer, metrics: dict[str, float]) -> None:
+    """Saves the model for `from_pretrained`, beside the run's state and measures, and publishes it if asked."""
+    if metrics:
+        trainer.save_metrics("eval", metrics)
+    trainer.save_state()
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+    else:
+        trainer.save_model()
+    logger.info("Saved in %s", trainer.args.output_dir)
+    trainer.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
