@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import to_device
-from .vocoder import fast_fft_size, long_irfft
+from .fourier import fast_fft_size, long_irfft
 
 # Below this the spectrum is flat. An exponent of -2 carried down to the clip's lowest bin (0.1 Hz in 10 s) would put
 # nearly all of the noise's power where nothing can be heard.
@@ -59,8 +59,8 @@ def white_noise(seeds: Tensor, samples: int, device: torch.device) -> Tensor:
 def coloured_noise(seeds: Tensor, exponents: Tensor, samples: int, sampling_rate: int, device: torch.device) -> Tensor:
     """Draws Gaussian noise whose power spectral density is proportional to frequency ** exponent.
 
-    The spectrum is drawn, shaped and transformed to samples. -2 is brown, -1 pink, 0 white, 1 blue, 2 violet. The density
-    is flat below `FLAT_BELOW_HZ` and zero at 0 Hz.
+    The spectrum is drawn, shaped and transformed to samples. -2 is brown, -1 pink, 0 white, 1 blue, 2 violet. The
+    density is flat below `FLAT_BELOW_HZ` and zero at 0 Hz.
 
     Args:
         seeds, exponents: (B,).

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .base import Augmentation, check_range, draw_seeds, to_device, uniform
 from .noise import coloured_noise, mean_power, white_noise
-from .vocoder import phase_vocoder, resample
+from .resampling import resample
+from .vocoder import phase_vocoder
 
 FADE_SHAPES = ("linear", "logarithmic", "exponential")
 
@@ -26,6 +27,7 @@ class PitchShift(Augmentation):
 
     def __init__(self, min_semitones: float = -15.0, max_semitones: float = 15.0, n_fft: int = 1024):
         check_range("PitchShift", "semitones", min_semitones, max_semitones)
+        _check_n_fft(n_fft)
         self.min_semitones = min_semitones
         self.max_semitones = max_semitones
         self.n_fft = n_fft
@@ -37,6 +39,11 @@ class PitchShift(Augmentation):
         ratios = torch.exp2(parameters["semitones"].double() / 12)
         resampled, lengths = resample(waveforms, ratios)
         return phase_vocoder(resampled, 1 / ratios, lengths, waveforms.shape[1], self.n_fft)
+
+
+def _check_n_fft(n_fft: int) -> None:
+    if n_fft < 16 or n_fft % 16:
+        raise ValueError(f"n_fft must be a positive multiple of 16, got {n_fft}.")
 
 
 class TimeStretch(Augmentation):
@@ -51,6 +58,7 @@ class TimeStretch(Augmentation):
 
     def __init__(self, min_rate: float = 0.5, max_rate: float = 1.5, n_fft: int = 1024):
         check_range("TimeStretch", "rate", min_rate, max_rate, smallest=1e-3)
+        _check_n_fft(n_fft)
         self.min_rate = min_rate
         self.max_rate = max_rate
         self.n_fft = n_fft
@@ -121,10 +129,10 @@ def _fade_gains(lengths: Tensor, shapes: Tensor, longest: int) -> Tensor:
 
 
 class ColouredNoise(Augmentation):
-    """Adds Gaussian noise with a power spectral density proportional to frequency ** exponent (see `coloured_noise`).
+    """Adds Gaussian noise whose power spectral density is proportional to frequency ** exponent (flat below 20 Hz).
 
-    Parameters drawn: `snr_db`, from the mean squares of clip and noise, met exactly by scaling; `exponent`; `noise_seed`.
-    Silence stays silence.
+    Parameters drawn: `snr_db`, the ratio of the mean squares of clip and noise, met exactly by scaling the noise;
+    `exponent`; `noise_seed`. Silence stays silence.
     """
 
     parameter_names = ("snr_db", "exponent", "noise_seed")
@@ -201,8 +209,8 @@ class MixedNoise(ColouredNoise):
 class TimeMasking(Augmentation):
     """Replaces one stretch of a clip by zeros, or by white noise of the clip's mean power.
 
-    Parameters drawn: `start_fraction` and `length_fraction` of the clip (each rounded to whole samples; the stretch lies
-    inside the clip), `fill` (0 zeros, 1 noise, equally likely), `noise_seed`.
+    Parameters drawn: `start_fraction` and `length_fraction` of the clip (each rounded to whole samples; the stretch
+    lies inside the clip), `fill` (0 zeros, 1 noise, equally likely), `noise_seed`.
     Differs from the authors' code, which declares masking by noise but has none.
     """
 

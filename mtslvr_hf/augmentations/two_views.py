@@ -70,8 +70,8 @@ class TwoViews(NamedTuple):
 class TwoViewAugmentation:
     """Makes two views of every clip: the same augmentations in the same order, each with parameters of its own.
 
-    A clip gets k of the A augmentations, k uniform in min_augmentations..max_augmentations, without replacement, in random
-    order. All depends on (seed, split, step) and a clip's place in the batch only, not on device or process.
+    A clip gets k of the A augmentations, k uniform in min_augmentations..max_augmentations, without replacement, in
+    random order. All depends on (seed, split, step) and a clip's place in the batch only, not on device or process.
 
     Source: Heggan et al., "MT-SLVR" (Interspeech 2023), section 3.3.
 
