@@ -1,6 +1,6 @@
 """The `mtslvr` command.
 
-What a subcommand needs is imported when it runs, so that `--help` and mistakes in arguments answer at once.
+What a subcommand needs is imported when it runs, so that none waits for what only another needs.
 """
 
 import argparse

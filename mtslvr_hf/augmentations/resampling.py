@@ -34,7 +34,7 @@ def resample(waveforms: Tensor, ratios: Tensor) -> tuple[Tensor, Tensor]:
     ratios = ratios[order]
     size = fast_fft_size(samples + TAPS)
     spectrum = long_rfft(waveforms[order.to(device, non_blocking=True)], size)  # (B, K), longest result first
-    if ratios[-1] > 1:
+    if ratios.max() > 1:
         spectrum *= _antialias(ratios, size // 2 + 1).to(device, non_blocking=True)
     fine = long_irfft(spectrum, 2 * size).mul_(2)  # (B, 2 * size)
     fine = torch.cat([fine[:, 1 - TAPS // 2 :], fine], dim=1)  # room for the first taps: the filter's ringing before 0

@@ -46,21 +46,23 @@ def phase_vocoder(waveforms: Tensor, rates: Tensor, lengths: Tensor, num_samples
     lengths = to_device(lengths, waveforms)
     frames = torch.arange(-1, (num_samples - 1 + n_fft // 2 - 1) // hop + 1, device=waveforms.device)
     advance = to_device(rates, waveforms) * hop
-    centers = (frames * advance).round_().long().clamp_(min=0).minimum(lengths)  # (B, N), in samples of the input
+    centers = (frames * advance).round_().long()  # (B, N), in samples of the input
+    centers = centers.clamp_(min=-n_fft // 2).minimum(lengths + n_fft // 2)  # where frames are empty already
     start = phase_references(waveforms, centers, (advance / 2).ceil().long(), lengths, n_fft // 2)
 
-    padded = F.pad(waveforms, (n_fft // 2 + hop, n_fft // 2))
+    padded = F.pad(waveforms, (n_fft + hop, n_fft))
     window = torch.hann_window(n_fft, device=waveforms.device)
-    spectra, floors, rotations = _analyse(padded, centers, window)
+    spectra, floors, rotations = _analyse(padded, centers + n_fft // 2, window)
     output = _synthesise(spectra, floors, rotations, start, window / (0.375 * OVERLAP))
     return output[:, n_fft // 2 + hop :][:, :num_samples]
 
 
-def _analyse(padded: Tensor, centers: Tensor, window: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    # Of every frame: its spectrum, complex (B, N, K); the power below which a bin is weak, (B, N, 1); the rotation of
+def _analyse(padded: Tensor, starts: Tensor, window: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    # Reads each frame twice, at `starts` (B, N) and a hop later, from `padded` (B, samples). Returns of each later
+    # reading its spectrum, complex (B, N, K), and the power below which a bin is weak, (B, N, 1); and the rotation of
     # each bin but the last, counted from the first frame, complex (B, N, K - 1). The last bin, at half the sampling
     # rate, never turns: without it rows are whole vectors, and a clip's result is the same to the bit in any batch.
-    batch, count = centers.shape
+    batch, count = starts.shape
     n_fft = window.shape[0]
     rows = torch.arange(batch, device=padded.device).unsqueeze(1)
     candidates = padded.unfold(1, n_fft, 1)  # (B, samples, n_fft), a view
@@ -68,12 +70,12 @@ def _analyse(padded: Tensor, centers: Tensor, window: Tensor) -> tuple[Tensor, T
     rotations = torch.empty_like(spectra[..., :-1])
     floors = torch.empty(batch, count, 1, device=padded.device)
     for block in blocks_of_time(0, count, batch * n_fft, padded.device):
-        frames = candidates[rows, centers[:, block] + n_fft // OVERLAP].mul_(window)  # (B, block, n_fft)
+        frames = candidates[rows, starts[:, block] + n_fft // OVERLAP].mul_(window)  # (B, block, n_fft)
         floors[:, block] = torch.linalg.vector_norm(frames, dim=2, keepdim=True).square_().mul_(WEAK).add_(SILENCE)
         spectra[:, block] = torch.fft.rfft(frames)
     rotations[:, 0] = 1
     for block in blocks_of_time(1, count, batch * n_fft, padded.device):
-        steps = torch.fft.rfft(candidates[rows, centers[:, block]].mul_(window)).conj_physical_()[..., :-1]
+        steps = torch.fft.rfft(candidates[rows, starts[:, block]].mul_(window)).conj_physical_()[..., :-1]
         steps = steps.mul_(spectra[:, block.start - 1 : block.stop - 1, :-1])
         torch.sgn(_over_neighbours(steps).add_(floors[:, block]), out=rotations[:, block])
     return spectra, floors, rotations.cumprod_(1)  # not block by block: it accumulates in float64
@@ -109,7 +111,7 @@ def phase_references(waveforms: Tensor, centers: Tensor, reach: Tensor, lengths:
     """Finds the frame from which each frame's phases are counted: its last attack, or the next if it is near.
 
     An attack is a frame whose samples (center +- reach) have `ONSET_RATIO` times the mean power of the half frame
-    before them. The first frame counts as one.
+    before them. Ahead of all attacks phases count from the first frame.
 
     Args:
         waveforms: (B, S). centers: (B, N). reach: (B, 1). lengths: (B, 1).
@@ -118,9 +120,8 @@ def phase_references(waveforms: Tensor, centers: Tensor, reach: Tensor, lengths:
         (B, N) int64 frame numbers.
     """
     blocks = F.pad(waveforms, (0, -waveforms.shape[1] % ENERGY_BLOCK)).unflatten(1, (-1, ENERGY_BLOCK))
-    energy = F.pad(
-        torch.linalg.vector_norm(blocks, dim=2).double().square_().cumsum(1), (1, 0)
-    )  # of all blocks before
+    energy = torch.linalg.vector_norm(blocks, dim=2).double().square_().cumsum(1)
+    energy = F.pad(energy, (1, 0))  # (B, blocks + 1): of all blocks before
 
     def energy_until(sample: Tensor) -> Tensor:
         return energy.gather(1, (sample // ENERGY_BLOCK).clamp_(0, energy.shape[1] - 1))
@@ -129,7 +130,6 @@ def phase_references(waveforms: Tensor, centers: Tensor, reach: Tensor, lengths:
     power = (energy_until(centers + reach) - begin) / (2 * reach)
     power_before = (begin - energy_until(centers - reach - half_frame)) / half_frame
     attack = power > ONSET_RATIO * (power_before + 1e-5 * energy[:, -1:] / lengths)
-    attack[:, 0] = True
 
     frames = torch.arange(centers.shape[1], device=centers.device).expand_as(centers)
     last = torch.where(attack, frames, 0).cummax(1).values

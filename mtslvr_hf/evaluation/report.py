@@ -89,6 +89,8 @@ class EvaluationReport:
             f"interval over tasks; chance is {100 / task.ways:.1f} %.",
             "Every row: dimensions standardised over all these clips without their labels, then nearest centroid by "
             "cosine similarity.",
+            f"The untrained network has the weights of seed {task.seed}; another seed's may differ by more than the "
+            "interval.",
         ]
         if task.group_disjoint:
             sentences.append("A task's queries come from other groups than its support.")
