@@ -331,8 +331,8 @@ class MTSLVREncoder(nn.Module):
                 for block in layer:
                     maps[branch] = block(maps[branch], task=branch)
             hidden_states.append(torch.cat(list(maps.values()), dim=1) if len(maps) > 1 else maps[branches[0]])
-        for branch in self.final_norms.keys() & maps.keys():
-            maps[branch] = F.relu(self.final_norms[branch](maps[branch]))
+        if self.final_norms:
+            maps = {branch: F.relu(self.final_norms[branch](feature_map)) for branch, feature_map in maps.items()}
         return {task: maps[task if task in maps else SHARED] for task in tasks}, tuple(hidden_states)
 
 

@@ -234,7 +234,7 @@ def forward(model, batch, relus):
 
 
 def train(name, active, dtype=torch.float64, seed=None, steps=STEPS):
-    """Trains as the golden run did, the first step's ReLUs decided as in `active`; a seed changes inputs' last bits."""
+    """Trains as the golden run did, the first step's ReLUs decided as in `active`; a seed alters inputs' last bits."""
     model, batch = framework(name, dtype)
     if seed is not None:
         noise = torch.rand(batch["input_features"].shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
@@ -353,7 +353,7 @@ def test_chaotic_losses_are_as_close_as_float32_allows(name, kind):
     spread = max(relative_error(a, b) for a, b in combinations([ours, *runs], 2))
     print(
         f"{name}/{kind}: the golden run is {error:.1e} ({abs(ours - golden).max():.1e} absolute) from our float64 run "
-        f"and {min(from_runs):.1e} to {max(from_runs):.1e} from {FLOAT32_RUNS} in float32, ours are up to {spread:.1e} "
+        f"and {min(from_runs):.1e} to {max(from_runs):.1e} from {FLOAT32_RUNS} in float32; ours up to {spread:.1e} "
         "from each other"
     )
     np.testing.assert_allclose(ours, golden, rtol=0, atol=LOSS_TOLERANCE)
