@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python demo/run.py
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

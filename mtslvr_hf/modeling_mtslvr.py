@@ -248,9 +248,10 @@ class MTSLVRBlock(GradientCheckpointingLayer):
         else:
             self.conv1 = layer(in_channels, width, kernel_size, stride=stride)
             self.conv2 = layer(width, width, kernel_size)
+        self.stride = stride
         self.shortcut = None
         if plain and (stride > 1 or in_channels != self.out_channels):
-            self.shortcut = MTSLVRConvLayer(config, in_channels, self.out_channels, 1, stride=stride)
+            self.shortcut = MTSLVRConvLayer(config, in_channels, self.out_channels, 1)
 
     def forward(self, hidden_states: torch.Tensor, task: str = SHARED) -> torch.Tensor:
         with _statistics_updated_once(self):
@@ -261,7 +262,10 @@ class MTSLVRBlock(GradientCheckpointingLayer):
 
     def _shortcut(self, hidden_states: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         if self.shortcut is not None:
-            return self.shortcut(hidden_states)
+            # Subsampling and a 1x1 convolution of stride 1 make one of stride 2, whose own backward pass crashes in
+            # oneDNN with fewer than 16 channels (torch 2.14, AVX-512, channels last).
+            taken = [slice(None, None, self.stride)] * (hidden_states.ndim - 2)
+            return self.shortcut(hidden_states[(..., *taken)])
         if hidden_states.shape[2:] != shape[2:]:
             hidden_states = AVERAGE_POOL[len(shape) - 2](hidden_states, shape[2:])
         missing = shape[1] - hidden_states.shape[1]
