@@ -204,6 +204,7 @@ def save(trainer: MTSLVRTrainer, metrics: dict[str, float]) -> None:
     else:
         trainer.save_model()
     logger.info("Saved in %s", trainer.args.output_dir)
+    trainer.accelerator.wait_for_everyone()  # a process that left earlier could end the others
     trainer.accelerator.end_training()
 
 
