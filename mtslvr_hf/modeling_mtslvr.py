@@ -262,8 +262,8 @@ class MTSLVRBlock(GradientCheckpointingLayer):
 
     def _shortcut(self, hidden_states: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         if self.shortcut is not None:
-            # Subsampling and a 1x1 convolution of stride 1 make one of stride 2, whose own backward pass crashes in
-            # oneDNN with fewer than 16 channels (torch 2.14, AVX-512, channels last).
+            # Subsampling and a 1x1 convolution of stride 1 make one of stride 2, whose own backward pass can crash in
+            # oneDNN (seen with 4 and 8 channels and 3 clips; torch 2.14, AVX-512, channels last, two threads).
             taken = [slice(None, None, self.stride)] * (hidden_states.ndim - 2)
             return self.shortcut(hidden_states[(..., *taken)])
         if hidden_states.shape[2:] != shape[2:]:
