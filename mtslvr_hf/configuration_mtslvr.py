@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch.nn import ModuleDict
 from transformers import PreTrainedConfig
 
 FRONTENDS = ("mel_stft", "mel", "waveform")
 DEPTHS = (18, 34, 50, 101, 152)
 ADAPTER_TYPES = ("none", "bn", "series", "parallel")
+ADDED_ADAPTER_TYPES = ADAPTER_TYPES[1:]
 TASKS = ("contrastive", "predictive")
 CONTRASTIVE_METHODS = ("simclr", "simsiam")
 AUGMENTATIONS = (
@@ -21,6 +24,9 @@ AUGMENTATIONS = (
     "time_masking",
     "time_shift",
 )
+
+# Names that keep adapters apart (shared, the tasks of pre-training) or that torch.nn.ModuleDict uses itself.
+RESERVED_NAMES = frozenset(("shared", *TASKS, *dir(ModuleDict()), *vars(ModuleDict())))
 
 # Every class a checkpoint can be loaded as without the package, whichever of them saved it.
 AUTO_MAP = {
@@ -54,6 +60,12 @@ class MTSLVRConfig(PreTrainedConfig):
         temperature: Temperature of NT-Xent.
         predictive_weight: Weight of the predictive loss in the sum of both.
         augmentations: Names of the augmentations that the predictive task tells apart, in the order of the labels.
+        added_adapters: Tasks added after pre-training, each name with the type of its adapters. `model.add_adapter`
+            and `model.delete_adapter` keep it.
+        active_adapters: Tasks that the embedding is made of, in its order; `tasks` unless given. `model.set_adapter`
+            keeps it.
+        merged_adapters: Tasks of a network whose adapters and batch normalisation were merged into its convolutions,
+            which no longer holds others; None if it was not merged. `model.merge_adapters` keeps it.
         kwargs: What every transformers configuration takes (`num_labels`, `id2label`, `problem_type`, ...).
 
     Raises:
@@ -91,6 +103,9 @@ class MTSLVRConfig(PreTrainedConfig):
         temperature: float = 0.07,
         predictive_weight: float = 1.0,
         augmentations: Sequence[str] = AUGMENTATIONS,
+        added_adapters: Mapping[str, str] | None = None,
+        active_adapters: Sequence[str] | None = None,
+        merged_adapters: Sequence[str] | None = None,
         **kwargs: Any,
     ):
         self.frontend = frontend
@@ -109,6 +124,9 @@ class MTSLVRConfig(PreTrainedConfig):
         self.temperature = temperature
         self.predictive_weight = predictive_weight
         self.augmentations = list(augmentations)
+        self.added_adapters = dict(added_adapters or {})
+        self.active_adapters = None if active_adapters is None else list(active_adapters)
+        self.merged_adapters = None if merged_adapters is None else list(merged_adapters)
         self._check()
         super().__init__(**kwargs)
         self.auto_map = dict(AUTO_MAP)
@@ -131,6 +149,14 @@ class MTSLVRConfig(PreTrainedConfig):
         _check_names("augmentations", self.augmentations)
         for task in self.tasks:
             _check_choice("tasks", task, TASKS)
+        for name, adapter_type in self.added_adapters.items():
+            self.check_new_adapter(name, adapter_type)
+        for field in ("merged_adapters", "active_adapters"):
+            if getattr(self, field) is not None:
+                _check_names(field, getattr(self, field))
+                self.check_tasks(getattr(self, field), [*self.tasks, *self.added_adapters])
+        if self.merged_adapters is not None:
+            self.check_tasks(self.embedding_tasks)
         if not self.shared_head and self.embedding_size % len(self.tasks):
             raise ValueError(
                 f"`embedding_size` {self.embedding_size} cannot be split evenly over {len(self.tasks)} tasks: "
@@ -141,6 +167,44 @@ class MTSLVRConfig(PreTrainedConfig):
                 f"`window_seconds` {self.window_seconds} is {self.window_samples} samples at {self.sampling_rate} Hz; "
                 f"the STFT's reflect padding needs more than n_fft / 2 = {self.n_fft // 2}."
             )
+
+    def check_new_adapter(self, name: str, adapter_type: str) -> None:
+        """Raises a ValueError if a task cannot be added by this name and type."""
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+            raise ValueError(f"An adapter's name is made of letters, digits, _ and -; got {name!r}.")
+        if name in RESERVED_NAMES:
+            raise ValueError(f"An adapter cannot be named {name!r}, which means something else here: choose another.")
+        _check_choice("adapter_type", adapter_type, ADDED_ADAPTER_TYPES)
+
+    def check_tasks(self, tasks: Sequence[str], available: Sequence[str] | None = None) -> None:
+        """Raises a ValueError unless `tasks` names some of the network's tasks, each once."""
+        available = self.available_tasks if available is None else available
+        if not tasks or len(set(tasks)) != len(tasks) or not set(tasks) <= set(available):
+            raise ValueError(f"`tasks` must name some of {list(available)}, each once; got {list(tasks)}.")
+
+    @property
+    def available_tasks(self) -> list[str]:
+        """Every task the network can compute: those of pre-training and those added, or those it was merged for."""
+        return [*self.tasks, *self.added_adapters] if self.merged_adapters is None else list(self.merged_adapters)
+
+    @property
+    def embedding_tasks(self) -> list[str]:
+        """Tasks that the embedding is made of unless a call names others, in the embedding's order."""
+        if self.active_adapters is not None:
+            return list(self.active_adapters)
+        return list(self.tasks if self.merged_adapters is None else self.merged_adapters)
+
+    @property
+    def embedding_parts(self) -> dict[str, str]:
+        """What computes each available task's embedding: tasks with the same part have the same embedding."""
+        one_for_all = self.shared_head and self.adapter_type == "none"
+        return {task: "shared" if one_for_all and task in self.tasks else task for task in self.available_tasks}
+
+    @property
+    def embedding_width(self) -> int:
+        """Size of the embedding: `head_size` for each of the embedding's tasks that has one of its own."""
+        parts = self.embedding_parts
+        return self.head_size * len({parts[task] for task in self.embedding_tasks})
 
     @property
     def window_samples(self) -> int:

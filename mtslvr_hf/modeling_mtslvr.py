@@ -5,13 +5,17 @@ Shapes: B batch, V views, T tasks, W windows of all clips, S samples, C channels
 
 from __future__ import annotations
 
+import copy
+import importlib
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -21,9 +25,11 @@ from transformers import initialization as init
 from transformers.audio_utils import mel_filter_bank
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_mtslvr import MTSLVRConfig
+
+logger = logging.get_logger(__name__)
 
 SHARED = "shared"  # key of an adapter or a head that all tasks use
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -34,6 +40,10 @@ MAX_POOL = {1: partial(F.max_pool1d, kernel_size=9), 2: partial(F.max_pool2d, ke
 AVERAGE_POOL = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d}
 STEM_KERNEL = {1: 49, 2: 7}
 BLOCK_KERNEL = {1: 9, 2: 3}
+BATCH_NORM_ONLY = {SHARED: "bn"}  # the adapters of a plain convolution
+MERGE_DTYPE = torch.float64  # in which adapters are merged
+
+_inference_networks: weakref.WeakKeyDictionary[nn.Module, tuple[Any, nn.Module]] = weakref.WeakKeyDictionary()
 
 
 @dataclass
@@ -47,6 +57,8 @@ class MTSLVRModelOutput(ModelOutput):
             head have one embedding between them, and it is here once.
         contrastive_embeds: (batch, head_size), float, or None if that task was not chosen.
         predictive_embeds: (batch, head_size), float, or None if that task was not chosen.
+        added_embeds: Those of the chosen tasks that `add_adapter` added, by name, each (batch, head_size), float; None
+            if there are none.
         hidden_states: Feature maps of the windows, float: after the stem and after each of layer1 to layer4, (windows,
             channels x tasks, bands, frames); without the axis of bands on `waveform` input.
     """
@@ -55,6 +67,7 @@ class MTSLVRModelOutput(ModelOutput):
     pooler_output: torch.FloatTensor | None = None
     contrastive_embeds: torch.FloatTensor | None = None
     predictive_embeds: torch.FloatTensor | None = None
+    added_embeds: dict[str, torch.FloatTensor] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
 
 
@@ -168,12 +181,33 @@ class MTSLVRAdapter(nn.Module):
 
     def __init__(self, adapter_type: str, dims: int, in_channels: int, out_channels: int, stride: int):
         super().__init__()
+        self.adapter_type = adapter_type
         if adapter_type == "series":
             self.input_norm = BATCH_NORM[dims](out_channels)
             self.conv = CONVOLUTION[dims](out_channels, out_channels, 1, bias=False)
         elif adapter_type == "parallel":
             self.conv = CONVOLUTION[dims](in_channels, out_channels, 1, stride=stride, bias=False)
         self.norm = BATCH_NORM[dims](out_channels)
+
+    @torch.no_grad()
+    def start_from(self, other: MTSLVRAdapter) -> None:
+        """Takes another task's values; without a 1x1 convolution to take, its own adds nothing at first."""
+        if self.adapter_type == other.adapter_type:
+            self.load_state_dict(other.state_dict())
+            return
+        self.norm.load_state_dict(other.norm.state_dict())
+        if self.adapter_type != "bn":
+            self.conv.weight.zero_()
+        if self.adapter_type == "series":
+            self.input_norm.load_state_dict(other.norm.state_dict())
+            self.input_norm.weight.fill_(1.0)
+            self.input_norm.bias.zero_()
+
+
+def _as_affine(norm: nn.Module, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Batch normalisation with its statistics fixed: scale and shift of each channel, (C,) each."""
+    scale = norm.weight.to(dtype) * torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
+    return scale, norm.bias.to(dtype) - norm.running_mean.to(dtype) * scale
 
 
 class MTSLVRConvLayer(nn.Module):
@@ -193,38 +227,106 @@ class MTSLVRConvLayer(nn.Module):
         kernel_size: int,
         stride: int = 1,
         padding: int | None = None,
-        adapter_type: str = "bn",
-        tasks: Sequence[str] = (SHARED,),
+        adapters: Mapping[str, str] = BATCH_NORM_ONLY,
     ):
         super().__init__()
-        dims = _dims(config)
-        self.adapter_type = adapter_type
-        self.conv = CONVOLUTION[dims](
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=kernel_size // 2 if padding is None else padding,
-            bias=False,
+        self.conv = _convolution(config, in_channels, out_channels, kernel_size, stride, padding, bias=False)
+        self.adapters = nn.ModuleDict()
+        for task, adapter_type in adapters.items():
+            self.add_adapter(task, adapter_type)
+
+    def add_adapter(self, task: str, adapter_type: str, init_from: str | None = None) -> None:
+        """Gives a task an adapter here, which starts as that of another task if one is named."""
+        conv = self.conv
+        adapter = MTSLVRAdapter(
+            adapter_type, conv.weight.ndim - 2, conv.in_channels, conv.out_channels, conv.stride[0]
         )
-        self.adapters = nn.ModuleDict(
-            {task: MTSLVRAdapter(adapter_type, dims, in_channels, out_channels, stride) for task in tasks}
-        )
+        if init_from is not None:
+            adapter.start_from(self.adapters[init_from])
+            adapter.to(conv.weight.device, conv.weight.dtype)
+        self.adapters[task] = adapter
 
     def forward(self, hidden_states: torch.Tensor, task: str = SHARED) -> torch.Tensor:
-        adapter = self.adapters[task if task in self.adapters else SHARED]
-        if self.adapter_type == "series":
+        task = task if task in self.adapters else SHARED
+        adapter = self.adapters[task]
+        if adapter.adapter_type == "series":
             hidden_states = self.conv(hidden_states)
             return adapter.norm(adapter.conv(adapter.input_norm(hidden_states)) + hidden_states)
-        weight = self.conv.weight
-        if self.adapter_type == "parallel":  # the centre tap of the larger kernel: one convolution computes both
-            weight = weight + F.pad(adapter.conv.weight, [size // 2 for size in weight.shape[2:] for _ in range(2)])
         if adapter.norm.training:
-            return adapter.norm(self.conv._conv_forward(hidden_states, weight, None))
-        scale = adapter.norm.weight * torch.rsqrt(adapter.norm.running_var + adapter.norm.eps)  # (C,)
-        bias = adapter.norm.bias - adapter.norm.running_mean * scale
-        weight = weight * scale.view(-1, *[1] * (weight.ndim - 1))  # with its statistics fixed, BN is affine
-        return self.conv._conv_forward(hidden_states, weight, bias)
+            return adapter.norm(self.conv._conv_forward(hidden_states, self._weight(adapter), None))
+        return self.conv._conv_forward(hidden_states, *self.folded(task, self.conv.weight.dtype))
+
+    def _weight(self, adapter: MTSLVRAdapter, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The kernel with a parallel adapter added to its centre tap: one convolution computes both."""
+        weight = self.conv.weight.to(dtype)
+        if adapter.adapter_type != "parallel":
+            return weight
+        around = [size // 2 for size in weight.shape[2:] for _ in range(2)]
+        return weight + F.pad(adapter.conv.weight.to(dtype), around)
+
+    def folded(self, task: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Kernel and bias of the one convolution that equals this layer in eval mode, where BN is affine."""
+        adapter = self.adapters[task]
+        weight = self._weight(adapter, dtype)
+        scale, bias = _as_affine(adapter.norm, dtype)  # (C,)
+        if adapter.adapter_type != "series":
+            return weight * scale.view(-1, *[1] * (weight.ndim - 1)), bias
+        inner_scale, inner_bias = _as_affine(adapter.input_norm, dtype)
+        adapter_weight = adapter.conv.weight.to(dtype).flatten(1)  # (C, C)
+        bias = bias + scale * (adapter_weight @ inner_bias)
+        mixing = scale[:, None] * (adapter_weight * inner_scale + torch.eye(len(scale), dtype=dtype).to(scale.device))
+        return (mixing @ weight.flatten(1)).view_as(weight), bias
+
+
+class MTSLVRMergedConvLayer(nn.Module):
+    """What `merge_adapters` makes of a convolution with adapters: one convolution with a bias for each task."""
+
+    def __init__(
+        self,
+        config: MTSLVRConfig,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int | None = None,
+        adapters: Mapping[str, str] = BATCH_NORM_ONLY,
+    ):
+        super().__init__()
+        sizes = (in_channels, out_channels, kernel_size, stride, padding)
+        self.convs = nn.ModuleDict({task: _convolution(config, *sizes, bias=True) for task in adapters})
+
+    def forward(self, hidden_states: torch.Tensor, task: str = SHARED) -> torch.Tensor:
+        return self.convs[task if task in self.convs else SHARED](hidden_states)
+
+
+class MTSLVRMergedNorm(nn.Module):
+    """What `merge_adapters` makes of batch normalisation that no convolution stands next to."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        shape = (-1, *[1] * (hidden_states.ndim - 2))
+        return hidden_states * self.weight.view(shape) + self.bias.view(shape)
+
+
+def _convolution(
+    config: MTSLVRConfig,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    stride: int,
+    padding: int | None,
+    bias: bool,
+) -> nn.Module:
+    padding = kernel_size // 2 if padding is None else padding
+    return CONVOLUTION[_dims(config)](in_channels, out_channels, kernel_size, stride, padding, bias=bias)
+
+
+def _conv_layer(config: MTSLVRConfig) -> type[nn.Module]:
+    return MTSLVRConvLayer if config.merged_adapters is None else MTSLVRMergedConvLayer
 
 
 class MTSLVRBlock(GradientCheckpointingLayer):
@@ -234,12 +336,11 @@ class MTSLVRBlock(GradientCheckpointingLayer):
     pooling to the branch's size, and zeros appended for the new channels.
     """
 
-    def __init__(self, config: MTSLVRConfig, in_channels: int, width: int, stride: int, tasks: Sequence[str]):
+    def __init__(self, config: MTSLVRConfig, in_channels: int, width: int, stride: int, adapters: Mapping[str, str]):
         super().__init__()
         self.bottleneck = config.depth >= 50
         self.out_channels = width * 4 if self.bottleneck else width
-        plain = config.adapter_type == "none"
-        layer = partial(MTSLVRConvLayer, config, adapter_type="bn" if plain else config.adapter_type, tasks=tasks)
+        layer = partial(_conv_layer(config), config, adapters=adapters)
         kernel_size = BLOCK_KERNEL[_dims(config)]
         if self.bottleneck:
             self.conv1 = layer(in_channels, width, 1)
@@ -250,8 +351,12 @@ class MTSLVRBlock(GradientCheckpointingLayer):
             self.conv2 = layer(width, width, kernel_size)
         self.stride = stride
         self.shortcut = None
-        if plain and (stride > 1 or in_channels != self.out_channels):
-            self.shortcut = MTSLVRConvLayer(config, in_channels, self.out_channels, 1)
+        if config.adapter_type == "none" and (stride > 1 or in_channels != self.out_channels):
+            self.shortcut = _conv_layer(config)(config, in_channels, self.out_channels, 1)
+
+    def conv_layers(self) -> list[nn.Module]:
+        """The convolutions that have adapters."""
+        return [self.conv1, self.conv2, self.conv3] if self.bottleneck else [self.conv1, self.conv2]
 
     def forward(self, hidden_states: torch.Tensor, task: str = SHARED) -> torch.Tensor:
         with _statistics_updated_once(self):
@@ -293,20 +398,24 @@ class MTSLVREncoder(nn.Module):
     def __init__(self, config: MTSLVRConfig):
         super().__init__()
         dims, width = _dims(config), config.base_width
-        self.branches = (SHARED,) if config.adapter_type == "none" else tuple(config.tasks)
-        in_channels = 3 if config.frontend == "mel_stft" else 1
-        self.stem = MTSLVRConvLayer(config, in_channels, width, STEM_KERNEL[dims], stride=2, padding=3)
+        kind = "bn" if config.adapter_type == "none" else config.adapter_type
+        kinds = {task: config.added_adapters.get(task, kind) for task in config.available_tasks}
+        if config.adapter_type == "none":  # the tasks of pre-training share one adapter, those added have their own
+            kinds = {task if task in config.added_adapters else SHARED: kind for task, kind in kinds.items()}
+        self.branches = tuple(kinds)
+        self.stem = _conv_layer(config)(config, _input_channels(config), width, STEM_KERNEL[dims], stride=2, padding=3)
         channels = width
         for number, blocks in enumerate(BLOCKS[config.depth], start=1):
             layer = nn.ModuleList()
             for index in range(blocks):
                 stride = 2 if number > 1 and index == 0 else 1
-                tasks = (SHARED,) if number == 1 else self.branches
-                layer.append(MTSLVRBlock(config, channels, width * 2 ** (number - 1), stride, tasks))
+                adapters = {SHARED: kind} if number == 1 else kinds
+                layer.append(MTSLVRBlock(config, channels, width * 2 ** (number - 1), stride, adapters))
                 channels = layer[-1].out_channels
             self.add_module(f"layer{number}", layer)
+        norm = BATCH_NORM[dims] if config.merged_adapters is None else MTSLVRMergedNorm
         self.final_norms = nn.ModuleDict(
-            {task: BATCH_NORM[dims](channels) for task in self.branches if config.adapter_type != "none"}
+            {task: norm(channels) for task in self.branches if config.adapter_type != "none"}
         )
 
     def forward(
@@ -328,20 +437,61 @@ class MTSLVREncoder(nn.Module):
         for block in self.layer1:
             hidden = block(hidden)
         hidden_states.append(hidden)
-        branches = [task for task in self.branches if task == SHARED or task in tasks]
+        branches = [branch for branch in self.branches if branch in map(self.branch, tasks)]
         maps = dict.fromkeys(branches, hidden)
         for layer in (self.layer2, self.layer3, self.layer4):
             for branch in branches:
                 for block in layer:
                     maps[branch] = block(maps[branch], task=branch)
             hidden_states.append(torch.cat(list(maps.values()), dim=1) if len(maps) > 1 else maps[branches[0]])
-        if self.final_norms:
+        if len(self.final_norms) > 0:
             maps = {branch: F.relu(self.final_norms[branch](feature_map)) for branch, feature_map in maps.items()}
-        return {task: maps[task if task in maps else SHARED] for task in tasks}, tuple(hidden_states)
+        return {task: maps[self.branch(task)] for task in tasks}, tuple(hidden_states)
+
+    def branch(self, task: str) -> str:
+        """The adapters in layer2 to layer4 that a task uses."""
+        return task if task in self.branches else SHARED
+
+    def task_layers(self) -> Iterator[tuple[str, nn.Module]]:
+        """The convolutions where each task has adapters of its own, those of layer2 to layer4, by name."""
+        for number in (2, 3, 4):
+            for index, block in enumerate(getattr(self, f"layer{number}")):
+                for position, layer in enumerate(block.conv_layers(), start=1):
+                    yield f"layer{number}.{index}.conv{position}", layer
+
+    def add_adapter(self, task: str, adapter_type: str, init_from: str) -> None:
+        """Adds a task's adapters, copies of another's so far as they are of one type."""
+        for _, layer in self.task_layers():
+            layer.add_adapter(task, adapter_type, self.branch(init_from))
+        if len(self.final_norms) > 0:
+            self.final_norms[task] = copy.deepcopy(self.final_norms[init_from])
+        self.branches += (task,)
+
+    def delete_adapter(self, task: str) -> None:
+        """Removes a task's adapters."""
+        for _, layer in self.task_layers():
+            del layer.adapters[task]
+        if task in self.final_norms:
+            del self.final_norms[task]
+        self.branches = tuple(branch for branch in self.branches if branch != task)
 
 
 def _dims(config: MTSLVRConfig) -> int:
     return 1 if config.frontend == "waveform" else 2
+
+
+def _input_channels(config: MTSLVRConfig) -> int:
+    return 3 if config.frontend == "mel_stft" else 1
+
+
+def _of_package(name: str) -> ModuleType:
+    """A module that is not downloaded with the model's code."""
+    try:
+        return importlib.import_module(f"mtslvr_hf.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != "mtslvr_hf":
+            raise
+        raise ImportError("This needs more than the model's own code: `pip install mtslvr-hf`.") from error
 
 
 class MTSLVRPreTrainedModel(PreTrainedModel):
@@ -360,12 +510,183 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
             module.reset_buffers()
         elif isinstance(module, (nn.Conv1d, nn.Conv2d)):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:  # of a merged network
+                init.zeros_(module.bias)
+        elif isinstance(module, MTSLVRMergedNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))  # torch's own default
             bound = 1 / math.sqrt(module.in_features)
             init.uniform_(module.bias, -bound, bound)
         else:
             super()._init_weights(module)  # BatchNorm: 1 and 0
+
+    def encode(self, audio: Any, sampling_rate: int | None = None, **options: Any) -> Any:
+        """Embeds audio of any kind, length and rate: files, URLs, arrays, data set rows, or an iterator of them.
+
+        Needs the package. [`mtslvr_hf.encoding.encode`] has the arguments: `tasks`, `batch_size`, `normalize`,
+        `return_timestamps`, `convert_to`, `on_error`, `num_workers`, `show_progress_bar` and `feature_extractor`.
+        """
+        return _of_package("encoding").encode(self.base_model, audio, sampling_rate, **options)
+
+    def add_adapter(self, name: str, adapter_type: str | None = None, init_from: str | None = None) -> None:
+        """Adds a task with adapters and a head of its own; the other tasks' embeddings stay what they are.
+
+        It starts as a copy of `init_from`, so far as their adapters are of one type; a 1x1 convolution that the other
+        does not have starts at 0. Train it with [`train_adapter`], use it with [`set_adapter`] or `tasks=`.
+
+        Args:
+            name: Name of the task: letters, digits, _ and -.
+            adapter_type: `"bn"`, `"series"` or `"parallel"`; the model's own unless given (`"bn"` if it has none).
+            init_from: The task to start from; the first of pre-training unless given.
+
+        Raises:
+            ValueError: If there is such a task already, a name or type is not possible, or the model is merged.
+        """
+        config, model = self.config, self.base_model
+        model.refuse_if_merged("add an adapter to")
+        adapter_type = adapter_type or (config.adapter_type if config.adapter_type != "none" else "bn")
+        config.check_new_adapter(name, adapter_type)
+        if name in config.added_adapters:
+            raise ValueError(f"There is an adapter {name!r} already: delete it first, or choose another name.")
+        init_from = config.tasks[0] if init_from is None else init_from
+        config.check_tasks([init_from])
+        model.encoder.add_adapter(name, adapter_type, init_from)
+        head = nn.Linear(config.hidden_size, config.head_size)
+        head.load_state_dict(model.head(init_from).state_dict())
+        model.heads[name] = head.to(model.head(init_from).weight.device, model.head(init_from).weight.dtype)
+        config.added_adapters = {**config.added_adapters, name: adapter_type}
+        model.train(model.training)
+
+    def delete_adapter(self, name: str) -> None:
+        """Removes a task that [`add_adapter`] added; if it was all of the embedding, the tasks of pre-training are.
+
+        Raises:
+            ValueError: If there is no such task, it is one of pre-training, or the model is merged.
+        """
+        self.base_model.refuse_if_merged("delete an adapter of")
+        self._check_added(name)
+        remaining = [task for task in self.config.embedding_tasks if task != name]
+        self.set_adapter(remaining or self.config.tasks)
+        self.base_model.encoder.delete_adapter(name)
+        del self.base_model.heads[name]
+        self.config.added_adapters = {k: v for k, v in self.config.added_adapters.items() if k != name}
+
+    def set_adapter(self, names: Sequence[str] | str) -> None:
+        """Says which tasks make up the embedding, in its order; saved with the model.
+
+        Raises:
+            ValueError: If a task is not one of the model's.
+        """
+        names = [names] if isinstance(names, str) else list(names)
+        self.config.check_tasks(names)
+        self.config.active_adapters = None
+        if names != self.config.embedding_tasks:
+            self.config.active_adapters = names
+
+    def active_adapters(self) -> list[str]:
+        """The tasks that make up the embedding, in its order."""
+        return list(self.config.embedding_tasks)
+
+    def train_adapter(self, name: str) -> None:
+        """Makes a task the active one, and its adapters and head (and a classifier behind it) all that trains.
+
+        Everything else is frozen, the statistics of its batch normalisation too, so other tasks' embeddings stay the
+        same to the bit. To train everything again, load the model anew.
+
+        Raises:
+            ValueError: If there is no such task, it shares its weights with others, or the model is merged.
+        """
+        self.base_model.refuse_if_merged("train an adapter of")
+        self.config.check_tasks([name])
+        if self.base_model.encoder.branch(name) == SHARED or name not in self.base_model.heads:
+            raise ValueError(
+                f"{name!r} shares adapters or head with other tasks: call `add_adapter` and train what it adds."
+            )
+        self.set_adapter(name)
+        self.base_model.train_only((name,))
+
+    def save_adapter(self, folder: str, name: str) -> str:
+        """Writes one task's adapters, head and batch normalisation, and the classifier that reads it, to a file.
+
+        Needs the package; see [`mtslvr_hf.adapters.save_adapter`]. Returns the file's path.
+        """
+        return _of_package("adapters").save_adapter(self, folder, name)
+
+    def load_adapter(self, source: str, name: str | None = None, **options: Any) -> str:
+        """Adds the task that [`save_adapter`] wrote, from a folder, a file or the Hub.
+
+        Needs the package; see [`mtslvr_hf.adapters.load_adapter`]. Returns the task's name.
+        """
+        return _of_package("adapters").load_adapter(self, source, name, **options)
+
+    def print_trainable_parameters(self) -> None:
+        """Prints how many parameters train, as PEFT does."""
+        counts = [(p.numel(), p.requires_grad) for p in self.parameters()]
+        total, trained = sum(n for n, _ in counts), sum(n for n, trains in counts if trains)
+        print(f"trainable params: {trained:,d} || all params: {total:,d} || trainable%: {100 * trained / total:.4f}")
+
+    def merge_adapters(self, tasks: Sequence[str] | str | None = None) -> MTSLVRPreTrainedModel:
+        """Turns adapters and batch normalisation into plain convolutions, in place: the same embeddings, sooner.
+
+        Args:
+            tasks: Those to keep; all unless given. A merged model computes no others.
+
+        Returns:
+            The model itself. It saves and loads like any other; [`unmerge_adapters`] works until then.
+
+        Raises:
+            ValueError: If it is merged already, a task is not one of the model's, or what stands behind the embedding
+                (a classifier, projectors) needs others too.
+        """
+        model = self.base_model
+        model.refuse_if_merged("merge")
+        tasks = [tasks] if isinstance(tasks, str) else list(self.config.available_tasks if tasks is None else tasks)
+        self.config.check_tasks(tasks)
+        missing = [task for task in self._needed_tasks() if task not in tasks]
+        if missing:
+            raise ValueError(f"{type(self).__name__} reads {self._needed_tasks()}, so {missing} must be merged too.")
+        merged = model.merged_copy(tasks)
+        model.unmerged = (model.encoder, model.heads, self.config.active_adapters)
+        model.encoder, model.heads = merged.encoder, merged.heads
+        active = [task for task in self.config.embedding_tasks if task in tasks]
+        self.config.merged_adapters = tasks
+        self.config.active_adapters = None
+        self.set_adapter(active or tasks)
+        return self
+
+    def unmerge_adapters(self) -> MTSLVRPreTrainedModel:
+        """Undoes [`merge_adapters`], exactly.
+
+        Raises:
+            ValueError: If the model is not merged, or was loaded as a merged one: its convolutions are sums and
+                products that cannot be taken apart.
+        """
+        model = self.base_model
+        if self.config.merged_adapters is None:
+            raise ValueError("The model is not merged.")
+        if model.unmerged is None:
+            raise ValueError(
+                "This model was merged before it was saved. A merged convolution cannot be taken apart into trunk, "
+                "adapter and batch normalisation: load the checkpoint it was made from."
+            )
+        device, dtype = model.device, model.dtype
+        encoder, heads, active = model.unmerged
+        model.unmerged = None
+        model.encoder, model.heads = encoder.to(device, dtype), heads.to(device, dtype)
+        self.config.merged_adapters, self.config.active_adapters = None, active
+        model.train(model.training)
+        return self
+
+    def _check_added(self, name: str) -> None:
+        if name not in self.config.added_adapters:
+            added = list(self.config.added_adapters) or "none"
+            raise ValueError(f"{name!r} is not among the adapters that were added: {added}.")
+
+    def _needed_tasks(self) -> list[str]:
+        """Tasks that what stands behind the embedding cannot do without."""
+        return []
 
 
 class ClipWindows(NamedTuple):
@@ -463,8 +784,10 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         super().__init__(config)
         self.frontend = MTSLVRFrontend(config)
         self.encoder = MTSLVREncoder(config)
-        heads = (SHARED,) if config.shared_head else config.tasks
+        heads = [SHARED if config.shared_head and task in config.tasks else task for task in config.available_tasks]
         self.heads = nn.ModuleDict({task: nn.Linear(config.hidden_size, config.head_size) for task in heads})
+        self._trained: tuple[str, ...] | None = None  # tasks whose adapters train; None: everything does
+        self.unmerged = None
         self.post_init()
 
     @can_return_tuple
@@ -483,7 +806,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
             attention_mask: (batch, samples), 1 for samples and 0 for padding; None if there is no padding.
             input_features: Instead of `input_values`: what `model.frontend` returns, (batch, channels, mels, frames).
                 They skip frontend and windows.
-            tasks: Tasks to embed for, in the order `pooler_output` shall have; the configuration's unless given.
+            tasks: Tasks to embed for, in the order `pooler_output` shall have; the active ones unless given.
             output_hidden_states: Whether to return the feature maps after the stem and the layers.
 
         Raises:
@@ -492,27 +815,154 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         """
         tasks = self._chosen(tasks)
         features, windows = self._features(input_values, attention_mask, input_features)
-        maps, hidden_states = self.encoder(features.to(self.encoder.stem.conv.weight.dtype), tasks)
+        maps, hidden_states = self.encoder(features.to(self.head(tasks[0]).weight.dtype), tasks)
         pooled = {task: maps[task].flatten(2).mean(-1) for task in tasks}  # (W, C)
-        embeddings = {task: windows.mean(self._head(task)(pooled[task])) for task in tasks}  # (B, head_size)
+        embeddings = {task: windows.mean(self.head(task)(pooled[task])) for task in tasks}  # (B, head_size)
         frames = torch.cat([self._over_time(maps[task], features) for task in tasks], dim=-1)  # (W, N, C x T)
-        one_for_all = self.config.shared_head and self.config.adapter_type == "none"
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         return MTSLVRModelOutput(
             last_hidden_state=windows.concatenate(frames),
-            pooler_output=embeddings[tasks[0]] if one_for_all else torch.cat(list(embeddings.values()), dim=-1),
+            pooler_output=torch.cat([embeddings[task] for task in self._distinct(tasks)], dim=-1),
             contrastive_embeds=embeddings.get("contrastive"),
             predictive_embeds=embeddings.get("predictive"),
+            added_embeds={task: embeddings[task] for task in tasks if task in self.config.added_adapters} or None,
             hidden_states=hidden_states if output_hidden_states else None,
         )
 
+    @property
+    def unmerged(self) -> tuple[nn.Module, nn.Module, list[str] | None] | None:
+        """What `merge_adapters` replaced: encoder, heads and active tasks. No submodule, so it is never saved."""
+        return self._unmerged[0]
+
+    @unmerged.setter
+    def unmerged(self, parts: tuple[nn.Module, nn.Module, list[str] | None] | None) -> None:
+        self._unmerged = (parts,)
+
+    def refuse_if_merged(self, act: str) -> None:
+        """Raises a ValueError if the adapters were merged."""
+        if self.config.merged_adapters is not None:
+            raise ValueError(f"Cannot {act} a merged model: its adapters are gone. Call `unmerge_adapters` first.")
+
+    def train_only(self, tasks: Sequence[str]) -> None:
+        """Freezes all but these tasks' adapters, final norms and heads, the statistics of batch normalisation too."""
+        self._trained = tuple(tasks)
+        self.requires_grad_(False)
+        for task in tasks:
+            for _, module in self.adapter_modules(task):
+                module.requires_grad_(True)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> MTSLVRModel:
+        """As for every module, but what `train_only` froze stays in evaluation mode."""
+        if self._trained is None:
+            return super().train(mode)
+        super().train(False)
+        self.training = mode
+        for task in self._trained:
+            for _, module in self.adapter_modules(task):
+                module.train(mode)
+        return self
+
+    def adapter_modules(self, task: str) -> Iterator[tuple[str, nn.Module]]:
+        """All that a task has of its own, each by a name without the task's."""
+        for name, layer in self.encoder.task_layers():
+            if task in layer.adapters:
+                yield f"encoder.{name}", layer.adapters[task]
+        if task in self.encoder.final_norms:
+            yield "encoder.final_norm", self.encoder.final_norms[task]
+        if task in self.heads:
+            yield "head", self.heads[task]
+
+    @torch.no_grad()
+    def merged_copy(self, tasks: Sequence[str]) -> MTSLVRModel:
+        """An inference network for `tasks`: no adapters, no batch normalisation, convolutions in channels last."""
+        config = copy.deepcopy(self.config)
+        config.merged_adapters, config.active_adapters = list(tasks), None
+        with torch.device("meta"):
+            merged = type(self)(config)
+        dtype, device = self.head(tasks[0]).weight.dtype, self.device
+        state = {name: value for name, value in self.heads.state_dict(prefix="heads.").items()}
+        modules = dict(self.encoder.named_modules())
+        for name, module in merged.encoder.named_modules():
+            if isinstance(module, MTSLVRMergedConvLayer):
+                folded = {task: modules[name].folded(task, MERGE_DTYPE) for task in module.convs}
+                prefixes = {task: f"encoder.{name}.convs.{task}" for task in folded}
+            elif isinstance(module, MTSLVRMergedNorm):
+                folded, prefixes = {"": _as_affine(modules[name], MERGE_DTYPE)}, {"": f"encoder.{name}"}
+            else:
+                continue
+            for task, (weight, bias) in folded.items():
+                layout = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
+                state[f"{prefixes[task]}.weight"] = weight.to(dtype).contiguous(memory_format=layout)
+                state[f"{prefixes[task]}.bias"] = bias.to(dtype)
+        state = {name: state[name].clone() for name in merged.state_dict()}
+        merged.load_state_dict(state, assign=True)
+        merged.frontend = copy.deepcopy(self.frontend)
+        return merged.requires_grad_(False).eval().to(device)
+
+    def inference_network(self, tasks: Sequence[str] | str | None = None) -> MTSLVRModel:
+        """The merged copy that `encode` runs: made once, and again when a parameter or statistic has changed.
+
+        Args:
+            tasks: Those it shall compute; the active ones unless given.
+        """
+        tasks = self._chosen(tasks)
+        if self.config.merged_adapters is not None:
+            return self
+        key = (tasks, self._state_key())
+        cached_key, network = _inference_networks.get(self, (None, None))
+        if cached_key != key:
+            network = self.merged_copy(tasks)
+            _inference_networks[self] = (key, network)
+        return network
+
+    @torch.no_grad()
+    def _state_key(self) -> tuple[Any, ...]:
+        """Changes with every parameter and statistic: by torch's version counters, and by a sum of all bits for
+        writes to `.data`, which these do not count."""
+        tensors = [tensor for tensor in (*self.parameters(), *self.buffers()) if tensor.numel()]
+        versions = [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
+        integers = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+        sums = [tensor.detach().view(integers[tensor.element_size()]).sum() for tensor in tensors]
+        return (*[(t.data_ptr(), t.dtype) for t in tensors], *versions, *torch.stack(sums).tolist())
+
+    def frame_embeddings(self, last_hidden_state: torch.Tensor, tasks: Sequence[str] | None = None) -> torch.Tensor:
+        """Each frame through the heads: the mean over a window's frames is the window's embedding (on `waveform` input
+        nearly so, as frames there average unequal numbers of values).
+
+        Args:
+            last_hidden_state: (batch, frames, channels x tasks), what the forward returned for `tasks`.
+            tasks: The tasks of that forward; the active ones unless given.
+
+        Returns:
+            (batch, frames, D), in the order of `pooler_output`.
+        """
+        tasks = self._chosen(tasks)
+        parts = dict(zip(tasks, last_hidden_state.chunk(len(tasks), dim=-1)))
+        return torch.cat([self.head(task)(parts[task]) for task in self._distinct(tasks)], dim=-1)
+
+    def frame_centres(self, frames: int) -> torch.Tensor:
+        """Seconds from a window's start to what each of its frames looks at, (frames,).
+
+        Strided convolutions centre frame n on STFT frame 32 n. (The pooled shortcuts of networks with adapters look
+        up to 14 STFT frames further; by the gradients of a trained one, its frames look 7 further, 0.2 s.) On
+        `waveform` input, frames are equal parts of the window.
+        """
+        number = torch.arange(frames, dtype=torch.float64)
+        if self.config.frontend == "waveform":
+            return (number + 0.5) * self.config.window_samples / frames / self.config.sampling_rate
+        return number * 32 * self.config.hop_length / self.config.sampling_rate
+
     def _chosen(self, tasks: Sequence[str] | str | None) -> list[str]:
-        tasks = [tasks] if isinstance(tasks, str) else list(self.config.tasks if tasks is None else tasks)
-        unknown = [task for task in tasks if task not in self.config.tasks]
-        if unknown or not tasks or len(set(tasks)) != len(tasks):
-            raise ValueError(f"`tasks` must name some of {list(self.config.tasks)}, each once; got {tasks}.")
+        tasks = [tasks] if isinstance(tasks, str) else list(self.config.embedding_tasks if tasks is None else tasks)
+        self.config.check_tasks(tasks)
         return tasks
+
+    def _distinct(self, tasks: Sequence[str]) -> list[str]:
+        """The first of all tasks that have the same embedding."""
+        parts = self.config.embedding_parts
+        return [task for place, task in enumerate(tasks) if parts[task] not in [parts[t] for t in tasks[:place]]]
 
     def _features(
         self, input_values: torch.Tensor | None, attention_mask: torch.Tensor | None, features: torch.Tensor | None
@@ -524,7 +974,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
             waveforms, windows = cut_windows(input_values, attention_mask, self.config.window_samples)
             return self.frontend(waveforms), windows
         axes = 2 + _dims(self.config)
-        channels = self.encoder.stem.conv.in_channels
+        channels = _input_channels(self.config)
         if features.ndim != axes or features.shape[1] != channels or 0 in features.shape:
             raise ValueError(
                 f"`input_features` has the shape {tuple(features.shape)}; a {self.config.frontend!r} model takes "
@@ -532,8 +982,9 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
             )
         return features, ClipWindows.same_for_all(len(features), 1, features.device)
 
-    def _head(self, task: str) -> nn.Linear:
-        return self.heads[SHARED if self.config.shared_head else task]
+    def head(self, task: str) -> nn.Linear:
+        """The linear layer that makes a task's embedding."""
+        return self.heads[task if task in self.heads else SHARED]
 
     def _over_time(self, feature_map: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """(windows, C, bands, frames) or (windows, C, samples / 32) -> (windows, frames, C)."""
@@ -604,7 +1055,12 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
         """
         views = self._views(input_values, input_features)
         outputs = [
-            self.mtslvr(attention_mask=attention_mask, output_hidden_states=output_hidden_states, **view)
+            self.mtslvr(
+                attention_mask=attention_mask,
+                tasks=self.config.tasks,
+                output_hidden_states=output_hidden_states,
+                **view,
+            )
             for view in views
         ]
         contrastive, predictive, pooled = (
@@ -632,6 +1088,9 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
             hidden_states=hidden_states,
         )
 
+    def _needed_tasks(self) -> list[str]:
+        return self.config.tasks
+
     def _views(
         self, input_values: torch.Tensor | None, input_features: torch.Tensor | None
     ) -> list[dict[str, torch.Tensor]]:
@@ -652,25 +1111,22 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
     def _losses(
         self, embeds: torch.Tensor | None, logits: torch.Tensor | None, labels: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        try:
-            from mtslvr_hf.losses import AugmentationPredictionLoss, NegativeCosineLoss, NTXentLoss
-        except ImportError as error:
-            raise ImportError("The pre-training losses need the package: `pip install mtslvr-hf`.") from error
+        losses = _of_package("losses")
         contrastive_loss = predictive_loss = None
         if embeds is not None:
             z1, z2 = (self.contrastive_projector(embeds[:, view]) for view in (0, 1))
             if self.contrastive_predictor is None:
-                contrastive_loss = NTXentLoss(self.config.temperature)(z1, z2)
+                contrastive_loss = losses.NTXentLoss(self.config.temperature)(z1, z2)
             else:
                 p1, p2 = self.contrastive_predictor(z1), self.contrastive_predictor(z2)
-                contrastive_loss = NegativeCosineLoss()(p1, p2, z1, z2)
+                contrastive_loss = losses.NegativeCosineLoss()(p1, p2, z1, z2)
         if logits is not None and labels is not None:
             if labels.shape != (len(logits), logits.shape[-1]):
                 raise ValueError(
                     f"`augmentation_labels` has the shape {tuple(labels.shape)}; expected {len(logits)} clips x "
                     f"{logits.shape[-1]} augmentations ({', '.join(self.config.augmentations)})."
                 )
-            predictive_loss = AugmentationPredictionLoss()(
+            predictive_loss = losses.AugmentationPredictionLoss()(
                 torch.cat([logits[:, 0], logits[:, 1]]), labels.repeat(2, 1)
             )
         return contrastive_loss, predictive_loss
@@ -691,29 +1147,31 @@ def _stack_views(embeds: list[torch.Tensor | None]) -> torch.Tensor | None:
 
 
 class MTSLVRForAudioClassification(MTSLVRPreTrainedModel):
-    """MT-SLVR with a linear classifier on the concatenated embeddings."""
+    """MT-SLVR with a linear classifier on the concatenated embeddings of the active tasks."""
 
     _keys_to_ignore_on_load_unexpected = [r"^(contrastive|predictive)_(projector|predictor)\."]
 
     def __init__(self, config: MTSLVRConfig):
         super().__init__(config)
         self.mtslvr = MTSLVRModel(config)
-        heads = 1 if config.shared_head and config.adapter_type == "none" else len(config.tasks)
-        self.classifier = nn.Linear(config.head_size * heads, config.num_labels)
-        self._encoder_is_frozen = False
+        self.classifier = nn.Linear(config.embedding_width, config.num_labels)
         self.post_init()
+
+    def _needed_tasks(self) -> list[str]:
+        return self.config.embedding_tasks
 
     def freeze_feature_encoder(self) -> None:
         """Leaves only the classifier to train; the frozen BatchNorm statistics stay as they are too."""
-        self._encoder_is_frozen = True
-        self.mtslvr.requires_grad_(False)
-        self.mtslvr.eval()
+        self.mtslvr.train_only(())
 
-    def train(self, mode: bool = True) -> MTSLVRForAudioClassification:
-        super().train(mode)
-        if self._encoder_is_frozen:
-            self.mtslvr.eval()
-        return self
+    def set_adapter(self, names: Sequence[str] | str) -> None:
+        """As [`MTSLVRModel.set_adapter`]; an embedding of another size gets a new classifier, with a warning."""
+        super().set_adapter(names)
+        size = self.config.embedding_width
+        if size != self.classifier.in_features:
+            logger.warning("The embedding has %d dimensions now: the classifier starts anew.", size)
+            old, self.classifier = self.classifier, nn.Linear(size, self.config.num_labels)
+            self.classifier.to(old.weight.device, old.weight.dtype)
 
     @can_return_tuple
     def forward(

@@ -1,0 +1,185 @@
+"""One task's adapters in a file of their own: small to share, and exact for the network they were trained in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+from transformers.utils import cached_file, logging
+
+from .modeling_mtslvr import SHARED, MTSLVRModel
+
+logger = logging.get_logger(__name__)
+
+ADAPTER_FILE = "adapter.safetensors"
+METADATA_KEY = "mtslvr_adapter"
+FORMAT_VERSION = 1
+# Fields of the configuration that decide the shapes and the meaning of an adapter's tensors.
+ARCHITECTURE = ("frontend", "depth", "base_width", "adapter_type", "n_fft", "hop_length", "num_mel_bins")
+
+
+def save_adapter(model: PreTrainedModel, folder: str | os.PathLike, name: str) -> str:
+    """Writes one task's adapters, their batch normalisation's statistics and its head to `adapter.safetensors`.
+
+    A classifier that reads this task alone is written too, with its labels.
+
+    Args:
+        model: Any MT-SLVR model that has the task.
+        folder: Where to write; made if it is not there. An `adapter.safetensors` in it is replaced, at once or not.
+        name: The task; one of pre-training works as well, if its adapters and head are its own.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        ValueError: If there is no such task, it shares its weights with others, or the model is merged.
+    """
+    network: MTSLVRModel = model.base_model
+    network.refuse_if_merged("save an adapter of")
+    model.config.check_tasks([name])
+    if network.encoder.branch(name) == SHARED or name not in network.heads:
+        raise ValueError(f"{name!r} shares adapters or head with other tasks, so there is nothing of its own to save.")
+    tensors = _tensors(network, name)
+    description = {
+        "version": FORMAT_VERSION,
+        "name": name,
+        "adapter_type": model.config.added_adapters.get(name, model.config.adapter_type),
+        "head_size": model.config.head_size,
+        "architecture": _architecture(network),
+        "trunk": trunk_fingerprint(network),
+    }
+    if hasattr(model, "classifier") and model.config.embedding_tasks == [name]:
+        tensors |= {f"classifier.{key}": value for key, value in model.classifier.state_dict().items()}
+        description["id2label"] = model.config.id2label
+    tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    path = Path(folder) / ADAPTER_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{ADAPTER_FILE}.{os.getpid()}")
+    try:
+        save_file(tensors, unfinished, metadata={"format": "pt", METADATA_KEY: json.dumps(description)})
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return str(path)
+
+
+def load_adapter(model: PreTrainedModel, source: str | os.PathLike, name: str | None = None, **options: Any) -> str:
+    """Adds a task from what `save_adapter` wrote. It is not made active: `set_adapter` or `tasks=` do that.
+
+    A model with a classifier takes the file's classifier and labels too, and then the task is the active one.
+
+    Args:
+        model: Any MT-SLVR model of the same architecture, with the trunk that the adapter was trained in (another
+            trunk is a warning, since a change of precision is one, too).
+        source: The folder or the file that was written, or the name of a repository on the Hub.
+        name: What to call the task here; its own name unless given.
+        options: For the Hub: `revision`, `token`, `cache_dir`, `subfolder`, `local_files_only`, `force_download`.
+
+    Returns:
+        The task's name.
+
+    Raises:
+        OSError: If there is no such file, or the Hub cannot be reached.
+        ValueError: If it is no adapter of this kind of model, its architecture is another, or the name is taken.
+    """
+    source = os.fspath(source)
+    path = source if os.path.isfile(source) else cached_file(source, ADAPTER_FILE, **options)
+    description, tensors = _read(path)
+    network: MTSLVRModel = model.base_model
+    _check_architecture(network, description, path)
+    name = name or description["name"]
+    if description["trunk"] != trunk_fingerprint(network):
+        logger.warning("The adapter %s was trained in a trunk with other weights than this model's.", path)
+    model.add_adapter(name, description["adapter_type"])
+    try:
+        _fill(network, name, tensors, path)
+    except ValueError:
+        model.delete_adapter(name)
+        raise
+    if hasattr(model, "classifier") and "classifier.weight" in tensors:
+        _set_classifier(model, name, description["id2label"], tensors)
+    return name
+
+
+def trunk_fingerprint(network: MTSLVRModel) -> str:
+    """Identifies what all tasks share: a hash of stem, layer1 and the convolutions, the same on every machine."""
+    digest = hashlib.sha256()
+    shared = [f"encoder.{name}.conv.weight" for name, _ in network.encoder.task_layers()]
+    for name, tensor in sorted(network.encoder.state_dict(prefix="encoder.").items()):
+        if name in shared or f".{SHARED}." in name or name.startswith(("encoder.stem.", "encoder.layer1.")):
+            if name.endswith("num_batches_tracked"):
+                continue
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _tensors(network: MTSLVRModel, name: str) -> dict[str, torch.Tensor]:
+    return {
+        f"{prefix}.{key}": value
+        for prefix, module in network.adapter_modules(name)
+        for key, value in module.state_dict().items()
+    }
+
+
+def _architecture(network: MTSLVRModel) -> dict[str, Any]:
+    return {field: getattr(network.config, field) for field in ARCHITECTURE}
+
+
+def _read(path: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (a file, not a dictionary)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file: {error}") from error
+    if text is None:
+        raise ValueError(f"{path} was not written by `save_adapter`: it lacks the description {METADATA_KEY!r}.")
+    description = json.loads(text)
+    if description["version"] != FORMAT_VERSION:
+        raise ValueError(f"{path} has the format {description['version']}; this version reads {FORMAT_VERSION}.")
+    return description, tensors
+
+
+def _check_architecture(network: MTSLVRModel, description: dict[str, Any], path: str) -> None:
+    here = {**_architecture(network), "head_size": network.config.head_size}
+    there = {**description["architecture"], "head_size": description["head_size"]}
+    different = [field for field, value in here.items() if there.get(field) != value]
+    if different:
+        values = ", ".join(f"{field} {there.get(field)!r} instead of {here[field]!r}" for field in different)
+        raise ValueError(f"{path} is an adapter for another network: it has {values}.")
+
+
+def _fill(network: MTSLVRModel, name: str, tensors: dict[str, torch.Tensor], path: str) -> None:
+    own = _tensors(network, name)
+    given = {key for key in tensors if not key.startswith("classifier.")}
+    if given != set(own) or any(tensors[key].shape != own[key].shape for key in given):
+        odd = sorted(given ^ set(own)) or "shapes"
+        raise ValueError(f"{path} does not hold what the adapter needs: {odd} differ.")
+    with torch.no_grad():
+        for key, value in own.items():
+            value.copy_(tensors[key])
+
+
+def _set_classifier(
+    model: PreTrainedModel, name: str, id2label: dict[str, str], tensors: dict[str, torch.Tensor]
+) -> None:
+    weight = tensors["classifier.weight"]
+    old = model.classifier
+    model.config.id2label = {int(key): label for key, label in id2label.items()}
+    model.config.label2id = {label: key for key, label in model.config.id2label.items()}
+    model.classifier = torch.nn.Linear(weight.shape[1], weight.shape[0]).to(old.weight.device, old.weight.dtype)
+    model.set_adapter(name)
+    with torch.no_grad():
+        model.classifier.weight.copy_(weight)
+        model.classifier.bias.copy_(tensors["classifier.bias"])
+
+
+__all__ = ["load_adapter", "save_adapter", "trunk_fingerprint"]
