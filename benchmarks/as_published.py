@@ -19,19 +19,21 @@ from mtslvr_hf import MTSLVRModel
 from mtslvr_hf.modeling_mtslvr import SHARED, MTSLVRConvLayer, MTSLVREncoder
 
 
-def _two_convolutions(layer: MTSLVRConvLayer, hidden_states: torch.Tensor, task: str = SHARED) -> torch.Tensor:
+def _one_by_one(layer: MTSLVRConvLayer, hidden_states: torch.Tensor, task: str = SHARED) -> torch.Tensor:
     adapter = layer.adapters[task if task in layer.adapters else SHARED]
-    return adapter.norm(layer.conv(hidden_states) + adapter.conv(hidden_states))
+    if adapter.adapter_type == "parallel":
+        return adapter.norm(layer.conv(hidden_states) + adapter.conv(hidden_states))
+    return adapter.norm(layer.conv(hidden_states))
 
 
 @contextmanager
 def unfolded(model: torch.nn.Module) -> Iterator[None]:
-    """Runs the parallel adapters of a model as convolutions of their own, in torch's default memory layout."""
-    layers = [m for m in model.modules() if isinstance(m, MTSLVRConvLayer) and m.adapter_type == "parallel"]
+    """Runs convolution, parallel adapter and batch normalisation one by one, in torch's default memory layout."""
+    layers = [m for m in model.modules() if isinstance(m, MTSLVRConvLayer)]
     stem = next(m for m in model.modules() if isinstance(m, MTSLVREncoder)).stem
     layout = stem.register_forward_pre_hook(lambda _, arguments: (arguments[0].contiguous(), *arguments[1:]))
     for layer in layers:
-        layer.forward = _two_convolutions.__get__(layer)
+        layer.forward = _one_by_one.__get__(layer)
     try:
         yield
     finally:

@@ -17,6 +17,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -99,7 +100,8 @@ class MTSLVRForPreTrainingOutput(ModelOutput):
 class MTSLVRFrontend(nn.Module):
     """Waveforms to what the ResNet sees: a log-mel spectrogram, three spectrograms, or the waveform itself.
 
-    Computes in float32 whatever the model's or autocast's dtype, since bfloat16 cannot hold a phase.
+    Computes in float32 whatever the model's or autocast's dtype, since bfloat16 cannot hold a phase. There is one
+    STFT, with a rectangular window; the Hann window's spectrum is its convolution with (-1/4, 1/2, -1/4).
 
     Source: Al-Tahan and Mohsenzadeh, "CLAR", AISTATS 2021, section 3.2, as the MT-SLVR authors computed it.
     """
@@ -108,11 +110,9 @@ class MTSLVRFrontend(nn.Module):
         super().__init__()
         self.config = config
         if config.frontend != "waveform":
-            self.register_buffer("window", self._hann_window(), persistent=False)  # (n_fft,)
-            self.register_buffer("mel_filters", self._mel_filters(), persistent=False)  # (F, n_fft / 2 + 1)
-
-    def _hann_window(self) -> torch.Tensor:
-        return torch.hann_window(self.config.n_fft, dtype=torch.float32, device="cpu")
+            filters = self._mel_filters()
+            self.register_buffer("mel_filters", filters, persistent=False)  # (F, n_fft / 2 + 1)
+            self.bands = list(_bands(filters.numpy()))
 
     def _mel_filters(self) -> torch.Tensor:
         filters = mel_filter_bank(
@@ -127,18 +127,16 @@ class MTSLVRFrontend(nn.Module):
         return torch.tensor(filters.T, dtype=torch.float32, device="cpu").contiguous()
 
     def reset_buffers(self) -> None:
-        """Fills the buffers, which are not in checkpoints and come back from `from_pretrained` unset."""
+        """Fills the buffer, which is not in checkpoints and comes back from `from_pretrained` unset."""
         if self.config.frontend != "waveform":
-            init.copy_(self.window, self._hann_window())
             init.copy_(self.mel_filters, self._mel_filters())
 
     def _apply(self, fn, recurse: bool = True):
         """Moves with the model but stays float32: `model.to(torch.bfloat16)` must not round the mel filters."""
         super()._apply(fn, recurse)
-        for name, fresh in (("window", self._hann_window), ("mel_filters", self._mel_filters)):
-            moved = getattr(self, name, None)
-            if moved is not None and moved.dtype != torch.float32:
-                setattr(self, name, moved.float() if moved.is_meta else fresh().to(moved.device))
+        moved = getattr(self, "mel_filters", None)
+        if moved is not None and moved.dtype != torch.float32:
+            self.mel_filters = moved.float() if moved.is_meta else self._mel_filters().to(moved.device)
         return self
 
     def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
@@ -150,26 +148,52 @@ class MTSLVRFrontend(nn.Module):
             `waveform`; float32. frames = 1 + samples // hop_length.
         """
         waveforms = waveforms.float()
-        if self.config.frontend == "waveform":
+        config = self.config
+        if config.frontend == "waveform":
             return waveforms[:, None]  # (B, 1, S)
-        if waveforms.shape[-1] <= self.config.n_fft // 2:
+        if waveforms.shape[-1] <= config.n_fft // 2:
             raise ValueError(
                 f"The frontend got {waveforms.shape[-1]} samples; its reflect padding needs more than "
-                f"{self.config.n_fft // 2}. Repeat or pad the clip first."
+                f"{config.n_fft // 2}. Repeat or pad the clip first."
             )
         with torch.autocast(device_type=waveforms.device.type, enabled=False):
-            spectrum = self._stft(waveforms, self.window)  # (B, n_fft / 2 + 1, N)
-            power = spectrum.real.square() + spectrum.imag.square()
-            channels = [_decibels(self.mel_filters @ power)]  # (B, F, N)
-            if self.config.frontend == "mel_stft":
-                spectrum = self._stft(waveforms, torch.ones_like(self.window))
-                real, imaginary = self.mel_filters @ spectrum.real, self.mel_filters @ spectrum.imag
+            rectangle = waveforms.new_ones(config.n_fft)
+            spectrum = torch.stft(waveforms, config.n_fft, config.hop_length, window=rectangle, return_complex=True)
+            spectrum = spectrum.transpose(1, 2)  # (B, N, n_fft / 2 + 1), as it lies in memory
+            real, imaginary = spectrum.real.clone(), spectrum.imag.clone()
+            power = _four_times_hann(real, 1).square() + _four_times_hann(imaginary, -1).square()
+            channels = [_decibels(self._mel(power) / 16)]  # (B, N, F)
+            if config.frontend == "mel_stft":
+                real, imaginary = self._mel(real), self._mel(imaginary)
                 channels += [_decibels(torch.hypot(real, imaginary)), torch.atan2(imaginary, real)]
-            return torch.stack(channels, dim=1)  # (B, C, F, N)
+            channels = [channel.transpose(1, 2) for channel in channels]  # (B, F, N)
+            return torch.stack(channels, dim=-1).permute(0, 3, 1, 2)  # (B, C, F, N) in channels last
 
-    def _stft(self, waveforms: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
-        config = self.config
-        return torch.stft(waveforms, config.n_fft, config.hop_length, window=window, return_complex=True)
+    def _mel(self, spectrum: torch.Tensor) -> torch.Tensor:
+        """(batch, frames, n_fft / 2 + 1) -> (batch, frames, mels), without most of the filters' zeros."""
+        bands = [spectrum[..., bins] @ self.mel_filters[rows, bins].T for rows, bins in self.bands]
+        return torch.cat(bands, dim=-1)
+
+
+def _bands(filters: np.ndarray, count: int = 8) -> Iterator[tuple[slice, slice]]:
+    """Divides mel filters (F, n_fft / 2 + 1) into groups, each with the bins in which one of the group is not 0."""
+    for rows in np.array_split(np.arange(len(filters)), min(count, len(filters))):
+        bins = np.flatnonzero(filters[rows].any(axis=0))
+        yield (
+            slice(int(rows[0]), int(rows[-1]) + 1),
+            slice(*(bins[[0, -1]] + [0, 1]).tolist() if len(bins) else (0, 1)),
+        )
+
+
+def _four_times_hann(part: torch.Tensor, symmetry: int) -> torch.Tensor:
+    """Real or imaginary part of a rectangular STFT (..., bins) -> that of the Hann window's, times -4.
+
+    Args:
+        part: Bins 0 to n_fft / 2.
+        symmetry: 1 for the real part, -1 for the imaginary: what lies beyond either end is its mirror image.
+    """
+    mirrored = torch.cat([symmetry * part[..., 1:2], part, symmetry * part[..., -2:-1]], dim=-1)
+    return torch.add(mirrored[..., :-2] + mirrored[..., 2:], part, alpha=-2)
 
 
 def _decibels(magnitude: torch.Tensor) -> torch.Tensor:
@@ -360,21 +384,22 @@ class MTSLVRBlock(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: torch.Tensor, task: str = SHARED) -> torch.Tensor:
         with _statistics_updated_once(self):
-            branch = self.conv2(F.relu(self.conv1(hidden_states, task)), task)
+            branch = self.conv2(F.relu(self.conv1(hidden_states, task), inplace=True), task)
             if self.bottleneck:
-                branch = self.conv3(F.relu(branch), task)
-            return F.relu(branch + self._shortcut(hidden_states, branch.shape))
+                branch = self.conv3(F.relu(branch, inplace=True), task)
+            return F.relu(self._add_shortcut(branch, hidden_states), inplace=True)
 
-    def _shortcut(self, hidden_states: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    def _add_shortcut(self, branch: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Adds the shortcut to `branch` in place."""
         if self.shortcut is not None:
             # Subsampling and a 1x1 convolution of stride 1 make one of stride 2, whose own backward pass can crash in
             # oneDNN (seen with 4 and 8 channels and 3 clips; torch 2.14, AVX-512, channels last, two threads).
             taken = [slice(None, None, self.stride)] * (hidden_states.ndim - 2)
-            return self.shortcut(hidden_states[(..., *taken)])
-        if hidden_states.shape[2:] != shape[2:]:
-            hidden_states = AVERAGE_POOL[len(shape) - 2](hidden_states, shape[2:])
-        missing = shape[1] - hidden_states.shape[1]
-        return F.pad(hidden_states, [0, 0] * (len(shape) - 2) + [0, missing]) if missing else hidden_states
+            return branch.add_(self.shortcut(hidden_states[(..., *taken)]))
+        if hidden_states.shape[2:] != branch.shape[2:]:
+            hidden_states = AVERAGE_POOL[branch.ndim - 2](hidden_states, branch.shape[2:])
+        branch[:, : hidden_states.shape[1]] += hidden_states  # zeros for the new channels
+        return branch
 
 
 @contextmanager
@@ -419,11 +444,12 @@ class MTSLVREncoder(nn.Module):
         )
 
     def forward(
-        self, features: torch.Tensor, tasks: Sequence[str]
-    ) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, ...]]:
+        self, features: torch.Tensor, tasks: Sequence[str], output_hidden_states: bool = False
+    ) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, ...] | None]:
         """Args:
             features: (windows, channels, bands, frames), or (windows, 1, samples).
             tasks: Those to compute.
+            output_hidden_states: Whether to return the hidden states.
 
         Returns:
             Each task's feature map (windows, hidden_size, bands, frames), and the hidden states: after the stem and
@@ -431,7 +457,7 @@ class MTSLVREncoder(nn.Module):
         """
         if features.ndim == 4:
             features = features.contiguous(memory_format=torch.channels_last)
-        hidden = F.relu(self.stem(features))
+        hidden = F.relu(self.stem(features), inplace=True)
         hidden = MAX_POOL[features.ndim - 2](hidden, stride=2, padding=1)
         hidden_states = [hidden]
         for block in self.layer1:
@@ -443,10 +469,12 @@ class MTSLVREncoder(nn.Module):
             for branch in branches:
                 for block in layer:
                     maps[branch] = block(maps[branch], task=branch)
-            hidden_states.append(torch.cat(list(maps.values()), dim=1) if len(maps) > 1 else maps[branches[0]])
+            if output_hidden_states:
+                hidden_states.append(torch.cat(list(maps.values()), dim=1) if len(maps) > 1 else maps[branches[0]])
         if len(self.final_norms) > 0:
-            maps = {branch: F.relu(self.final_norms[branch](feature_map)) for branch, feature_map in maps.items()}
-        return {task: maps[self.branch(task)] for task in tasks}, tuple(hidden_states)
+            maps = {branch: F.relu(self.final_norms[branch](maps[branch]), inplace=True) for branch in maps}
+        maps = {task: maps[self.branch(task)] for task in tasks}
+        return maps, tuple(hidden_states) if output_hidden_states else None
 
     def branch(self, task: str) -> str:
         """The adapters in layer2 to layer4 that a task uses."""
@@ -814,20 +842,21 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
                 clip empty, or a task is not one of the model's.
         """
         tasks = self._chosen(tasks)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         features, windows = self._features(input_values, attention_mask, input_features)
-        maps, hidden_states = self.encoder(features.to(self.head(tasks[0]).weight.dtype), tasks)
+        features = features.to(self.head(tasks[0]).weight.dtype)
+        maps, hidden_states = self.encoder(features, tasks, output_hidden_states)
         pooled = {task: maps[task].flatten(2).mean(-1) for task in tasks}  # (W, C)
         embeddings = {task: windows.mean(self.head(task)(pooled[task])) for task in tasks}  # (B, head_size)
         frames = torch.cat([self._over_time(maps[task], features) for task in tasks], dim=-1)  # (W, N, C x T)
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
         return MTSLVRModelOutput(
             last_hidden_state=windows.concatenate(frames),
             pooler_output=torch.cat([embeddings[task] for task in self._distinct(tasks)], dim=-1),
             contrastive_embeds=embeddings.get("contrastive"),
             predictive_embeds=embeddings.get("predictive"),
             added_embeds={task: embeddings[task] for task in tasks if task in self.config.added_adapters} or None,
-            hidden_states=hidden_states if output_hidden_states else None,
+            hidden_states=hidden_states,
         )
 
     @property
