@@ -77,20 +77,13 @@ With the package `mtslvr_hf` installed:
 
 ```python
 import numpy as np
-from transformers import AutoFeatureExtractor, AutoModel
+from transformers import AutoModel
 
 import mtslvr_hf  # registers the model with transformers
 
-repo = "tester/card"
-extractor = AutoFeatureExtractor.from_pretrained(repo)
-model = AutoModel.from_pretrained(repo)
-
-waveform = np.random.randn(32000).astype(np.float32)  # yours: mono, any rate
-inputs = extractor(waveform, sampling_rate=16000, return_tensors="pt")
-outputs = model(**inputs)
-print(outputs.pooler_output.shape)  # torch.Size([1, 1000])
-print(outputs.contrastive_embeds.shape)  # torch.Size([1, 500])
-print(outputs.predictive_embeds.shape)  # torch.Size([1, 500])
+model = AutoModel.from_pretrained("tester/card")
+audio = np.random.randn(32000).astype(np.float32)  # yours; or a file, a URL, a list of them
+print(model.encode(audio, sampling_rate=16000).shape)  # (1000,)
 ```
 
 Without it, let transformers download the model's code from this repository:
@@ -258,11 +251,11 @@ def test_variants_have_the_papers_names_and_examples_print_what_they_say(name, f
     assert f"# {name}\n" in card.text
     MTSLVRModel(config).save_pretrained(tmp_path)
     MTSLVRFeatureExtractor().save_pretrained(tmp_path)
-    example = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)[0]
-    capsys.readouterr()
-    with torch.no_grad():
-        exec(compile(example, "card", "exec"), {})
-    assert capsys.readouterr().out.splitlines() == re.findall(r"print\(.*?\)  # (.*)", example)
+    for example in re.findall(r"```python\n(.*?)```", card.text, re.DOTALL):
+        capsys.readouterr()
+        with torch.no_grad():
+            exec(compile(example, "card", "exec"), {})
+        assert capsys.readouterr().out.splitlines() == re.findall(r"print\(.*?\)  # (.*)", example)
 
 
 def test_versions_are_those_installed():
