@@ -387,19 +387,18 @@ class MTSLVRBlock(GradientCheckpointingLayer):
             branch = self.conv2(F.relu(self.conv1(hidden_states, task), inplace=True), task)
             if self.bottleneck:
                 branch = self.conv3(F.relu(branch, inplace=True), task)
-            return F.relu(self._add_shortcut(branch, hidden_states), inplace=True)
+            return F.relu(branch.add_(self._shortcut(hidden_states, branch.shape)), inplace=True)
 
-    def _add_shortcut(self, branch: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Adds the shortcut to `branch` in place."""
+    def _shortcut(self, hidden_states: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         if self.shortcut is not None:
             # Subsampling and a 1x1 convolution of stride 1 make one of stride 2, whose own backward pass can crash in
             # oneDNN (seen with 4 and 8 channels and 3 clips; torch 2.14, AVX-512, channels last, two threads).
             taken = [slice(None, None, self.stride)] * (hidden_states.ndim - 2)
-            return branch.add_(self.shortcut(hidden_states[(..., *taken)]))
-        if hidden_states.shape[2:] != branch.shape[2:]:
-            hidden_states = AVERAGE_POOL[branch.ndim - 2](hidden_states, branch.shape[2:])
-        branch[:, : hidden_states.shape[1]] += hidden_states  # zeros for the new channels
-        return branch
+            return self.shortcut(hidden_states[(..., *taken)])
+        if hidden_states.shape[2:] != shape[2:]:
+            hidden_states = AVERAGE_POOL[len(shape) - 2](hidden_states, shape[2:])
+        missing = shape[1] - hidden_states.shape[1]
+        return F.pad(hidden_states, [0, 0] * (len(shape) - 2) + [0, missing]) if missing else hidden_states
 
 
 @contextmanager
