@@ -1,5 +1,7 @@
 """A clip's embedding depends on the clip alone: not on its batch, its padding, or how it was given."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -40,9 +42,7 @@ def test_embeddings_over_random_batches_and_paddings(model):
         alone = [extractor(clip, sampling_rate=16_000, return_tensors="pt") for clip in clips]
         expected = torch.cat([model(**inputs).pooler_output for inputs in alone])
         longest = max(map(len, clips)) + int(generator.integers(0, 2 * model.config.window_samples))
-        padded = extractor(
-            clips, sampling_rate=16_000, padding="max_length", max_length=longest, return_tensors="pt"
-        )
+        padded = extractor(clips, sampling_rate=16_000, padding="max_length", max_length=longest, return_tensors="pt")
         padded["input_values"][padded["attention_mask"] == 0] = float(generator.normal())  # whatever the padding is
         embeddings = {"forward": model(**padded).pooler_output}
         if number % 4 == 0:
@@ -57,3 +57,12 @@ def test_embeddings_over_random_batches_and_paddings(model):
             worst[name] = max(worst[name], float(error.max()))
     print(f"{model.config.frontend}: " + ", ".join(f"{name} {error:.1e}" for name, error in worst.items()))
     assert max(worst.values()) <= TOLERANCE
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 5e-2)])
+def test_encode_on_a_gpu_is_encode_on_a_cpu(model, dtype, tolerance):
+    clips = random_clips(np.random.default_rng(1), model.config.window_samples)
+    expected = model.encode(clips, 16_000)
+    encoded = copy.deepcopy(model).to("cuda", dtype).encode(clips, 16_000)
+    assert np.linalg.norm(encoded - expected) <= tolerance * np.linalg.norm(expected)
