@@ -217,7 +217,8 @@ def _from_array(samples: Any, number: int) -> torch.Tensor:
     try:
         is_list = isinstance(samples, (list, tuple))
         array = np.asarray(samples, dtype=np.float32 if is_list else None)
-        return torch.from_numpy(np.ascontiguousarray(array))
+        array = np.ascontiguousarray(array)
+        return torch.from_numpy(array if array.flags.writeable else array.copy())  # torch warns of the former
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"Clip {number} is a {type(samples).__name__} that is no array of samples ({error}); expected an array, "

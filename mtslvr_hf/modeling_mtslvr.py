@@ -549,6 +549,15 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         else:
             super()._init_weights(module)  # BatchNorm: 1 and 0
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """As of every transformers model; keeps the revision, where `encode` finds the feature extractor as well."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        config = (loaded[0] if isinstance(loaded, tuple) else loaded).config
+        if getattr(config, "_commit_hash", None) is None:  # transformers 5.0 sets it, 5.23 does not; neither saves it
+            config._commit_hash = kwargs.get("revision")
+        return loaded
+
     def encode(self, audio: Any, sampling_rate: int | None = None, **options: Any) -> Any:
         """Embeds audio of any kind, length and rate: files, URLs, arrays, data set rows, or an iterator of them.
 

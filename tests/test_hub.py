@@ -89,6 +89,15 @@ LOAD = """
     classifier = AutoModelForAudioClassification.from_pretrained(name, trust_remote_code=True, num_labels=3)
     assert classifier(**inputs).logits.shape == (2, 3)
     assert torch.equal(classifier.mtslvr.heads.contrastive.weight, whole.mtslvr.heads.contrastive.weight)
+    model.add_adapter("birds")  # what needs no more than the model's own code works without the package
+    model.merge_adapters("birds")
+    assert model(**inputs).pooler_output.shape == (2, 16)
+    try:
+        model.encode(expected["clips"], 22050)
+    except ImportError as error:
+        assert "pip install mtslvr-hf" in str(error)
+    else:
+        raise AssertionError("encode without the package")
     exec(sys.argv[2], {})
 """
 
@@ -231,3 +240,45 @@ def test_a_data_set_is_published_and_streams(hub_server, tmp_path):
     run_client(hub_server, tmp_path, STREAM)
     ranges = {path.split("/")[-1] for _, path, wanted in hub_server.requests if wanted}
     assert ranges == {f"train-{shard:05d}-of-00002.parquet" for shard in range(2)}
+
+
+ADAPTER = """
+    import numpy as np, torch
+    from huggingface_hub import HfApi
+    from transformers import AutoModel
+    from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRModel
+
+    torch.manual_seed(0)
+    model = MTSLVRModel(MTSLVRConfig(base_width=4, window_seconds=1.0, embedding_size=8)).eval()
+    audio = np.random.default_rng(0).standard_normal(20_000).astype(np.float32)
+    model.add_adapter("birds", "bn")
+    with torch.no_grad():
+        model.heads["birds"].weight.add_(1.0)
+    api = HfApi()
+    api.create_repo("tester/birds")
+    model.save_adapter("adapter", "birds")
+    api.upload_folder(repo_id="tester/birds", folder_path="adapter")
+    expected = model.encode(audio, 16_000, tasks="birds")
+    model.delete_adapter("birds")
+    model.push_to_hub("tester/base")
+    MTSLVRFeatureExtractor(normalization="sample").push_to_hub("tester/base")
+    sample = api.list_repo_commits("tester/base")[0].commit_id
+    MTSLVRFeatureExtractor(normalization="global").push_to_hub("tester/base")
+
+    loaded = AutoModel.from_pretrained("tester/base")
+    assert loaded.load_adapter("tester/birds") == "birds"
+    np.testing.assert_allclose(loaded.encode(audio, 16_000, tasks="birds"), expected, rtol=1e-5, atol=1e-6)
+    before = AutoModel.from_pretrained("tester/base", revision=sample)
+    wanted = before.encode(audio, 16_000, feature_extractor=MTSLVRFeatureExtractor(normalization="sample"))
+    np.testing.assert_array_equal(before.encode(audio, 16_000), wanted)
+    assert np.abs(loaded.encode(audio, 16_000) - wanted).max() > 1e-3
+    try:
+        loaded.load_adapter("tester/base")
+    except OSError:
+        print("done")
+"""
+
+
+def test_adapters_from_the_hub_and_the_revisions_own_extractor(hub_server, tmp_path):
+    assert run_client(hub_server, tmp_path, ADAPTER).splitlines()[-1] == "done"
+    assert "adapter.safetensors" in hub_server.files("tester/birds")

@@ -1,7 +1,6 @@
 """How good embeddings are: few-shot tasks over folders of labelled audio, and what they are compared with."""
 
-from .baselines import log_mel_statistics
-from .embed import embed_files, read_audio
+from .baselines import log_mel_statistics, read_audio
 from .fewshot import (
     Episodes,
     FewShotResult,
@@ -22,7 +21,6 @@ __all__ = [
     "FewShotResult",
     "FewShotTask",
     "LabelledClips",
-    "embed_files",
     "evaluate_few_shot",
     "few_shot_accuracy",
     "log_mel_statistics",

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torchaudio
 from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
-from .embed import read_audio
+from ..data import decode_clip
 
 _SAMPLING_RATE = 16_000
 _N_FFT = 1024
@@ -16,6 +17,15 @@ _HOP_LENGTH = 512
 _BANDS = 40
 # Below any band's power in a clip of 16-bit audio at usual levels; keeps silence from ruling the mean.
 _POWER_FLOOR = 1e-6
+
+
+def read_audio(path: str | Path, sampling_rate: int = _SAMPLING_RATE) -> np.ndarray:
+    """An audio file's whole waveform: mono, float32 (samples,), at `sampling_rate` Hz, not normalised.
+
+    Raises:
+        BadClip: A ValueError that names the file, when it is missing, not audio, cut off, empty, silent or not finite.
+    """
+    return decode_clip({"bytes": None, "path": str(path)}, sampling_rate=sampling_rate)
 
 
 def log_mel_statistics(files: Sequence[str | Path], show_progress: bool = True) -> torch.Tensor:
@@ -39,4 +49,4 @@ def _statistics(path: str | Path, spectrogram: torch.nn.Module) -> torch.Tensor:
     return torch.cat([log_mel.mean(-1), log_mel.std(-1, correction=0)])  # (2 * F,)
 
 
-__all__ = ["log_mel_statistics"]
+__all__ = ["log_mel_statistics", "read_audio"]

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from ..encoding import encode
+from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
 from .baselines import log_mel_statistics
-from .embed import embed_files
 from .fewshot import Episodes, mean_and_interval, sample_episodes, score_episodes
 from .folders import LabelledClips, read_labelled_folder
 
@@ -123,7 +124,7 @@ def evaluate_few_shot(
         classes: the classes to use; all if None.
         task: how tasks are drawn.
         device: where the models run.
-        batch_size: files embedded at once.
+        batch_size: windows embedded at once.
         show_progress: whether to show progress bars on standard error.
 
     Raises:
@@ -138,7 +139,7 @@ def evaluate_few_shot(
     clips, episodes = _without_unused(clips, episodes)
 
     rows = [_row("log-mel statistics", "", log_mel_statistics(clips.files, show_progress), episodes)]
-    embed = partial(embed_files, files=clips.files, batch_size=batch_size, show_progress=show_progress)
+    embed = partial(_embeddings, files=clips.files, batch_size=batch_size, show_progress=show_progress)
     seen: list[dict[str, Any]] = []
     for source, config in zip(models, configs):
         extractor = AutoFeatureExtractor.from_pretrained(source)
@@ -152,6 +153,36 @@ def evaluate_few_shot(
         rows += [_row(str(source), embedding, values, episodes) for embedding, values in embeddings.items()]
     used = sorted(set(clips.labels))
     return EvaluationReport(str(data), used, len(clips), task, dict(episodes.left_out), rows)
+
+
+def _embeddings(
+    model: PreTrainedModel,
+    extractor: MTSLVRFeatureExtractor,
+    files: Sequence[str | Path],
+    batch_size: int,
+    show_progress: bool,
+) -> dict[str, torch.Tensor]:
+    """Each task's embeddings (files, head size), and all of them concatenated (files, D) as `both`, or `all` of three.
+
+    Tasks that share head and adapters have one embedding between them, and one entry.
+    """
+    config = model.config
+    embeddings = encode(
+        model,
+        files,
+        feature_extractor=extractor,
+        batch_size=batch_size,
+        convert_to="torch",
+        show_progress_bar=show_progress,
+    )
+    parts: dict[str, list[str]] = {}  # in the embedding's order, with the tasks that each belongs to
+    for task in config.embedding_tasks:
+        parts.setdefault(config.embedding_parts[task], []).append(task)
+    names = [tasks[0] if len(tasks) == 1 else "both" for tasks in parts.values()]
+    named = dict(zip(names, embeddings.split(config.head_size, dim=1)))
+    if len(parts) > 1:
+        named["both" if len(config.embedding_tasks) == 2 else "all"] = embeddings
+    return named
 
 
 def _row(model: str, embedding: str, values: torch.Tensor, episodes: Episodes) -> EvaluationRow:

@@ -1,4 +1,4 @@
-"""Labelled folders, reading of files, the log-mel baseline and embedding of files."""
+"""Labelled folders, reading of files and the log-mel baseline."""
 
 import csv
 
@@ -7,8 +7,7 @@ import pytest
 import soundfile
 import torch
 
-from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRModel
-from mtslvr_hf.evaluation import embed_files, log_mel_statistics, read_audio, read_labelled_folder
+from mtslvr_hf.evaluation import log_mel_statistics, read_audio, read_labelled_folder
 
 RATE = 16_000
 
@@ -117,59 +116,3 @@ class TestLogMelStatistics:
         statistics = log_mel_statistics([tmp_path / name for name in ("a.wav", "b.wav", "c.wav")], show_progress=False)
         assert torch.allclose(statistics[0, 10:18], statistics[1, 10:18], atol=0.1)
         assert torch.isfinite(statistics).all()
-
-
-def tiny_config(**changes) -> MTSLVRConfig:
-    return MTSLVRConfig(**{"base_width": 4, "embedding_size": 12, "window_seconds": 0.5, "num_mel_bins": 32} | changes)
-
-
-class TestEmbedFiles:
-    def embed(self, model, files, **options):
-        return embed_files(model, MTSLVRFeatureExtractor(), files, show_progress=False, **options)
-
-    def test_each_file_is_embedded_as_alone(self, folder):
-        files = read_labelled_folder(folder).files
-        soundfile.write(folder / "long.wav", tone(500, 1.2), RATE)
-        files = [folder / "long.wav", *files]
-        torch.manual_seed(0)
-        model = MTSLVRModel(tiny_config())
-        embeddings = self.embed(model, files, batch_size=2)
-        assert {name: tuple(value.shape) for name, value in embeddings.items()} == {
-            "contrastive": (5, 6),
-            "predictive": (5, 6),
-            "both": (5, 12),
-        }
-        assert torch.equal(embeddings["both"], torch.cat([embeddings["contrastive"], embeddings["predictive"]], 1))
-        for index, path in enumerate(files):
-            waveform, rate = soundfile.read(path, dtype="float32")
-            with torch.no_grad():
-                output = model(**MTSLVRFeatureExtractor()(waveform, sampling_rate=rate, return_tensors="pt"))
-            assert torch.allclose(embeddings["both"][index], output.pooler_output[0], rtol=1e-4, atol=1e-3)
-        assert not torch.allclose(embeddings["both"][0], embeddings["both"][1], rtol=0.1)
-
-    def test_model_is_put_in_evaluation_mode_and_not_changed(self, folder):
-        model = MTSLVRModel(tiny_config()).train()
-        before = {name: value.clone() for name, value in model.state_dict().items()}
-        self.embed(model, read_labelled_folder(folder).files)
-        assert not model.training
-        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-    @pytest.mark.parametrize(
-        ("changes", "names"),
-        [
-            ({"tasks": ["predictive"]}, ["predictive"]),
-            ({"tasks": ["contrastive"], "shared_head": True, "adapter_type": "none"}, ["contrastive"]),
-            ({"shared_head": True, "adapter_type": "none"}, ["both"]),
-            ({"shared_head": True, "adapter_type": "bn"}, ["contrastive", "predictive", "both"]),
-        ],
-    )
-    def test_one_entry_per_embedding(self, folder, changes, names):
-        model = MTSLVRModel(tiny_config(**changes))
-        assert list(self.embed(model, read_labelled_folder(folder).files)) == names
-
-    def test_errors(self, folder):
-        model = MTSLVRModel(tiny_config())
-        with pytest.raises(ValueError, match="no files"):
-            self.embed(model, [])
-        with pytest.raises(ValueError, match=r"unreadable: .*notes\.txt"):
-            self.embed(model, [folder / "low" / "notes.txt"])

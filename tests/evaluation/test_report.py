@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import AutoModel, BertConfig
 
-from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor
+from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRModel
 from mtslvr_hf.evaluation import (
     FewShotTask,
-    embed_files,
     evaluate_few_shot,
     few_shot_accuracy,
     log_mel_statistics,
+    read_audio,
     read_labelled_folder,
 )
 
@@ -49,6 +49,9 @@ def test_rows_are_few_shot_accuracies_of_the_embeddings(report, sounds, model):
     assert report.rows[0].accuracy > 0.95  # bands of their own are what log-mel statistics tell apart
 
     torch.manual_seed(TASK.seed)
+    waveforms = [read_audio(path) for path in clips.files]
+    inputs = MTSLVRFeatureExtractor()(waveforms, sampling_rate=16_000, return_tensors="pt")
+    columns = {"contrastive": slice(0, 6), "predictive": slice(6, 12), "both": slice(0, 12)}
     untrained = AutoModel.from_config(MTSLVRConfig.from_pretrained(model))
     trained = AutoModel.from_pretrained(model)
     for network, name, row in (
@@ -57,8 +60,33 @@ def test_rows_are_few_shot_accuracies_of_the_embeddings(report, sounds, model):
         (trained, "predictive", report.rows[3]),
         (trained, "both", report.rows[4]),
     ):
-        embeddings = embed_files(network, MTSLVRFeatureExtractor(), clips.files, show_progress=False)[name]
+        embeddings = network.eval()(**inputs).pooler_output.detach()[:, columns[name]]
         assert row.accuracy == pytest.approx(few_shot_accuracy(embeddings, clips.labels, **options).accuracy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"tasks": ["predictive"]}, ["predictive"]),
+        ({"tasks": ["contrastive"], "shared_head": True, "adapter_type": "none"}, ["contrastive"]),
+        ({"shared_head": True, "adapter_type": "none"}, ["both"]),
+        ({"shared_head": True, "adapter_type": "bn"}, ["contrastive", "predictive", "both"]),
+    ],
+)
+def test_one_row_per_embedding(sounds, save_model, changes, names):
+    report = evaluate_few_shot([save_model(**changes)], sounds, ["anvil", "bell", "cello"], TASK, show_progress=False)
+    assert [row.embedding for row in report.rows[2:]] == names
+
+
+def test_an_added_task_has_its_row(sounds, tmp_path):
+    model = MTSLVRModel(MTSLVRConfig(base_width=4, embedding_size=12, window_seconds=0.5, num_mel_bins=32))
+    model.add_adapter("birds")
+    model.set_adapter(["contrastive", "predictive", "birds"])
+    model.save_pretrained(tmp_path)
+    MTSLVRFeatureExtractor().save_pretrained(tmp_path)
+    report = evaluate_few_shot([tmp_path], sounds, ["anvil", "bell", "cello"], TASK, show_progress=False)
+    rows = [(row.embedding, row.size) for row in report.rows[2:]]
+    assert rows == [("contrastive", 6), ("predictive", 6), ("birds", 6), ("all", 18)]
 
 
 def test_markdown(report):

@@ -1,0 +1,217 @@
+"""Labelled audio from a folder per class or from a data set with a label column, and clips of it for training.
+
+Shapes: N clips, C classes.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from huggingface_hub import DatasetCard
+
+from ..data import audio_rows
+from ..data.sources import AUDIO_COLUMN, SPLITS, find_audio_files
+from ..evaluation import read_labelled_folder
+
+MANIFEST = "manifest.csv"
+GROUP = "group"
+LABEL_COLUMNS = ("label", "labels", "human_labels", "target", "category", "class")
+
+
+@dataclass(frozen=True)
+class LabelledAudio:
+    """Encoded audio with its classes.
+
+    Attributes:
+        audio: Undecoded rows `{"bytes", "path"}`: a list, or a data set of the one column `audio`.
+        classes: Names of the classes, in the order of `labels`' columns.
+        labels: (N, C) bool, which classes each row is of.
+        multi_label: Whether a row may be of none or several; otherwise it is of exactly one.
+        groups: The group (speaker, recording) of each row, or None.
+    """
+
+    audio: Sequence[Mapping[str, Any]] | datasets.Dataset
+    classes: list[str]
+    labels: np.ndarray
+    multi_label: bool
+    groups: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def row(self, index: int) -> Mapping[str, Any]:
+        """A row's encoded audio."""
+        row = self.audio[index]
+        return row[AUDIO_COLUMN] if isinstance(self.audio, datasets.Dataset) else row
+
+    def target(self, index: int) -> np.ndarray:
+        """What a model is to predict: the class's index (), or float32 (C,) with several classes a clip."""
+        return self.labels[index].astype(np.float32) if self.multi_label else self.labels[index].argmax()
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> LabelledAudio:
+        """Only these rows, in this order."""
+        indices = [int(index) for index in indices]
+        is_dataset = isinstance(self.audio, datasets.Dataset)
+        return replace(
+            self,
+            audio=self.audio.select(indices) if is_dataset else [self.audio[index] for index in indices],
+            labels=self.labels[indices],
+            groups=None if self.groups is None else [self.groups[index] for index in indices],
+        )
+
+    def with_classes(self, classes: Sequence[str]) -> LabelledAudio:
+        """The same rows with the columns of another data set's classes.
+
+        Raises:
+            ValueError: If a row is of a class that is not among them.
+        """
+        unknown = [name for name, used in zip(self.classes, self.labels.any(0)) if used and name not in classes]
+        if unknown:
+            raise ValueError(f"there are no training clips of {_some(unknown)}; the classes are {_some(classes)}")
+        labels = np.zeros((len(self), len(classes)), dtype=bool)
+        for column, name in enumerate(self.classes):
+            if name in classes:
+                labels[:, list(classes).index(name)] = self.labels[:, column]
+        return replace(self, classes=list(classes), labels=labels)
+
+
+def load_labelled_audio(
+    name: str | Path,
+    config: str | None = None,
+    split: str = "train",
+    audio_column: str | None = None,
+    label_column: str | None = None,
+    group_column: str | None = None,
+    revision: str | None = None,
+) -> LabelledAudio:
+    """Opens labelled audio. A data set on the Hub is downloaded whole.
+
+    Args:
+        name: A folder with a folder of audio files per class (or with a folder per split that holds these), beside
+            them an optional `manifest.csv` with the columns `file` and `group`; a folder of parquet shards or a single
+            parquet file; or a data set on the Hub.
+        config: Configuration of the data set.
+        split: Its split. A folder that is not divided into splits is all "train".
+        audio_column: The audio's column; needed where several could be meant.
+        label_column: The labels' column: class labels, texts or integers, or lists of them for several classes a clip.
+            If not given, the first there is of label, labels, human_labels, target, category, class.
+        group_column: The column, of the data set or of the manifest, whose values are groups. Without it a manifest's
+            column `group` is used, if there is one.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        FileNotFoundError: If there is neither such a folder nor such a data set.
+        ValueError: If there are no labels, or no such column, configuration or split. The message says what there is.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir() and not _is_dataset(path):
+        return _from_folder(path, split, group_column)
+    if not path.exists() and (path.is_absolute() or str(name).startswith((".", "~")) or len(path.parts) > 2):
+        raise FileNotFoundError(f"no such file or folder: {name}")
+    if path.is_file():
+        dataset = datasets.load_dataset("parquet", data_files={split: str(path)}, split=split)
+    else:
+        dataset = datasets.load_dataset(str(name), config, split=split, revision=revision)
+    return from_dataset(dataset, audio_column, label_column, group_column)
+
+
+def _is_dataset(folder: Path) -> bool:
+    card = folder / "README.md"
+    return (card.is_file() and bool(DatasetCard.load(card).data.get("configs"))) or any(folder.rglob("*.parquet"))
+
+
+def _from_folder(folder: Path, split: str, group_column: str | None) -> LabelledAudio:
+    """A folder per class, in the split's folder if all folders are splits'."""
+    inner = {path.name for path in folder.iterdir() if path.is_dir() and find_audio_files(path)}
+    if inner and inner <= SPLITS:
+        if split not in inner:
+            raise ValueError(f"{folder} has no split {split!r}; it has: {', '.join(sorted(inner))}")
+        folder = folder / split
+    elif split != "train":
+        raise ValueError(f"{folder} is not divided into splits, so there is no {split!r}; all of it is 'train'")
+    clips = read_labelled_folder(folder)
+    classes = sorted(set(clips.labels))
+    labels = np.array([[label == name for name in classes] for label in clips.labels])
+    audio = [{"bytes": None, "path": str(path)} for path in clips.files]
+    return LabelledAudio(audio, classes, labels, False, _read_groups(folder, clips.files, group_column))
+
+
+def _read_groups(folder: Path, files: Sequence[Path], column: str | None) -> list[str] | None:
+    """Groups from the folder's manifest; None if it has no column of that name and none was asked for."""
+    manifest = folder / MANIFEST
+    wanted = column or GROUP
+    rows, columns = [], []
+    if manifest.is_file():
+        with manifest.open(newline="", encoding="utf-8") as lines:
+            reader = csv.DictReader(lines)
+            rows, columns = list(reader), list(reader.fieldnames or [])
+    if not {"file", wanted} <= set(columns):
+        if column is None:
+            return None
+        raise ValueError(f"groups need {manifest} with the columns file and {column}; it has: {_some(columns)}")
+    groups = {row["file"]: row[wanted] for row in rows}
+    names = [path.relative_to(folder).as_posix() for path in files]
+    unlisted = [name for name in names if not groups.get(name)]
+    if unlisted:
+        raise ValueError(f"{manifest} gives no {wanted} for {len(unlisted)} of {len(names)} files: {_some(unlisted)}")
+    return [groups[name] for name in names]
+
+
+def from_dataset(
+    dataset: datasets.Dataset,
+    audio_column: str | None = None,
+    label_column: str | None = None,
+    group_column: str | None = None,
+) -> LabelledAudio:
+    """Labelled audio of an open data set; arguments and errors are those of `load_labelled_audio`."""
+    if len(dataset) == 0:
+        raise ValueError("the data set has no rows")
+    column = label_column or next((name for name in LABEL_COLUMNS if name in dataset.features), None)
+    for wanted in (column or "label", group_column):
+        if wanted is not None and wanted not in dataset.features:
+            raise ValueError(
+                f"the data set has no column {wanted!r}; it has: {_some(list(dataset.features))}. Name the labels' "
+                "with label_column, the groups' with group_column."
+            )
+    classes, labels, multi_label = _read_labels(dataset.features[column], dataset.with_format(None)[column], column)
+    groups = None if group_column is None else [str(value) for value in dataset.with_format(None)[group_column]]
+    return LabelledAudio(audio_rows(dataset, audio_column), classes, labels, multi_label, groups)
+
+
+def _read_labels(feature: Any, values: Sequence[Any], column: str) -> tuple[list[str], np.ndarray, bool]:
+    """Names of the classes, (N, C) labels, and whether they are lists."""
+    multi_label = isinstance(feature, (list, datasets.List, datasets.LargeList))
+    feature = getattr(feature, "feature", feature)
+    rows = [value if multi_label and value is not None else [value] for value in values]
+    empty = [number for number, row in enumerate(rows) if None in row]
+    if empty:
+        raise ValueError(f"column {column!r} has no label in {len(empty)} of {len(rows)} rows, first in {empty[0]}")
+    if isinstance(feature, datasets.ClassLabel):
+        classes = list(feature.names)
+        places = {number: number for number in range(len(classes))}
+    else:
+        found = {label for row in rows for label in row}
+        if not found or not all(isinstance(label, (str, int)) for label in found):
+            raise ValueError(f"column {column!r} must hold class labels, texts or integers, or lists of them")
+        ordered = sorted(found)
+        classes, places = [str(label) for label in ordered], {label: n for n, label in enumerate(ordered)}
+    labels = np.zeros((len(rows), len(classes)), dtype=bool)
+    for number, row in enumerate(rows):
+        places_of_row = [places.get(label) for label in row]
+        if None in places_of_row:
+            raise ValueError(f"row {number} of column {column!r} is {row}; there are {len(classes)} classes")
+        labels[number, places_of_row] = True
+    return classes, labels, multi_label
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "nothing"
+
+
+__all__ = ["LabelledAudio", "from_dataset", "load_labelled_audio"]

@@ -1,0 +1,51 @@
+"""transformers' audio-classification pipeline, reading files without the ffmpeg program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import AudioClassificationPipeline
+
+from .clips import read_waveform
+
+
+class MTSLVRAudioClassificationPipeline(AudioClassificationPipeline):
+    """Decodes paths, URLs, bytes and undecoded data set rows as `encode` does; all else is transformers'.
+
+    transformers' own pipeline starts the ffmpeg program for each file, and fails without it. This one needs it for no
+    format, and torchcodec for M4A, MP4, WebM, AAC and WMA. Files with several channels are mixed down.
+
+    Example:
+
+        >>> from transformers import pipeline
+        >>> from mtslvr_hf.classification import MTSLVRAudioClassificationPipeline
+        >>> classify = pipeline(
+        ...     "audio-classification", "outputs/drums", pipeline_class=MTSLVRAudioClassificationPipeline
+        ... )
+        >>> classify("kick.wav", top_k=2)
+        [{'score': 0.98, 'label': 'kick'}, {'score': 0.01, 'label': 'snare'}]
+    """
+
+    def preprocess(self, inputs: Any) -> Mapping[str, Any]:
+        """The model's inputs for one clip.
+
+        Args:
+            inputs: A path, a URL that fsspec opens, a file's bytes, `{"bytes", "path"}`, or what transformers' own
+                takes: an array (samples,) at the model's rate, `{"array" or "raw", "sampling_rate"}`, a decoder.
+
+        Raises:
+            BadClip: A ValueError that names the file, if it cannot be used.
+        """
+        if isinstance(inputs, (str, Path)):
+            inputs = {"bytes": None, "path": str(inputs)}
+        elif isinstance(inputs, bytes):
+            inputs = {"bytes": inputs, "path": None}
+        if isinstance(inputs, Mapping) and "array" not in inputs and "raw" not in inputs:
+            row = {"bytes": inputs.get("bytes"), "path": inputs.get("path")}
+            inputs = read_waveform(row, self.feature_extractor.sampling_rate)
+        return super().preprocess(inputs)
+
+
+__all__ = ["MTSLVRAudioClassificationPipeline"]

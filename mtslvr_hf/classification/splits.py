@@ -1,0 +1,86 @@
+"""Dividing labelled clips into parts: each class's share alike in all of them, groups never torn apart.
+
+Shapes: N clips, C classes, P parts, G groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+
+def divide(
+    labels: np.ndarray, shares: Sequence[float], seed: int = 0, groups: Sequence[Hashable] | None = None
+) -> np.ndarray:
+    """Divides clips into parts of given shares, so that each class is divided by these shares as nearly as can be.
+
+    Groups (a clip is one by itself, without `groups`) are dealt out one after the other, the largest and those of the
+    rarest classes first, each to the part where it adds least to the sum over parts p and classes c of
+    (clips of c in p / clips of c)^2 / share of p. That sum is smallest where every class is divided by the shares.
+
+    Args:
+        labels: (N, C), 1 where a clip is of a class.
+        shares: Each part's share of the clips; they add up to 1.
+        seed: Shuffles the clips first.
+        groups: Each clip's group (speaker, recording), all of which goes to one part.
+
+    Returns:
+        (N,) the part of each clip, int64.
+
+    Raises:
+        ValueError: If there are fewer clips or groups than parts, or the shares are not positive or do not add up.
+    """
+    if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"the parts' shares must be greater than 0 and add up to 1; got {list(shares)}")
+    names, group = np.unique(np.arange(len(labels)) if groups is None else _as_text(groups), return_inverse=True)
+    if len(names) < len(shares):
+        what = "clips" if groups is None else "groups"
+        raise ValueError(f"{len(names)} {what} cannot be divided into {len(shares)} parts, each with one at least")
+    classes = np.maximum(labels.sum(0), 1)  # (C,) clips of each
+    counts = np.zeros((len(names), labels.shape[1]))  # (G, C)
+    np.add.at(counts, group, labels / classes)
+    sizes = np.bincount(group)  # (G,)
+    rarest = np.array([classes[row > 0].min(initial=len(labels)) for row in counts])  # (G,)
+    shuffled = np.random.default_rng(seed).permutation(len(names))
+    order = shuffled[np.lexsort((rarest[shuffled], -sizes[shuffled]))]
+    part_of_group = _deal_out(counts, sizes, order, np.asarray(shares, dtype=float))
+    return part_of_group[group]
+
+
+def _as_text(groups: Sequence[Hashable]) -> np.ndarray:
+    return np.array([str(name) for name in groups])
+
+
+def _deal_out(counts: np.ndarray, sizes: np.ndarray, order: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """(G,) the part of each group; counts are (G, C), in shares of their class."""
+    filled = np.zeros((len(shares), counts.shape[1]))  # (P, C)
+    clips = np.zeros(len(shares))  # (P,)
+    parts = np.zeros(len(counts), dtype=np.int64)
+    for group in order:
+        here = np.flatnonzero(counts[group])  # a clip has few of all classes
+        added = counts[group, here]
+        cost = ((2 * filled[:, here] + added) * added).sum(1) / shares  # (P,)
+        fullness = (clips + sizes[group]) / shares
+        best = np.lexsort((fullness, np.round(cost, 12)))[0]  # of equal parts the emptiest
+        parts[group] = best
+        filled[best] += counts[group]
+        clips[best] += sizes[group]
+    return parts
+
+
+def make_folds(labels: np.ndarray, folds: int, seed: int = 0, groups: Sequence[Hashable] | None = None) -> np.ndarray:
+    """Folds for cross-validation: `divide` into equal parts.
+
+    Returns:
+        (N,) the fold in which each clip is evaluated on, 0 to folds - 1.
+
+    Raises:
+        ValueError: If there are fewer than two folds, or more than clips or groups.
+    """
+    if folds < 2:
+        raise ValueError(f"cross-validation needs at least 2 folds, got {folds}")
+    return divide(labels, [1 / folds] * folds, seed, groups)
+
+
+__all__ = ["divide", "make_folds"]

@@ -1,0 +1,122 @@
+"""Training classifiers: transformers' Trainer, and a shorter way for a classifier on embeddings that do not change."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from ..modeling_mtslvr import MTSLVRForAudioClassification, MTSLVRModelOutput
+
+CARD_NAME = "README.md"
+
+
+class ClassificationTrainer(Trainer):
+    """transformers' Trainer, but for the card: it says what `card` says.
+
+    Attributes:
+        card: The model card that saving and publishing write; none is written without it.
+    """
+
+    card: ModelCard | None = None
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes `card` into the output folder; what Trainer gives for a card of its own is not needed."""
+        if self.card is not None and self.is_world_process_zero():
+            self.card.save(Path(self.args.output_dir) / CARD_NAME)
+
+
+class _StandIn(nn.Module):
+    """Takes the encoder's place: what comes in are embeddings, what goes out are these standardised."""
+
+    def __init__(self, mean: torch.Tensor, std: torch.Tensor):
+        super().__init__()
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+
+    def forward(self, embeddings: torch.Tensor, *args: Any, **kwargs: Any) -> MTSLVRModelOutput:
+        """(batch, D) -> `pooler_output` (batch, D)."""
+        return MTSLVRModelOutput(pooler_output=(embeddings - self.mean) / self.std)
+
+
+class LinearProbeTrainer(ClassificationTrainer):
+    """Trains the classifier of a model on embeddings that were computed once, `EmbeddedClips`.
+
+    The encoder is frozen, so that this is the training of the whole model, only sooner. The classifier trains on
+    embeddings whose dimensions have mean 0 and deviation 1, which it learns from in fewer steps. What is saved, in
+    checkpoints too, is the whole model, whose classifier does the scaling itself.
+
+    Args:
+        model: Its encoder is away while this Trainer is used; `restore` brings it back.
+        embeddings: (N, D) of the training clips.
+        args: As for Trainer, but for DataLoader workers: there is nothing to decode.
+        kwargs: As for Trainer.
+    """
+
+    def __init__(
+        self, model: MTSLVRForAudioClassification, embeddings: torch.Tensor, args: TrainingArguments, **kwargs: Any
+    ):
+        args = copy.copy(args)
+        args.dataloader_num_workers, args.dataloader_persistent_workers = 0, False
+        model.freeze_feature_encoder()
+        self.encoder = model.mtslvr
+        std, mean = torch.std_mean(embeddings, dim=0, correction=0)
+        # A dimension that does not vary says nothing, and a classifier of raw embeddings could not be divided by 0.
+        self.stand_in = _StandIn(mean, torch.where(std > 1e-6 * std.max(), std, 1.0))
+        model.mtslvr = self.stand_in
+        super().__init__(model=model, args=args, **kwargs)
+
+    @contextmanager
+    def whole_model(self) -> Iterator[None]:
+        """Meanwhile the model is the whole one, for raw embeddings."""
+        self._to_raw(self.model.classifier)
+        self.model.mtslvr = self.encoder
+        try:
+            yield
+        finally:
+            self.model.mtslvr = self.stand_in
+            self._to_standardised(self.model.classifier)
+
+    def restore(self) -> MTSLVRForAudioClassification:
+        """Gives the model its encoder back, for good, and returns it on the Trainer's device."""
+        self._to_raw(self.model.classifier)
+        self.model.mtslvr = self.encoder
+        return self.model.to(self.args.device).eval()
+
+    @torch.no_grad()
+    def _to_raw(self, classifier: nn.Linear) -> None:
+        """W (x - mean) / std + b = (W / std) x + (b - (W / std) mean)."""
+        classifier.weight.div_(self.stand_in.std)
+        classifier.bias.sub_(classifier.weight @ self.stand_in.mean)
+
+    @torch.no_grad()
+    def _to_standardised(self, classifier: nn.Linear) -> None:
+        classifier.bias.add_(classifier.weight @ self.stand_in.mean)
+        classifier.weight.mul_(self.stand_in.std)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        classifier = self.model.classifier
+        exact = [parameter.detach().clone() for parameter in classifier.parameters()]
+        with self.whole_model():
+            super()._save(output_dir)
+        with torch.no_grad():  # only one process saves: rounding must not set it apart from the others
+            for parameter, value in zip(classifier.parameters(), exact):
+                parameter.copy_(value)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with self.whole_model():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        with self.whole_model():
+            super()._load_best_model()
+
+
+__all__ = ["ClassificationTrainer", "LinearProbeTrainer"]

@@ -1,0 +1,318 @@
+"""Trains a classifier of sounds on a pre-trained MT-SLVR model.
+
+    accelerate launch training/finetune.py --model MODEL --data FOLDER --output_dir outputs/mine [--method METHOD ...]
+    accelerate launch training/finetune.py CONFIG.yaml [--any_field value ...]
+
+METHOD is linear_probe, adapters or everything. A configuration is a YAML file of the fields that `--help` lists;
+values on the command line win. Started again, the same command goes on from the last checkpoint of its output folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from finetuning_arguments import (
+    SAVED_CONFIG,
+    DataArguments,
+    FineTuningArguments,
+    ModelArguments,
+    read_arguments,
+    save_arguments,
+)
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification, set_seed
+from transformers import logging as transformers_logging
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from mtslvr_hf import MTSLVRFeatureExtractor, MTSLVRForAudioClassification
+from mtslvr_hf.classification import (
+    ClassificationTrainer,
+    ClipCollator,
+    ClipDataset,
+    EmbeddedClips,
+    LabelledAudio,
+    LinearProbeTrainer,
+    SetEpoch,
+    WeightedLoss,
+    balanced_weights,
+    divide,
+    load_labelled_audio,
+    make_folds,
+    multi_label_metrics,
+    prepare,
+    single_label_metrics,
+)
+from mtslvr_hf.classification.card import METRICS, ClassifierSummary, create_classifier_card
+
+logger = logging.getLogger("finetune")
+
+DEFAULT_EVAL_FRACTION = 0.2
+
+
+class Clips(NamedTuple):
+    """What is trained and evaluated on."""
+
+    train: LabelledAudio
+    evaluation: LabelledAudio | None
+    split: str  # how they were divided, in words
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+    """Trains as the configuration and the command line say.
+
+    Returns:
+        The measures of the saved model on the evaluation clips; none without any.
+    """
+    values, model_args, data_args, args = read_arguments(sys.argv[1:] if argv is None else argv)
+    set_up_logging(args)
+    checkpoint = find_checkpoint(args, values)
+    with args.main_process_first(desc="reading the data set"):
+        clips = load_data(data_args)
+    model, extractor = make_model(model_args, clips.train, args)
+    save_arguments(values, args)
+    trainer, clips = make_trainer(model, extractor, clips, model_args, data_args, args)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    metrics = trainer.evaluate() if clips.evaluation is not None else {}
+    save(trainer, clips, metrics, model_args, data_args)
+    return metrics
+
+
+def set_up_logging(args: FineTuningArguments) -> None:
+    """Says what happens: in full on the first process, warnings alone on the others."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger().setLevel(logging.WARNING)
+    for name in ("finetune", "mtslvr_hf"):
+        logging.getLogger(name).setLevel(logging.INFO if args.should_log else logging.WARNING)
+    transformers_logging.set_verbosity_error()  # or it would report that the classifier is new
+    transformers_logging.disable_progress_bar()  # of each file saved; Trainer's own stays
+
+
+def find_checkpoint(args: FineTuningArguments, values: dict[str, Any]) -> str | None:
+    """The checkpoint asked for, else the newest complete one of the output folder, else None.
+
+    Raises:
+        SystemExit: If a checkpoint was asked for and there is none, or the folder holds another run.
+    """
+    wanted = args.resume_from_checkpoint
+    if wanted is not None and wanted.lower() in ("false", "no"):
+        return None
+    if wanted is None or wanted.lower() in ("true", "yes"):
+        folders = Path(args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        numbered = {int(path.name.rpartition("-")[2]): path for path in folders if path.name[-1].isdigit()}
+        complete = [str(numbered[step]) for step in sorted(numbered) if is_complete(numbered[step])]
+        checkpoint = complete[-1] if complete else None
+    else:
+        checkpoint = wanted if is_complete(Path(wanted)) else None
+    if checkpoint is None:
+        if wanted is not None:
+            sys.exit(f"There is no complete checkpoint to resume from: {wanted}, output folder {args.output_dir}.")
+        return None
+    check_same_run(Path(args.output_dir) / SAVED_CONFIG, values)
+    logger.info("Going on from %s", checkpoint)
+    return checkpoint
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end: its state is what transformers writes last."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return False
+    return True
+
+
+def check_same_run(saved: Path, values: dict[str, Any]) -> None:
+    """A run goes on with the model and the data it began with."""
+    before = yaml.safe_load(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
+    names = [option.name for kind in (ModelArguments, DataArguments) for option in dataclasses.fields(kind)]
+    changed = [f"{n} ({before[n]}, now {values[n]})" for n in names if n in before and before[n] != values[n]]
+    if changed:
+        sys.exit(
+            f"{saved.parent} holds another run: {', '.join(changed)}. Choose another --output_dir, remove that "
+            "folder, or start anew with --resume_from_checkpoint false."
+        )
+
+
+def load_data(data_args: DataArguments) -> Clips:
+    """Opens the audio and divides it as asked."""
+    load = partial(
+        load_labelled_audio,
+        data_args.data,
+        data_args.data_config,
+        audio_column=data_args.audio_column,
+        label_column=data_args.label_column,
+        group_column=data_args.group_column,
+        revision=data_args.data_revision,
+    )
+    clips = load(split=data_args.train_split)
+    if data_args.eval_split is not None:
+        evaluation = load(split=data_args.eval_split)
+        if evaluation.multi_label != clips.multi_label:
+            sys.exit(f"One of {data_args.train_split} and {data_args.eval_split} has lists of labels, the other not.")
+        return Clips(clips, evaluation.with_classes(clips.classes), f"split {data_args.eval_split}")
+    grouped = "" if clips.groups is None else ", groups kept together"
+    if data_args.folds is not None:
+        parts = make_folds(clips.labels, data_args.folds, data_args.split_seed, clips.groups)
+        held_out = parts == data_args.fold
+        split = f"fold {data_args.fold} of {data_args.folds}, stratified{grouped}, split seed {data_args.split_seed}"
+    else:
+        fraction = DEFAULT_EVAL_FRACTION if data_args.eval_fraction is None else data_args.eval_fraction
+        if fraction == 0:
+            return Clips(clips, None, "none")
+        held_out = divide(clips.labels, (fraction, 1 - fraction), data_args.split_seed, clips.groups) == 0
+        split = f"held-out {100 * fraction:g} %, stratified{grouped}, split seed {data_args.split_seed}"
+    train, evaluation = clips.select((~held_out).nonzero()[0]), clips.select(held_out.nonzero()[0])
+    return Clips(train, evaluation, split)
+
+
+def make_model(
+    model_args: ModelArguments, data: LabelledAudio, args: FineTuningArguments
+) -> tuple[MTSLVRForAudioClassification, MTSLVRFeatureExtractor]:
+    """The pre-trained model with a new classifier, of which the method's part trains; and its feature extractor."""
+    set_seed(args.seed)
+    extractor = AutoFeatureExtractor.from_pretrained(model_args.model)
+    config = AutoConfig.from_pretrained(
+        model_args.model,
+        id2label=dict(enumerate(data.classes)),
+        label2id={name: number for number, name in enumerate(data.classes)},
+        problem_type="multi_label_classification" if data.multi_label else "single_label_classification",
+    )
+    adapters = model_args.method == "adapters"
+    if adapters or model_args.tasks is not None:  # the classifier reads one task, or those asked for
+        config.active_adapters = config.available_tasks[:1] if adapters else model_args.tasks
+        config.check_tasks(config.active_adapters)
+    model = AutoModelForAudioClassification.from_pretrained(
+        model_args.model,
+        config=config,
+        ignore_mismatched_sizes=True,  # of a classifier of other classes
+    )
+    if adapters:
+        model.add_adapter(model_args.adapter_name, model_args.adapter_type, model_args.adapter_init)
+        model.train_adapter(model_args.adapter_name)
+    elif model_args.method == "linear_probe":
+        model.freeze_feature_encoder()
+    return model, extractor
+
+
+def make_trainer(
+    model: MTSLVRForAudioClassification,
+    extractor: MTSLVRFeatureExtractor,
+    clips: Clips,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: FineTuningArguments,
+) -> tuple[ClassificationTrainer, Clips]:
+    """The Trainer, and the clips without those that cannot be used, all of which are decoded once to know that."""
+    probe = model_args.method == "linear_probe"
+    train = ClipDataset(clips.train, extractor.sampling_rate, data_args.max_seconds, not probe, args.seed)
+    evaluation = ClipDataset(clips.evaluation, extractor.sampling_rate, data_args.max_seconds)
+    look = partial(
+        prepare,
+        model=model.mtslvr.to(args.device).inference_network() if probe else None,
+        extractor=extractor,
+        batch_size=args.per_device_eval_batch_size,
+        num_workers=args.dataloader_num_workers,
+        max_bad_share=data_args.max_bad_share,
+        rank=args.process_index,
+        world_size=args.world_size,
+    )
+    usable, embeddings = look(train)
+    train.data = clips.train.select(usable)
+    if clips.evaluation is not None:
+        usable, eval_embeddings = look(evaluation)
+        evaluation.data = clips.evaluation.select(usable)
+    clips = Clips(train.data, evaluation.data, clips.split)
+    report_classes(clips)
+    options = {
+        "model": model,
+        "args": args,
+        "processing_class": extractor,
+        "compute_metrics": multi_label_metrics if clips.train.multi_label else single_label_metrics,
+        "compute_loss_func": make_loss(clips.train, data_args),
+    }
+    if probe:
+        given = None if clips.evaluation is None else EmbeddedClips(eval_embeddings, clips.evaluation)
+        return LinearProbeTrainer(
+            embeddings=embeddings, train_dataset=EmbeddedClips(embeddings, clips.train), eval_dataset=given, **options
+        ), clips
+    return ClassificationTrainer(
+        train_dataset=train,
+        eval_dataset=None if clips.evaluation is None else evaluation,
+        data_collator=ClipCollator(extractor),
+        callbacks=[SetEpoch(train)],
+        **options,
+    ), clips
+
+
+def make_loss(data: LabelledAudio, data_args: DataArguments) -> WeightedLoss | None:
+    """The loss with class weights; without them, the model's own."""
+    if data_args.class_weights == "none":
+        return None
+    return WeightedLoss(balanced_weights(data.labels, data.multi_label), data.multi_label)
+
+
+def report_classes(clips: Clips) -> None:
+    """Says how much there is, and warns of classes that are evaluated but not trained."""
+    counts = clips.train.labels.sum(0)
+    evaluated = 0 if clips.evaluation is None else len(clips.evaluation)
+    logger.info("%d clips of %d classes to train on, %d to evaluate on", len(clips.train), len(counts), evaluated)
+    if clips.evaluation is not None:
+        absent = (counts == 0) & (clips.evaluation.labels.sum(0) > 0)
+        names = [name for name, missing in zip(clips.train.classes, absent) if missing]
+        if names:
+            logger.warning("Classes with evaluation clips, but no training clips: %s", ", ".join(names))
+
+
+def save(
+    trainer: ClassificationTrainer,
+    clips: Clips,
+    metrics: dict[str, float],
+    model_args: ModelArguments,
+    data_args: DataArguments,
+) -> None:
+    """Saves the model for `from_pretrained` and `pipeline`, with its card and measures; publishes it if asked."""
+    trainer.save_state()
+    if metrics:
+        trainer.save_metrics("eval", metrics)
+        measures = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+        logger.info(", ".join(f"{words} {measures[name]:.4f}" for name, words in METRICS.items() if name in measures))
+    trainer.card = create_classifier_card(
+        trainer.model.config,
+        ClassifierSummary(
+            base_model=model_args.model,
+            method=model_args.method,
+            dataset=data_args.data,
+            train_clips=len(clips.train),
+            eval_clips=0 if clips.evaluation is None else len(clips.evaluation),
+            split=clips.split,
+            class_weights=data_args.class_weights,
+            epochs=trainer.state.epoch,
+            batch_size=trainer.args.train_batch_size * trainer.args.world_size,
+            learning_rate=trainer.args.learning_rate,
+            seed=trainer.args.seed,
+            metrics={name.removeprefix("eval_"): value for name, value in metrics.items()},
+        ),
+        trainer.args.hub_model_id,
+    )
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+    else:
+        trainer.save_model()
+        trainer.create_model_card()
+    if model_args.save_adapter and trainer.is_world_process_zero():
+        trainer.model.save_adapter(Path(trainer.args.output_dir) / "adapter", model_args.adapter_name)
+    logger.info("Saved in %s", trainer.args.output_dir)
+    trainer.accelerator.wait_for_everyone()  # a process that left earlier could end the others
+    trainer.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

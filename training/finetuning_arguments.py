@@ -1,0 +1,214 @@
+"""What `finetune.py` can be told."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from run_files import RunReader, save_values
+from transformers import TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
+
+SAVED_CONFIG = "finetune.yaml"
+NOT_SAVED = ("resume_from_checkpoint", "hub_token")
+# What suits each method; the command line and the configuration win.
+METHODS: dict[str, dict[str, Any]] = {
+    "linear_probe": {"learning_rate": 1e-3, "num_train_epochs": 100.0, "save_strategy": "no", "weight_decay": 0.1},
+    "adapters": {"learning_rate": 2e-3, "num_train_epochs": 30.0},
+    "everything": {"learning_rate": 1e-3, "num_train_epochs": 30.0},
+}
+CLASS_WEIGHTS = ("none", "balanced")
+
+
+@dataclass
+class ModelArguments:
+    """What is trained."""
+
+    _argument_group_name = "model"
+
+    model: str | None = field(
+        default=None, metadata={"help": "Folder or Hub name of a pre-trained MT-SLVR model. Required."}
+    )
+    method: str = field(
+        default="linear_probe",
+        metadata={
+            "help": "linear_probe trains a linear classifier on the embeddings, adapters the adapters of a new task "
+            "and a classifier on its embedding, everything all parameters."
+        },
+    )
+    tasks: list[str] | None = field(
+        default=None,
+        metadata={"help": "Tasks whose embeddings linear_probe and everything read. Default: the active ones."},
+    )
+    adapter_name: str = field(default="finetuned", metadata={"help": "Name of the task that method adapters adds."})
+    adapter_type: str | None = field(
+        default=None, metadata={"help": "Its adapters: bn, series or parallel. Default: the model's own."}
+    )
+    adapter_init: str | None = field(
+        default=None, metadata={"help": "Task whose adapters it starts from. Default: the model's first."}
+    )
+    save_adapter: bool = field(
+        default=False, metadata={"help": "With method adapters, also save the adapter alone, in the folder `adapter`."}
+    )
+
+
+@dataclass
+class DataArguments:
+    """What to train and evaluate on."""
+
+    _argument_group_name = "data"
+
+    data: str | None = field(
+        default=None,
+        metadata={
+            "help": "A folder with a folder of audio files per class, a folder of parquet shards, or a data set on "
+            "the Hub. Required."
+        },
+    )
+    data_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    data_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on."})
+    eval_fraction: float | None = field(
+        default=None,
+        metadata={
+            "help": "Without eval_split and folds: share of each class that is evaluated on instead. 0 trains on all "
+            "and evaluates on none. Default: 0.2."
+        },
+    )
+    fold: int | None = field(default=None, metadata={"help": "Evaluate on this of `folds` folds, 0 to folds - 1."})
+    folds: int | None = field(default=None, metadata={"help": "Cross-validation: number of folds."})
+    split_seed: int = field(default=0, metadata={"help": "Draws what is evaluated on, whatever `seed` is."})
+    audio_column: str | None = field(default=None, metadata={"help": "Column of the audio. Default: the only one."})
+    label_column: str | None = field(
+        default=None, metadata={"help": "Column of the labels. Default: label, labels, human_labels, target, ..."}
+    )
+    group_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column, of the data set or of the folder's manifest.csv, of groups (speakers, recordings) that "
+            "are not torn apart. Default: the manifest's `group`, if it has one."
+        },
+    )
+    max_seconds: float | None = field(
+        default=10.0,
+        metadata={
+            "help": "Crop longer clips to this length: anywhere in training, but for linear_probe; in the middle for "
+            "evaluation. null leaves them whole."
+        },
+    )
+    class_weights: str = field(
+        default="none", metadata={"help": "none, or balanced: rare classes count as much as frequent ones."}
+    )
+    max_bad_share: float = field(default=0.05, metadata={"help": "Stop if more of the clips than this are unusable."})
+
+
+@dataclass
+class FineTuningArguments(TrainingArguments):
+    """transformers' TrainingArguments with other defaults, some of which the method decides."""
+
+    _argument_group_name = "training"
+
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate. Default: the method's."})
+    num_train_epochs: float = field(default=100.0, metadata={"help": "Passes over the clips. Default: the method's."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Clips per batch and process."})
+    per_device_eval_batch_size: int = field(default=32, metadata={"help": "Clips per evaluation batch and process."})
+    lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Steps of warm-up; below 1, a share of all steps."})
+    logging_steps: float = field(default=0.1, metadata={"help": "Log every so many steps; below 1, a share of all."})
+    eval_strategy: IntervalStrategy | str = field(
+        default="no", metadata={"help": "When to evaluate while training; it is done at the end in any case."}
+    )
+    save_strategy: SaveStrategy | str = field(
+        default="epoch", metadata={"help": "When to save checkpoints. Default of linear_probe: no."}
+    )
+    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep. null keeps all."})
+    dataloader_num_workers: int = field(default=1, metadata={"help": "Processes per device that decode audio."})
+    dataloader_persistent_workers: bool | None = field(
+        default=None, metadata={"help": "Keep these processes from epoch to epoch. Default: if there are any."}
+    )
+    dataloader_pin_memory: bool | None = field(
+        default=None, metadata={"help": "Pin batches in memory. Default: if there is a GPU."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave false: there are no columns."})
+    report_to: str | list[str] = field(default="none", metadata={"help": "Where to send logs: tensorboard, ..."})
+
+    def __post_init__(self) -> None:
+        if self.dataloader_persistent_workers is None:
+            self.dataloader_persistent_workers = self.dataloader_num_workers > 0
+        if self.dataloader_pin_memory is None:
+            self.dataloader_pin_memory = torch.cuda.is_available() and not self.use_cpu
+        super().__post_init__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the token: transformers pickles the arguments into what it publishes."""
+        return {**self.__dict__, "hub_token": None}
+
+
+ARGUMENTS = (ModelArguments, DataArguments, FineTuningArguments)
+
+
+def read_arguments(
+    argv: Sequence[str],
+) -> tuple[dict[str, Any], ModelArguments, DataArguments, FineTuningArguments]:
+    """Reads configuration and command line; what is wrong with them ends the program with a message.
+
+    Returns:
+        The values, all of the model's and the data's, and those given of the training's; and the dataclasses.
+    """
+    reader = RunReader(ARGUMENTS, "finetune.py", "Trains a classifier of sounds on a pre-trained MT-SLVR model.")
+    given = reader.read(argv)
+    method = given.get("method") or "linear_probe"
+    if method not in METHODS:
+        reader.error(f"--method must be one of {', '.join(METHODS)}; got {method!r}")
+    own = {option.name: option.default for kind in ARGUMENTS[:2] for option in dataclasses.fields(kind)}
+    values = {**own, **METHODS[method], **given}
+    for name in ("model", "data", "output_dir"):
+        if not values.get(name):
+            reader.error(f"--{name} is missing")
+    wrong = _contradiction(values)
+    if wrong:
+        reader.error(wrong)
+    return values, *reader.make(values)
+
+
+def _contradiction(values: dict[str, Any]) -> str | None:
+    """What is wrong with the values, if anything."""
+    fold, folds = values["fold"], values["folds"]
+    if (fold is None) != (folds is None):
+        return "--fold and --folds are given together"
+    if fold is not None and not 0 <= fold < folds:
+        return f"--fold must lie in 0..{folds - 1}, got {fold}"
+    if sum(values[name] is not None for name in ("eval_split", "eval_fraction", "folds")) > 1:
+        return "--eval_split, --eval_fraction and --folds exclude each other: give one"
+    if values["eval_fraction"] is not None and not 0 <= values["eval_fraction"] < 1:
+        return f"--eval_fraction must lie in [0, 1), got {values['eval_fraction']}"
+    if values["max_seconds"] is not None and not values["max_seconds"] > 0:
+        return f"--max_seconds must be greater than 0, got {values['max_seconds']}"
+    if values["class_weights"] not in CLASS_WEIGHTS:
+        return f"--class_weights must be one of {', '.join(CLASS_WEIGHTS)}; got {values['class_weights']!r}"
+    if values["method"] == "adapters" and values["tasks"]:
+        return "--tasks is not for method adapters, whose classifier reads the new task alone"
+    if values["method"] != "adapters" and (values["adapter_type"] or values["adapter_init"] or values["save_adapter"]):
+        return "--adapter_type, --adapter_init and --save_adapter need --method adapters"
+    return None
+
+
+def save_arguments(values: dict[str, Any], args: FineTuningArguments) -> None:
+    """Writes the values into the output folder, as the one file that repeats the run."""
+    if args.should_save:
+        save_values(values, Path(args.output_dir) / SAVED_CONFIG, NOT_SAVED)
+
+
+__all__ = [
+    "SAVED_CONFIG",
+    "DataArguments",
+    "FineTuningArguments",
+    "ModelArguments",
+    "read_arguments",
+    "save_arguments",
+]
