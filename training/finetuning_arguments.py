@@ -201,7 +201,7 @@ def _contradiction(values: dict[str, Any]) -> str | None:
 def save_arguments(values: dict[str, Any], args: FineTuningArguments) -> None:
     """Writes the values into the output folder, as the one file that repeats the run."""
     if args.should_save:
-        save_values(values, Path(args.output_dir) / SAVED_CONFIG, NOT_SAVED)
+        save_values(values, Path(args.output_dir) / SAVED_CONFIG, NOT_SAVED, "finetune.py")
 
 
 __all__ = [

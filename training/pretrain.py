@@ -22,7 +22,6 @@ from pretraining_arguments import (
     SAVED_CONFIG,
     DataArguments,
     ModelArguments,
-    make_arguments,
     read_arguments,
     save_arguments,
 )
@@ -45,8 +44,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     Returns:
         The measures of the saved model on the held-out clips; none without evaluation.
     """
-    values = read_arguments(sys.argv[1:] if argv is None else argv)
-    model_args, data_args, training_args = make_arguments(values)
+    values, model_args, data_args, training_args = read_arguments(sys.argv[1:] if argv is None else argv)
     set_up_logging(training_args)
     checkpoint = find_checkpoint(training_args, values)
     model, extractor = make_model(model_args, data_args, training_args)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import difflib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import yaml
-from transformers import HfArgumentParser
+from run_files import RunReader, save_values
 
 from mtslvr_hf.configuration_mtslvr import AUGMENTATIONS, TASKS
 from mtslvr_hf.trainer import MTSLVRTrainingArguments
@@ -84,109 +79,36 @@ class DataArguments:
 ARGUMENTS = (ModelArguments, DataArguments, MTSLVRTrainingArguments)
 
 
-def read_arguments(argv: Sequence[str]) -> dict[str, Any]:
+def read_arguments(
+    argv: Sequence[str],
+) -> tuple[dict[str, Any], ModelArguments, DataArguments, MTSLVRTrainingArguments]:
     """Reads the configuration file and the command line; what is wrong with them ends the program with a message.
 
     Returns:
-        Values by field name: of all fields declared in this package, and of those of transformers that were given.
-        Those of the command line, else of the file, else the defaults, before any dataclass derives others from them.
+        The values by field name, of all fields declared in this package, and of those of transformers that were given;
+        and the dataclasses, which check and complete them.
     """
-    parser = HfArgumentParser(
-        ARGUMENTS,
-        prog="pretrain.py",
-        usage="%(prog)s CONFIG.yaml [--field value ...]",
-        description="Pre-trains MT-SLVR on streamed audio.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("config", metavar="CONFIG.yaml", type=Path, help="Values of the fields below, as YAML.")
-    config, argv = (argv[:1], argv[1:]) if argv and not argv[0].startswith("-") else ([], argv)
-    from_file = {} if not config else _read_config(parser, Path(config[0]))
-    parser.set_defaults(**{name: None for name, value in from_file.items() if value is None})
-    options = [*_as_options(from_file), *argv]
-    namespace, unknown = parser.parse_known_args([*config, *options])
-    if unknown:
-        parser.error(f"unknown argument {unknown[0]}{_did_you_mean(_field_of(unknown[0]))}")
-    names = {*_own_fields(), *from_file, *map(_field_of, options)}
-    values = {name: value for name, value in vars(namespace).items() if name in names}
-    values.setdefault("output_dir", str(Path("outputs") / namespace.config.stem))
-    return values
+    reader = RunReader(ARGUMENTS, "pretrain.py", "Pre-trains MT-SLVR on streamed audio.")
+    values = {**_own_defaults(), **reader.read(argv)}
+    if not values.get("output_dir"):
+        reader.error("CONFIG.yaml is missing; without one, give --output_dir")
+    return values, *reader.make(values)
 
 
-def _read_config(parser: argparse.ArgumentParser, path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A file's values, upon those of the file that its `base` names."""
-    if not path.is_file():
-        parser.error(f"there is no configuration file {path}")
-    if path.resolve() in seen:
-        parser.error(f"{path} is its own base")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        parser.error(f"{path} is no YAML: {error}")
-    if not isinstance(values, dict):
-        parser.error(f"{path} must hold `field: value` lines, not a {type(values).__name__}")
-    base = values.pop("base", None)
-    for name in values:
-        if name not in _fields():
-            parser.error(f"{path}: unknown field {name!r}{_did_you_mean(str(name))}")
-    inherited = {} if base is None else _read_config(parser, path.parent / base, (*seen, path.resolve()))
-    return {**inherited, **values}
-
-
-def _as_options(values: dict[str, Any]) -> list[str]:
-    """A file's values as command-line options, so that both are checked alike."""
-    options: list[str] = []
-    for name, value in values.items():
-        if value is False and not isinstance(_fields()[name].default, bool):
-            value = "no"  # as which YAML reads `eval_strategy: no`
-        if isinstance(value, list):
-            options += [f"--{name}", *map(str, value)]
-        elif value is not None:
-            options.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
-    return options
-
-
-def _fields() -> dict[str, dataclasses.Field]:
-    return {option.name: option for arguments in ARGUMENTS for option in dataclasses.fields(arguments) if option.init}
-
-
-def _own_fields() -> list[str]:
-    own = [option.name for arguments in ARGUMENTS[:2] for option in dataclasses.fields(arguments)]
-    return own + list(MTSLVRTrainingArguments.__annotations__)
-
-
-def _field_of(option: str) -> str:
-    """`--no-shared-head` and `--shared_head=false` both set `shared_head`."""
-    name = option.lstrip("-").partition("=")[0].replace("-", "_")
-    return name if name in _fields() else name.removeprefix("no_")
-
-
-def _did_you_mean(name: str) -> str:
-    close = difflib.get_close_matches(name, _fields(), n=1)
-    return f"; did you mean {close[0]!r}?" if close else "; --help lists all"
-
-
-def make_arguments(values: dict[str, Any]) -> tuple[ModelArguments, DataArguments, MTSLVRTrainingArguments]:
-    """The three dataclasses, which check and complete the values."""
-    made = []
-    for arguments in ARGUMENTS:
-        names = [option.name for option in dataclasses.fields(arguments) if option.init and option.name in values]
-        made.append(arguments(**{name: values[name] for name in names}))
-    return tuple(made)
+def _own_defaults() -> dict[str, Any]:
+    """Defaults of the fields that this package declares."""
+    own = {option.name: option for arguments in ARGUMENTS for option in dataclasses.fields(arguments)}
+    names = [option.name for arguments in ARGUMENTS[:2] for option in dataclasses.fields(arguments)]
+    names += [name for name in MTSLVRTrainingArguments.__annotations__ if own[name].init]
+    factory = {name: own[name].default_factory for name in names}
+    missing = dataclasses.MISSING
+    return {name: own[name].default if factory[name] is missing else factory[name]() for name in names}
 
 
 def save_arguments(values: dict[str, Any], args: MTSLVRTrainingArguments) -> None:
     """Writes the values into the output folder, as the one file that repeats the run."""
-    if not args.should_save:
-        return
-    to_save = {
-        name: value.value if isinstance(value, Enum) else value
-        for name, value in values.items()
-        if name not in NOT_SAVED
-    }
-    folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(to_save, sort_keys=False, allow_unicode=True)
-    (folder / SAVED_CONFIG).write_text(f"# Repeats this run: pretrain.py {SAVED_CONFIG}\n{text}", encoding="utf-8")
+    if args.should_save:
+        save_values(values, Path(args.output_dir) / SAVED_CONFIG, NOT_SAVED, "pretrain.py")
 
 
-__all__ = ["SAVED_CONFIG", "DataArguments", "ModelArguments", "make_arguments", "read_arguments", "save_arguments"]
+__all__ = ["SAVED_CONFIG", "DataArguments", "ModelArguments", "read_arguments", "save_arguments"]

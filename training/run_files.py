@@ -102,13 +102,14 @@ class RunReader:
         return f"; did you mean {close[0]!r}?" if close else "; --help lists all"
 
 
-def save_values(values: dict[str, Any], path: Path, leave_out: Sequence[str]) -> None:
+def save_values(values: dict[str, Any], path: Path, leave_out: Sequence[str], script: str) -> None:
     """Writes values as the YAML file that repeats the run.
 
     Args:
         values: By field name.
         path: The file; its folder is made if need be.
         leave_out: Fields that belong to one start of a run, or are nobody else's business.
+        script: What reads the file.
     """
     plain = {
         name: value.value if isinstance(value, Enum) else value
@@ -116,7 +117,8 @@ def save_values(values: dict[str, Any], path: Path, leave_out: Sequence[str]) ->
         if name not in leave_out
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    path.write_text(f"# Repeats this run: {script} {path.name}\n{text}", encoding="utf-8")
 
 
 __all__ = ["RunReader", "save_values"]
