@@ -1,7 +1,8 @@
 """MT-SLVR for the Hugging Face ecosystem: multi-task self-supervised audio representations.
 
-Importing the package registers its classes with transformers' Auto classes. What pre-training and evaluation need is
-imported from its own module: `mtslvr_hf.trainer`, `.augmentations`, `.losses`, `.data`, `.evaluation`.
+Importing the package registers its classes with transformers' Auto classes. All else is imported from its own module:
+`mtslvr_hf.encoding`, `.adapters`, `.export` and `.harnesses` (embeddings); `.classification`; `.trainer`,
+`.augmentations`, `.losses` and `.data` (pre-training); `.evaluation`.
 """
 
 from transformers import (

@@ -101,7 +101,8 @@ class MTSLVRFrontend(nn.Module):
     """Waveforms to what the ResNet sees: a log-mel spectrogram, three spectrograms, or the waveform itself.
 
     Computes in float32 whatever the model's or autocast's dtype, since bfloat16 cannot hold a phase. There is one
-    STFT, with a rectangular window; the Hann window's spectrum is its convolution with (-1/4, 1/2, -1/4).
+    STFT, with a rectangular window; the Hann window's spectrum is its convolution with (-1/4, 1/2, -1/4). The phase of
+    the first frame is 0 or pi.
 
     Source: Al-Tahan and Mohsenzadeh, "CLAR", AISTATS 2021, section 3.2, as the MT-SLVR authors computed it.
     """
@@ -164,7 +165,10 @@ class MTSLVRFrontend(nn.Module):
             power = _four_times_hann(real, 1).square() + _four_times_hann(imaginary, -1).square()
             channels = [_decibels(self._mel(power) / 16)]  # (B, N, F)
             if config.frontend == "mel_stft":
-                real, imaginary = self._mel(real), self._mel(imaginary)
+                real, imaginary = self._mel(real), self._mel(imaginary)  # (B, N, F)
+                # Padding mirrors the first frame, so its imaginary part is 0: rounding must not choose between pi and
+                # -pi, which would move an embedding by up to a percent.
+                imaginary = F.pad(imaginary[:, 1:], (0, 0, 1, 0))
                 channels += [_decibels(torch.hypot(real, imaginary)), torch.atan2(imaginary, real)]
             channels = [channel.transpose(1, 2) for channel in channels]  # (B, F, N)
             return torch.stack(channels, dim=-1).permute(0, 3, 1, 2)  # (B, C, F, N) in channels last
@@ -516,7 +520,7 @@ def _of_package(name: str) -> ModuleType:
     try:
         return importlib.import_module(f"mtslvr_hf.{name}")
     except ModuleNotFoundError as error:
-        if error.name != "mtslvr_hf":
+        if (error.name or "").partition(".")[0] != "mtslvr_hf":
             raise
         raise ImportError("This needs more than the model's own code: `pip install mtslvr-hf`.") from error
 

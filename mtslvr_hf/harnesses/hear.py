@@ -1,0 +1,186 @@
+"""The HEAR API: HEAR's evaluation and validator take the name of this module, and a model's folder or Hub name.
+
+Scene embeddings are the model's own. Timestamp embeddings are not the network's frames, of which there is one in about
+a second: HEAR's events (onsets of notes, sounds in an office) are scored to 50 ms. Here every 50 ms has the embedding
+of the second of audio around it. That costs 20 seconds of audio for each second, 20 times a scene embedding, so the
+timestamp tasks want a GPU; and neighbours share most of their second, so the embedding tells what is heard around a
+moment better than when within it. `load_model` takes other distances and lengths.
+
+Source: Turian et al., "HEAR: Holistic Evaluation of Audio Representations", PMLR 176, 2022; the API on
+https://hearbenchmark.com/hear-api.html.
+
+Shapes: B sounds, S samples, T timestamps, D embedding, W windows of a batch, L samples of a window.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import AutoFeatureExtractor, AutoModel
+
+from ..encoding import encode
+from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor, normalize_waveforms
+from ..modeling_mtslvr import MTSLVRModel
+
+
+class HEARModel(nn.Module):
+    """A model with the attributes that HEAR asks for.
+
+    Attributes:
+        sample_rate: Rate of the audio it takes, in Hz.
+        scene_embedding_size: D of a scene embedding.
+        timestamp_embedding_size: D of a timestamp embedding.
+    """
+
+    def __init__(
+        self,
+        model: MTSLVRModel,
+        feature_extractor: MTSLVRFeatureExtractor,
+        tasks: Sequence[str] | str | None = None,
+        hop_milliseconds: float = 50.0,
+        context_seconds: float = 1.0,
+        batch_size: int = 32,
+    ):
+        super().__init__()
+        config = model.config
+        shortest = 0.0 if config.frontend == "waveform" else config.n_fft / 2 / config.sampling_rate
+        if hop_milliseconds <= 0 or batch_size < 1 or context_seconds <= shortest:
+            raise ValueError(
+                "`hop_milliseconds` and `batch_size` must be greater than 0 and `context_seconds` greater than "
+                f"{shortest}; got {hop_milliseconds}, {batch_size} and {context_seconds}."
+            )
+        self.model = model
+        self.feature_extractor = feature_extractor
+        self.tasks = [tasks] if isinstance(tasks, str) else list(tasks or config.embedding_tasks)
+        config.check_tasks(self.tasks)
+        self.hop_milliseconds = hop_milliseconds
+        self.context_samples = round(context_seconds * config.sampling_rate)
+        self.batch_size = batch_size
+        self.sample_rate = config.sampling_rate
+        parts = {config.embedding_parts[task] for task in self.tasks}
+        self.scene_embedding_size = self.timestamp_embedding_size = config.head_size * len(parts)
+
+    def forward(self, audio: torch.Tensor) -> torch.Tensor:
+        """As [`get_scene_embeddings`]."""
+        return get_scene_embeddings(audio, self)
+
+
+def load_model(
+    model_file_path: str = "",
+    tasks: Sequence[str] | str | None = None,
+    hop_milliseconds: float = 50.0,
+    context_seconds: float = 1.0,
+) -> HEARModel:
+    """Loads a model for HEAR, on the CPU.
+
+    Args:
+        model_file_path: A model's folder or its name on the Hub, with its feature extractor.
+        tasks: Tasks of the embedding, in its order; the model's active ones unless given.
+        hop_milliseconds: Distance of two timestamps; HEAR suggests 50 or less.
+        context_seconds: Audio around a timestamp that its embedding is made from.
+
+    Raises:
+        ValueError: If no model is named: HEAR allows for a default one, and there are no published weights yet. If
+            an option is out of its range.
+        OSError: If there is no such model.
+    """
+    if not model_file_path:
+        raise ValueError("There is no default model: pass `model_file_path`, a model's folder or its name on the Hub.")
+    model = AutoModel.from_pretrained(model_file_path)
+    extractor = AutoFeatureExtractor.from_pretrained(model_file_path)
+    return HEARModel(model.eval(), extractor, tasks, hop_milliseconds, context_seconds)
+
+
+def get_scene_embeddings(audio: torch.Tensor, model: HEARModel) -> torch.Tensor:
+    """One embedding for each sound.
+
+    Args:
+        audio: (n_sounds, n_samples) mono at `model.sample_rate`, within -1 to 1.
+        model: What [`load_model`] returned, on any device.
+
+    Returns:
+        (n_sounds, scene_embedding_size) float32, on the audio's device.
+
+    Raises:
+        ValueError: If the shape is another, there are no samples, or they are not finite.
+    """
+    _check(audio)
+    embeddings = encode(
+        model.model,
+        list(audio.detach().float().cpu()),
+        model.sample_rate,
+        feature_extractor=model.feature_extractor,
+        tasks=model.tasks,
+        batch_size=model.batch_size,
+        convert_to="torch",
+        num_workers=0,
+        show_progress_bar=False,
+    )
+    return embeddings.to(audio.device)
+
+
+@torch.no_grad()
+def get_timestamp_embeddings(audio: torch.Tensor, model: HEARModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings at 0, 50, 100, ... milliseconds, each of the second of audio that surrounds it.
+
+    At the ends of a sound there is less than that; what there is is repeated, as the last window of a clip is.
+
+    Args:
+        audio: (n_sounds, n_samples) mono at `model.sample_rate`, within -1 to 1.
+        model: What [`load_model`] returned, on any device.
+
+    Returns:
+        Embeddings (n_sounds, n_timestamps, timestamp_embedding_size), and the timestamps in milliseconds (n_sounds,
+        n_timestamps); float32, on the audio's device.
+
+    Raises:
+        ValueError: As [`get_scene_embeddings`].
+    """
+    _check(audio)
+    extractor = model.feature_extractor
+    waveforms = normalize_waveforms(
+        audio.float().to(model.model.device), extractor.normalization, extractor.mean, extractor.std
+    )
+    sounds, samples = waveforms.shape
+    network = model.model.inference_network(model.tasks)
+    timestamps = _timestamps(samples, model).to(waveforms.device)  # (T,) float64
+    windows = _window_positions(timestamps, samples, model)  # (T, 2)
+    embeddings = waveforms.new_empty(sounds, len(timestamps), model.timestamp_embedding_size)
+    flat = embeddings.view(-1, model.timestamp_embedding_size)  # (B x T, D)
+    for rows in torch.arange(len(flat), device=flat.device).split(model.batch_size):
+        first, length = windows[rows % len(timestamps)].unbind(1)  # (W,)
+        position = first[:, None] + torch.arange(model.context_samples, device=flat.device) % length[:, None]  # (W, L)
+        batch = waveforms[(rows // len(timestamps))[:, None], position]  # (W, L)
+        features = network.frontend(batch).to(network.dtype)
+        flat[rows] = network(input_features=features, tasks=model.tasks).pooler_output.float()
+    timestamps = timestamps.float().expand(sounds, -1).contiguous()
+    return embeddings.to(audio.device), timestamps.to(audio.device)
+
+
+def _check(audio: torch.Tensor) -> None:
+    if audio.ndim != 2 or 0 in audio.shape or not audio.is_floating_point():
+        raise ValueError(
+            f"HEAR's audio is (n_sounds, n_samples) of floats, not empty; got {audio.dtype}, shape "
+            f"{tuple(audio.shape)}."
+        )
+    bad = ~torch.isfinite(audio).all(dim=1)
+    if bad.any():
+        raise ValueError(f"Sound {int(bad.int().argmax())} has samples that are NaN or infinite.")
+
+
+def _timestamps(samples: int, model: HEARModel) -> torch.Tensor:
+    """Milliseconds (T,), float64 and each from its number, so that no rounding adds up over a long sound."""
+    count = int(samples * 1000 / model.sample_rate / model.hop_milliseconds) + 1
+    return torch.arange(count, dtype=torch.float64) * model.hop_milliseconds
+
+
+def _window_positions(timestamps: torch.Tensor, samples: int, model: HEARModel) -> torch.Tensor:
+    """First sample and length of what lies around each timestamp, (T, 2)."""
+    centres = (timestamps * model.sample_rate / 1000).round().long()
+    half = model.context_samples // 2
+    first = (centres - half).clamp(0, samples - 1)
+    behind = (centres - half + model.context_samples).clamp(max=samples)
+    return torch.stack([first, behind - first], dim=1)
+
+
+__all__ = ["HEARModel", "get_scene_embeddings", "get_timestamp_embeddings", "load_model"]

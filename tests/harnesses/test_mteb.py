@@ -1,0 +1,158 @@
+"""mteb's model protocol, with and without mteb, and its tasks on a local folder of parquet."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import soundfile
+import torch
+from datasets import Audio, Dataset, Features, Value
+from torch.utils.data import DataLoader
+
+from mtslvr_hf.harnesses.mteb import MTSLVREncoder
+
+RATE = 22_050
+LABELS = ("hiss", "hum", "click")
+
+
+def sound(label, number, seconds=0.7):
+    """Encoded sounds of three kinds that any embedding tells apart."""
+    generator = np.random.default_rng(number)
+    time = np.arange(int((seconds + 0.1 * (number % 3)) * RATE)) / RATE
+    samples = {
+        "hiss": 0.3 * generator.standard_normal(len(time)),
+        "hum": 0.5 * np.sin(2 * np.pi * (90 + number) * time) + 1e-3 * generator.standard_normal(len(time)),
+        "click": (np.arange(len(time)) % 2205 < 20) * generator.uniform(0.3, 0.9),
+    }[label]
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, RATE, format="FLAC")
+    return buffer.getvalue()
+
+
+def audio_dataset(rows, **columns):
+    """As load_dataset makes it of encoded files, without the torchcodec that datasets wants for writing them."""
+    features = Features({"audio": Audio(), **columns})
+    return Dataset(pa.Table.from_pylist(rows, schema=features.arrow_schema))
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    rows = [
+        {"audio": {"bytes": sound(label, number), "path": None}, "label": place}
+        for number in range(12)
+        for place, label in enumerate(LABELS)
+    ]
+    return audio_dataset(rows, label=Value("int64"))
+
+
+@pytest.fixture(scope="module")
+def encoder(folder):
+    return MTSLVREncoder(str(folder), device="cpu")
+
+
+def encode(encoder, inputs, **options):
+    return encoder.encode(inputs, task_metadata=None, hf_split="test", hf_subset="default", **options)
+
+
+def test_files_are_embedded_as_encode_does(encoder, dataset):
+    embeddings = encode(encoder, DataLoader(dataset, batch_size=5), batch_size=7)
+    assert embeddings.shape == (36, 8) and embeddings.dtype == np.float32
+    alone = encoder.model.encode(sound("hum", 4), feature_extractor=encoder.feature_extractor)
+    np.testing.assert_allclose(embeddings[4 * 3 + 1], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_decoded_batches_are_embedded_too(encoder, dataset):
+    clips = []
+    for row in dataset.cast_column("audio", Audio(decode=False))[:5]["audio"]:
+        samples, rate = soundfile.read(io.BytesIO(row["bytes"]), dtype="float32")
+        clips.append({"array": samples, "sampling_rate": rate})
+    batches = [{"audio": clips[:3]}, {"audio": clips[3:]}]
+    expected = encode(encoder, DataLoader(dataset))[:5]
+    np.testing.assert_allclose(encode(encoder, batches), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_chosen_tasks(folder, encoder, dataset):
+    predictive = MTSLVREncoder(str(folder), device="cpu", tasks="predictive")
+    inputs = DataLoader(dataset.select(range(3)))
+    np.testing.assert_allclose(encode(predictive, inputs), encode(encoder, inputs)[:, 4:], rtol=1e-4, atol=1e-4)
+
+
+def test_similarity(encoder):
+    a, b = np.array([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[4.0, 3.0], [0.0, 2.0]])
+    torch.testing.assert_close(encoder.similarity(a, b), torch.tensor([[0.96, 0.8], [0.8, 0.0]]))
+    torch.testing.assert_close(encoder.similarity_pairwise(a, b), torch.tensor([0.96, 0.0]))
+    assert encoder.similarity(a[0], b[0]).shape == (1, 1)
+
+
+def test_wrong_input(encoder, dataset):
+    with pytest.raises(ValueError, match="split test, subset default has no audio column, only label"):
+        encode(encoder, DataLoader(dataset.remove_columns("audio")))
+    with pytest.raises(ValueError, match="these models embed audio alone"):
+        encode(encoder, [{"text": ["a dog barks"]}])
+    with pytest.raises(ValueError, match="`precision` is 'int8'"):
+        encode(encoder, [], precision="int8")
+    broken = audio_dataset([{"audio": {"bytes": b"no audio", "path": None}}])
+    with pytest.raises(ValueError, match="Clip 0"):
+        encode(encoder, DataLoader(broken))
+
+
+@pytest.fixture(scope="module")
+def mteb():
+    return pytest.importorskip("mteb")
+
+
+@pytest.fixture(scope="module")
+def task(mteb, dataset, tmp_path_factory):
+    """Makes a task of a local parquet folder, read as mteb reads those on the Hub."""
+    folder = tmp_path_factory.mktemp("sounds")
+    (folder / "data").mkdir()
+    for split in ("train", "test"):
+        dataset.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+
+    def make(base, kind, main_score):
+        metadata = mteb.TaskMetadata(
+            name=f"LocalSounds{kind}",
+            description="Synthetic sounds.",
+            dataset={"path": str(folder), "revision": "1"},
+            type=kind,
+            category="a2c",
+            modalities=["audio"],
+            eval_splits=["test"],
+            eval_langs=["zxx-Zxxx"],
+            main_score=main_score,
+        )
+        attributes = {"metadata": metadata, "input_column_name": "audio", "label_column_name": "label"}
+        return type(f"LocalSounds{kind}", (base,), attributes)()
+
+    return make
+
+
+class TestInMTEB:
+    def test_protocol_and_metadata(self, mteb, encoder, folder):
+        from mteb.models import EncoderProtocol
+
+        assert isinstance(encoder, EncoderProtocol)
+        meta = encoder.mteb_model_meta
+        assert meta.name == "local/tiny" and meta.embed_dim == 8 and meta.modalities == ["audio"]
+        assert meta.n_parameters == encoder.model.num_parameters()
+        other = MTSLVREncoder(str(folder), device="cpu", tasks=("predictive",))
+        assert other.mteb_model_meta.embed_dim == 4 and other.mteb_model_meta.revision == meta.revision
+        other.model.heads["predictive"].bias.data += 1
+        other._meta = None
+        assert other.mteb_model_meta.revision != meta.revision  # or mteb would return the other weights' results
+
+    def test_classification(self, mteb, encoder, task):
+        from mteb.abstasks import AbsTaskClassification
+
+        classification = task(AbsTaskClassification, "AudioClassification", "accuracy")
+        result = mteb.evaluate(encoder, classification, cache=None, show_progress_bar=False)
+        assert result.task_results[0].get_score() > 0.8
+
+    def test_clustering(self, mteb, encoder, task):
+        from mteb.abstasks import AbsTaskClustering
+
+        clustering = task(AbsTaskClustering, "AudioClustering", "v_measure")
+        clustering.max_fraction_of_documents_to_embed = None
+        result = mteb.evaluate(encoder, clustering, cache=None, show_progress_bar=False)
+        assert result.task_results[0].get_score() > 0.5
