@@ -32,13 +32,83 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mtslvr",
-        description="Audio embeddings pre-trained with MT-SLVR: evaluate them, convert original checkpoints.",
+        description="Audio embeddings pre-trained with MT-SLVR: make and evaluate them, convert original checkpoints.",
     )
     parser.add_argument("--version", action="version", version=f"mtslvr-hf {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_embed(commands)
     _add_evaluate(commands)
     _add_convert(commands)
+    _add_export(commands)
     return parser
+
+
+def _add_embed(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "embed",
+        help="audio of a folder or data set to a data set of embeddings",
+        description="Embeds all audio of a source into parquet shards that datasets.load_dataset reads. Run it again "
+        "to go on after an interruption: finished shards are verified and kept. Bad files are listed in errors.jsonl. "
+        "Under `accelerate launch` each process takes its share.",
+        epilog="example: mtslvr embed sounds --model outputs/my-model --output embeddings --columns file,label",
+    )
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a folder of audio files, of parquet or of tar shards, a parquet or tar file, or a data set on the Hub",
+    )
+    parser.add_argument("--model", required=True, metavar="FOLDER_OR_NAME", help="a model's folder or name on the Hub")
+    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="the folder to write")
+    parser.add_argument("--config", help="configuration of the data set")
+    parser.add_argument("--split", help="its split (default: its only one; all files of a folder)")
+    parser.add_argument("--audio-column", metavar="NAME", help="needed where several columns could be meant")
+    parser.add_argument(
+        "--columns", metavar="A,B", type=_names, default=[], help="columns to copy (a folder of files: file,label)"
+    )
+    parser.add_argument("--id-column", metavar="NAME", help="column that names the rows (default: the audio's path)")
+    parser.add_argument("--tasks", metavar="A,B", type=_names, help="tasks of the embedding (default: the model's)")
+    parser.add_argument("--normalize", action="store_true", help="give embeddings L2 norm 1")
+    parser.add_argument("--batch-size", type=int, default=32, help="windows embedded at once (default: %(default)s)")
+    parser.add_argument("--rows-per-shard", type=int, default=1000, help="most rows of a file (default: %(default)s)")
+    parser.add_argument("--num-workers", type=int, default=2, help="threads that decode ahead (default: %(default)s)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one, else cpu)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the computation (default: the model's)"
+    )
+    parser.add_argument("--faiss", action="store_true", help="write an index for get_nearest_examples, too")
+    parser.set_defaults(run=_embed)
+
+
+def _embed(options: argparse.Namespace) -> None:
+    from transformers import AutoModel
+
+    from .encoding.embed_dataset import embed_dataset, process_state
+
+    _check_model_folder(options.model)
+    device = options.device and _device(options.device)
+    state = process_state(cpu=device == "cpu")
+    if device in (None, "cuda"):  # each process has its own
+        device = state.device
+    model = AutoModel.from_pretrained(options.model, dtype=options.dtype or "auto").to(device).eval()
+    names = "config split audio_column columns id_column tasks normalize batch_size rows_per_shard num_workers faiss"
+    try:
+        report = embed_dataset(
+            model, options.source, options.output, **{name: getattr(options, name) for name in names.split()}
+        )
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    if state.is_main_process:
+        sys.stdout.write(f"{report}\n")
+    if report.failures:
+        raise ValueError(f"the source could not be read to its end, run it again: {'; '.join(report.failures)}")
+    if report.rows == 0:
+        raise ValueError(f"nothing could be embedded; {options.output / 'errors.jsonl'} says why")
+    if state.num_processes > 1:
+        state.destroy_process_group()
+        sys.stdout.flush()
+        # PyTorch 2.14's gloo threads abort one in thirty interpreters that shut down after their use, and the launcher
+        # would take a finished run for a failed one.
+        os._exit(0)
 
 
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:
@@ -69,7 +139,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         help="keep the groups of a task's queries (column group of the folder's manifest.csv) out of its support",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one, else cpu)")
-    parser.add_argument("--batch-size", type=int, default=16, help="clips embedded at once (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=16, help="windows embedded at once (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
     parser.set_defaults(run=_evaluate)
 
@@ -135,6 +205,44 @@ def _convert(options: argparse.Namespace) -> None:
     convert_checkpoint(options.source, options.destination, options.tasks)
     sys.stdout.write(
         f"Wrote {options.destination}. Load it with AutoModel.from_pretrained({options.destination!r}).\n"
+    )
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="model to an ONNX file",
+        description="Writes a model as one ONNX file, from waveforms (padded, with an attention mask, any batch and "
+        "length) or spectrograms to embeddings, and compares it with torch. Above a relative error of 1e-4 it exits "
+        "with 1 and leaves no file. Needs `pip install 'mtslvr-hf[onnx]'`.",
+        epilog="example: mtslvr export outputs/my-model --output my-model.onnx",
+    )
+    parser.add_argument("model", metavar="MODEL", help="a model's folder or its name on the Hub")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE.onnx", help="the file to write")
+    parser.add_argument("--format", choices=("onnx",), default="onnx", help="(default: %(default)s)")
+    parser.add_argument(
+        "--input", choices=("waveform", "spectrogram"), default="waveform", help="what goes in (default: %(default)s)"
+    )
+    parser.add_argument("--tasks", metavar="A,B", type=_names, help="tasks of the embedding (default: the model's)")
+    parser.add_argument("--opset", type=int, help="ONNX operator set, 18 or higher (default: torch's)")
+    parser.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from transformers import AutoModel
+
+    from .export import export_onnx
+
+    _check_model_folder(options.model)
+    model = AutoModel.from_pretrained(options.model)
+    try:
+        report = export_onnx(model, options.output, options.input, options.tasks, options.opset)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    sys.stdout.write(
+        f"Wrote {report.path}: {report.input} to embeddings of {report.embedding_size} ({', '.join(report.tasks)}), "
+        f"opset {report.opset}, {report.size / 1e6:.1f} MB.\n"
+        f"Largest relative error against torch, {report.clips} clips: {report.max_error:.1e}.\n"
     )
 
 

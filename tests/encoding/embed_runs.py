@@ -65,6 +65,11 @@ def sound_rows(count):
     ]
 
 
+def make_dataset(rows):
+    """A data set without torchcodec, which `Dataset.from_list` asks for."""
+    return datasets.Dataset(pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema))
+
+
 def write_parquet(folder, files, rows_per_group=100):
     """Writes rows, a list for each parquet file."""
     folder.mkdir()

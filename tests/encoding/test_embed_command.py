@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from embed_runs import contents, errors_in, make_model, manifest_of, rows_in, save_model, write_sounds
 
 from mtslvr_hf.cli import main
@@ -94,7 +95,12 @@ def test_two_processes_write_what_one_writes(folder, command, tmp_path):
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--module", "mtslvr_hf.cli"]
     command = [*command, "--output", str(together), "--rows-per-shard", "2"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        "HF_HUB_OFFLINE": "1",
+    }
     env["ACCELERATE_USE_CPU"] = "true"
     done = subprocess.run(
         [sys.executable, *launch, *command], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from embed_runs import contents, make_model, rows_in, save_model, shard_files, wav, write_sounds
 
 from mtslvr_hf import MTSLVRFeatureExtractor
@@ -75,7 +76,12 @@ def test_killed_process(sounds, whole, tmp_path):
     out = sounds.parent / "killed"
     command = ["embed", str(sounds), "--model", str(tmp_path / "model"), "--output", str(out)]
     command += ["--rows-per-shard", "2", "--columns", "label", "--device", "cpu"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        "HF_HUB_OFFLINE": "1",
+    }
     done = subprocess.run(
         [sys.executable, "-c", KILLED, *command], env=env, capture_output=True, text=True, timeout=120
     )
@@ -111,6 +117,18 @@ def test_interrupted_at_any_file(model, sounds, whole, monkeypatch):
         assert made == 4 - max(0, min(4, (files - 1) // 2))  # settings, then shard and record of each
         assert contents(out) == whole, files
     assert files == 11  # README and manifest come last; a run of 12 renames is whole
+
+
+def test_manifest_is_gone_while_shards_change(model, sounds, whole, finished, monkeypatch):
+    truncate(shard_files(finished)[0])
+
+    def stop(*_):
+        raise Interrupted
+
+    monkeypatch.setattr(shards.os, "replace", stop)
+    with pytest.raises(Interrupted):
+        embed_dataset(model, sounds, finished, **OPTIONS)
+    assert not (finished / "manifest.json").exists()
 
 
 def test_repeated(model, sounds, whole, finished):
@@ -175,6 +193,13 @@ def test_other_settings(model, sounds, whole, finished, options, message):
         embed_dataset(**{"model": model, "source": sounds, "output": finished, **OPTIONS, **options})
     assert "Choose another output folder, or repeat the earlier settings" in str(error.value)
     assert contents(finished) == whole
+
+
+def test_other_settings_before_there_is_a_shard(model, sounds, whole, out):
+    with pytest.raises(ValueError, match="batch_size"):
+        embed_dataset(model, sounds, out, normalize=True, batch_size=0)
+    embed_dataset(model, sounds, out, **OPTIONS)
+    assert contents(out) == whole
 
 
 def test_other_source(model, whole, finished, tmp_path):
