@@ -35,6 +35,7 @@ def _two_stfts(frontend: MTSLVRFrontend, waveforms: torch.Tensor) -> torch.Tenso
     power = torch.stft(waveforms, size, hop, window=hann, return_complex=True).abs().square()
     spectrum = torch.stft(waveforms, size, hop, window=rectangle, return_complex=True)
     real, imaginary = filters @ spectrum.real, filters @ spectrum.imag
+    imaginary[..., 0] = 0  # as ours, so that what is compared has no phase that rounding decides
     phase = torch.atan2(imaginary, real)
     return torch.stack([_decibels(filters @ power), _decibels(torch.hypot(real, imaginary)), phase], dim=1)
 
