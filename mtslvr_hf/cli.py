@@ -75,6 +75,7 @@ def _add_embed(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of the computation (default: the model's)"
     )
+    parser.add_argument("--compile", action="store_true", help="compile the network first, which takes some seconds")
     parser.add_argument("--faiss", action="store_true", help="write an index for get_nearest_examples, too")
     parser.set_defaults(run=_embed)
 
@@ -90,7 +91,8 @@ def _embed(options: argparse.Namespace) -> None:
     if device in (None, "cuda"):  # each process has its own
         device = state.device
     model = AutoModel.from_pretrained(options.model, dtype=options.dtype or "auto").to(device).eval()
-    names = "config split audio_column columns id_column tasks normalize batch_size rows_per_shard num_workers faiss"
+    names = "config split audio_column columns id_column tasks normalize batch_size rows_per_shard num_workers"
+    names += " compile faiss"
     try:
         report = embed_dataset(
             model, options.source, options.output, **{name: getattr(options, name) for name in names.split()}

@@ -942,19 +942,24 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         merged.frontend = copy.deepcopy(self.frontend)
         return merged.requires_grad_(False).eval().to(device)
 
-    def inference_network(self, tasks: Sequence[str] | str | None = None) -> MTSLVRModel:
+    def inference_network(self, tasks: Sequence[str] | str | None = None, compile: bool = False) -> MTSLVRModel:
         """The merged copy that `encode` runs: made once, and again when a parameter or statistic has changed.
 
         Args:
             tasks: Those it shall compute; the active ones unless given.
+            compile: Whether it is compiled by `torch.compile`, its weights frozen, when it is called first with inputs
+                of some shape. It then runs without gradients only.
         """
         tasks = self._chosen(tasks)
-        if self.config.merged_adapters is not None:
+        merged = self.config.merged_adapters is not None
+        if merged and not compile:
             return self
-        key = (tasks, self._state_key())
+        key = (tasks, compile, self._state_key())
         cached_key, network = _inference_networks.get(self, (None, None))
         if cached_key != key:
-            network = self.merged_copy(tasks)
+            network = copy.deepcopy(self) if merged else self.merged_copy(tasks)
+            if compile:
+                network.compile(options={"freezing": True})
             _inference_networks[self] = (key, network)
         return network
 

@@ -87,6 +87,7 @@ def embed_dataset(
     batch_size: int = 32,
     rows_per_shard: int = 1000,
     num_workers: int = 2,
+    compile: bool = False,
     faiss: bool = False,
     show_progress_bar: bool | None = None,
 ) -> EmbedReport:
@@ -114,6 +115,7 @@ def embed_dataset(
         batch_size: Windows that go through the network at once.
         rows_per_shard: Most rows of a parquet file. A stream's shards are not joined, so files may have less.
         num_workers: Threads that decode ahead.
+        compile: Whether to compile the network, as for `encode`.
         faiss: Whether to write an index for `get_nearest_examples`, too: by inner product if `normalize`, else by
             Euclidean distance.
         show_progress_bar: Unless given, on a terminal.
@@ -158,7 +160,7 @@ def embed_dataset(
     _check_agreement(gather_object([len(opened.units)]))
     features = table_features(opened.features, _embedding_size(model, tasks))
     options = {"tasks": tasks, "normalize": normalize, "feature_extractor": extractor}
-    options |= {"batch_size": batch_size, "num_workers": num_workers}
+    options |= {"batch_size": batch_size, "num_workers": num_workers, "compile": compile}
     show = (sys.stderr.isatty() if show_progress_bar is None else show_progress_bar) and state.is_main_process
     share = None if opened.rows is None else math.ceil(opened.rows / state.num_processes)
     with tqdm(desc="embedding", total=share, unit="row", disable=not show) as bar:

@@ -80,6 +80,7 @@ def encode(
     convert_to: str = "numpy",
     on_error: str = "raise",
     num_workers: int = 2,
+    compile: bool = False,
     show_progress_bar: bool | None = None,
 ) -> Any:
     """Embeds audio of any kind, rate and length; what is in memory at once does not grow with an item's length.
@@ -104,6 +105,8 @@ def encode(
         convert_to: `"numpy"`, or `"torch"` for tensors on the CPU.
         on_error: `"raise"`, or `"skip"`: a bad item's row is NaN (with timestamps: no frames), with a warning.
         num_workers: Threads that decode ahead; 0 decodes between batches.
+        compile: Whether to compile the network with `torch.compile`, once and for this `batch_size`: some ten seconds
+            that pay off over thousands of windows. Needs a C++ compiler on a CPU.
         show_progress_bar: Unless given: if there are more than 10 items or nobody knows how many, on a terminal.
 
     Returns:
@@ -128,6 +131,7 @@ def encode(
         normalize=normalize,
         return_timestamps=return_timestamps,
         num_workers=num_workers,
+        compile=compile,
     )
     if show_progress_bar is None:
         show_progress_bar = (total is None or total >= PROGRESS_FROM) and sys.stderr.isatty()
@@ -154,6 +158,7 @@ def encode_items(
     normalize: bool = False,
     return_timestamps: bool = False,
     num_workers: int = 2,
+    compile: bool = False,
 ) -> Iterator[Encoded]:
     """Embeds items as they come, in their order, and yields each as soon as its last window is through the network.
 
@@ -168,6 +173,7 @@ def encode_items(
         normalize: Whether embeddings get L2 norm 1.
         return_timestamps: Whether to compute embeddings over time, too.
         num_workers: Threads that decode ahead.
+        compile: Whether to compile the network.
 
     Returns:
         An iterator of `Encoded`, one for each item. Bad items come with their `error`; they raise nothing.
@@ -197,22 +203,32 @@ def encode_items(
             f"{config.sampling_rate} Hz: pass the extractor that belongs to the model."
         )
     reader = WindowReader(feature_extractor, sampling_rate, config.window_samples)
-    network = _Network(model.base_model.inference_network(tasks), tasks, return_timestamps)
+    inference_network = model.base_model.inference_network(tasks, compile)
+    network = _Network(inference_network, tasks, return_timestamps, batch_size if compile else 1)
     messages = ReadAhead(items, reader.read, num_workers, limit=2 * batch_size)
     return _embed(messages, network, batch_size, normalize)
 
 
 class _Network:
-    """Windows (W, S) to embeddings (W, D), and to embeddings over time (W, N, D) if they are asked for."""
+    """Windows (W, S) to embeddings (W, D), and to embeddings over time (W, N, D) if they are asked for.
 
-    def __init__(self, network: PreTrainedModel, tasks: list[str] | None, with_frames: bool):
+    Args:
+        network: The merged network.
+        tasks: Tasks of the embedding.
+        with_frames: Whether embeddings over time are asked for.
+        least: Fewer windows than these are filled up with silence: another shape would be compiled anew.
+    """
+
+    def __init__(self, network: PreTrainedModel, tasks: list[str] | None, with_frames: bool, least: int):
         self.network = network
         self.tasks = tasks
         self.with_frames = with_frames
+        self.least = least
 
     @torch.inference_mode()
     def embed(self, windows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
-        batch = torch.from_numpy(np.stack(windows)).to(self.network.device)  # (W, S)
+        filling = [np.zeros_like(windows[0])] * (self.least - len(windows))
+        batch = torch.from_numpy(np.stack([*windows, *filling])).to(self.network.device)  # (W, S)
         output = self.network(batch, tasks=self.tasks)
         frames = None
         if self.with_frames:

@@ -285,3 +285,36 @@ def test_progress_bar_on_a_terminal(model, audio, shown, capsys, monkeypatch):
     items = (np.full(5, 0.1, dtype=np.float32) for _ in audio)
     encode(model, list(items) if isinstance(audio, list) else items, RATE)
     assert ("embedding" in capsys.readouterr().err) == shown
+
+
+class TestCompiled:
+    def test_every_batch_has_the_shape_that_was_compiled(self, clips, monkeypatch):
+        """Traced only; the backend is asked once for each shape."""
+        model, shapes, compiled = make_model(), [], torch.nn.Module.compile
+
+        def backend(graph, inputs):
+            shapes.append([tuple(x.shape) for x in inputs if isinstance(x, torch.Tensor) and x.ndim == 2])
+            return graph.forward
+
+        def compile(module, options):
+            assert options == {"freezing": True}
+            compiled(module, backend=backend)
+
+        monkeypatch.setattr(torch.nn.Module, "compile", compile)
+        for number in (len(clips), 2):  # 14 windows, then 2: neither is a multiple of 4
+            embeddings = encode(model, clips[:number], RATE, batch_size=4, compile=True)
+            assert_close(embeddings, by_forward(model, clips[:number]))
+        assert len(shapes) == 1 and (4, RATE) in shapes[0]
+        assert_close(encode(model, clips[:2], RATE, batch_size=4), by_forward(model, clips[:2]))
+        assert len(shapes) == 1
+
+    def test_a_merged_model_stays_as_it_is(self, clips, monkeypatch):
+        monkeypatch.setattr(torch.nn.Module, "compile", lambda module, options: seen.append(module))
+        model, seen = make_model().merge_adapters(), []
+        encode(model, clips[:1], RATE, compile=True)
+        assert len(seen) == 1 and seen[0] is not model
+
+    @pytest.mark.slow
+    def test_with_the_real_compiler(self, clips):
+        model = make_model()
+        assert_close(encode(model, clips, RATE, batch_size=4, compile=True), by_forward(model, clips))
