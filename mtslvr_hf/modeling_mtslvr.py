@@ -597,7 +597,7 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         head.load_state_dict(model.head(init_from).state_dict())
         model.heads[name] = head.to(model.head(init_from).weight.device, model.head(init_from).weight.dtype)
         config.added_adapters = {**config.added_adapters, name: adapter_type}
-        model.train(model.training)
+        model.keep_frozen()
 
     def delete_adapter(self, name: str) -> None:
         """Removes a task that [`add_adapter`] added; if it was all of the embedding, the tasks of pre-training are.
@@ -716,7 +716,7 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         model.unmerged = None
         model.encoder, model.heads = encoder.to(device, dtype), heads.to(device, dtype)
         self.config.merged_adapters, self.config.active_adapters = None, active
-        model.train(model.training)
+        model.keep_frozen()
         return self
 
     def _check_added(self, name: str) -> None:
@@ -888,10 +888,15 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
     def train_only(self, tasks: Sequence[str]) -> None:
         """Freezes all but these tasks' adapters, final norms and heads, the statistics of batch normalisation too."""
         self._trained = tuple(tasks)
-        self.requires_grad_(False)
-        for task in tasks:
-            for _, module in self.adapter_modules(task):
-                module.requires_grad_(True)
+        self.keep_frozen()
+
+    def keep_frozen(self) -> None:
+        """Brings modules that were put in or put back to what trains and to the model's mode."""
+        if self._trained is not None:
+            self.requires_grad_(False)
+            for task in self._trained:
+                for _, module in self.adapter_modules(task):
+                    module.requires_grad_(True)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> MTSLVRModel:

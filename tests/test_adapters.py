@@ -249,6 +249,17 @@ def test_training_an_adapter_leaves_other_tasks_as_they_are(frontend, adapter_ty
     assert trained and all(".birds." in name for name in trained)
 
 
+def test_what_is_added_to_a_frozen_model_is_frozen():
+    model = settled().train()
+    model.add_adapter("birds", "bn")
+    model.train_adapter("birds")
+    model.add_adapter("frogs", "bn")
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained and all(".birds." in name for name in trained)
+    norms = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm) and module.training]
+    assert norms and all(".birds" in name for name in norms)
+
+
 def test_training_an_adapter_with_a_classifier(tmp_path, caplog):
     model = settled(MTSLVRForAudioClassification, num_labels=3)
     expected = model.mtslvr(waveforms()).pooler_output
