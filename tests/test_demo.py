@@ -43,7 +43,7 @@ def test_every_clip_has_a_licence(demo):
 
 
 def test_configuration_reads_and_writes_where_the_demo_does(demo):
-    values = pretraining_arguments.read_arguments([str(ROOT / "demo/demo.yaml")])
+    values, *_ = pretraining_arguments.read_arguments([str(ROOT / "demo/demo.yaml")])
     assert values["dataset_name"] == str(demo.OUTPUT / "parquet")
     assert values["output_dir"] == str(demo.OUTPUT / "model")
     assert values["adapter_type"] == "parallel"
