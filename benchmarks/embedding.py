@@ -12,7 +12,6 @@ import copy
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
 from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRModel
 
+ENCODED_BATCHES = 8  # in one call of encode, which checks the weights and starts threads once
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
@@ -57,11 +57,12 @@ def main() -> None:
 
     functions = ours(model, waveforms, clips, options)
     for name, function in functions.items():
-        error = relative_error(torch.as_tensor(function()).float().cpu(), expected)
+        error = relative_error(torch.as_tensor(function())[: len(clips)].float().cpu(), expected)
         assert error < TOLERANCE[dtype], (name, error)
     if not options.no_ast:
         functions |= ast(clips, options, dtype)
     seconds = seconds_each(functions, options.rounds, synchronize(options.device))
+    seconds = {name: value / (ENCODED_BATCHES if "encode" in name else 1) for name, value in seconds.items()}
     report(seconds, options, model, waveforms)
 
 
@@ -74,21 +75,23 @@ def ours(
         with unfolded(model):
             return torch.cat(list(task_by_task(model, waveforms).values()), dim=-1)
 
+    def encode(model: MTSLVRModel, compile: bool = False) -> np.ndarray:
+        return model.encode(ENCODED_BATCHES * clips, 16_000, batch_size=len(clips), compile=compile)
+
     merged = model.inference_network()
     functions = {
         "as published": published,
         "ours: forward": lambda: model(waveforms).pooler_output,
         "ours: merged network": lambda: merged(waveforms).pooler_output,
-        "ours: encode, from arrays": lambda: model.encode(clips, 16_000, batch_size=len(clips)),
+        f"ours: encode, {ENCODED_BATCHES} batches of arrays": lambda: encode(model),
     }
     if options.compile:
         other = copy.deepcopy(model)  # a model keeps one inference network at a time
         compiled = other.inference_network(compile=True)
         functions["ours: merged network, compiled"] = lambda: compiled(waveforms).pooler_output
-        encode = partial(other.encode, clips, 16_000, batch_size=len(clips), compile=True)
-        functions["ours: encode(compile=True), from arrays"] = encode
+        functions[f"ours: encode(compile=True), {ENCODED_BATCHES} batches"] = lambda: encode(other, compile=True)
         started = time.perf_counter()
-        encode()
+        compiled(waveforms)
         print(f"torch.compile took {time.perf_counter() - started:.0f} s")
     if options.onnx:
         functions["ours: ONNX Runtime"] = onnx_session(model, waveforms, options)

@@ -952,8 +952,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
 
         Args:
             tasks: Those it shall compute; the active ones unless given.
-            compile: Whether it is compiled by `torch.compile`, its weights frozen, when it is called first with inputs
-                of some shape. It then runs without gradients only.
+            compile: Whether it is compiled by `torch.compile`, when it is called first with inputs of some shape.
         """
         tasks = self._chosen(tasks)
         merged = self.config.merged_adapters is not None
@@ -964,7 +963,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         if cached_key != key:
             network = copy.deepcopy(self) if merged else self.merged_copy(tasks)
             if compile:
-                network.compile(options={"freezing": True})
+                network.compile()
             _inference_networks[self] = (key, network)
         return network
 
