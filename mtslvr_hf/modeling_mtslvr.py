@@ -566,7 +566,8 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         """Embeds audio of any kind, length and rate: files, URLs, arrays, data set rows, or an iterator of them.
 
         Needs the package. [`mtslvr_hf.encoding.encode`] has the arguments: `tasks`, `batch_size`, `normalize`,
-        `return_timestamps`, `convert_to`, `on_error`, `num_workers`, `show_progress_bar` and `feature_extractor`.
+        `return_timestamps`, `convert_to`, `on_error`, `num_workers`, `compile`, `show_progress_bar` and
+        `feature_extractor`.
         """
         return _of_package("encoding").encode(self.base_model, audio, sampling_rate, **options)
 
@@ -626,7 +627,7 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
             self.config.active_adapters = names
 
     def active_adapters(self) -> list[str]:
-        """The tasks that make up the embedding, in its order."""
+        """The tasks that make up the embedding, in its order. (A method, as of every transformers model.)"""
         return list(self.config.embedding_tasks)
 
     def train_adapter(self, name: str) -> None:
