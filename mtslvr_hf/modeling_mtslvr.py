@@ -302,7 +302,9 @@ class MTSLVRConvLayer(nn.Module):
         inner_scale, inner_bias = _as_affine(adapter.input_norm, dtype)
         adapter_weight = adapter.conv.weight.to(dtype).flatten(1)  # (C, C)
         bias = bias + scale * (adapter_weight @ inner_bias)
-        mixing = scale[:, None] * (adapter_weight * inner_scale + torch.eye(len(scale), dtype=dtype).to(scale.device))
+        mixing = scale[:, None] * (
+            adapter_weight * inner_scale + torch.eye(len(scale), dtype=dtype, device=scale.device)
+        )
         return (mixing @ weight.flatten(1)).view_as(weight), bias
 
 

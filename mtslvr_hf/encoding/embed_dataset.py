@@ -130,12 +130,7 @@ def embed_dataset(
         ValueError: If an option is out of its range, the source lacks what was asked for, or the folder's shards were
             made with other settings, by another model or from another source.
     """
-    if rows_per_shard < 1:
-        raise ValueError(f"`rows_per_shard` must be at least 1; got {rows_per_shard}.")
-    if faiss:
-        check_faiss()
-    _check_apart(source, Path(output))
-    _check_names(columns)
+    _check_arguments(source, Path(output), columns, rows_per_shard, faiss)
     opened = open_source(source, config, split, audio_column, columns, id_column, rows_per_shard)
     extractor = _extractor_of(model) if feature_extractor is None else feature_extractor
     tasks = [tasks] if isinstance(tasks, str) else list(model.config.embedding_tasks if tasks is None else tasks)
@@ -162,8 +157,7 @@ def embed_dataset(
     options = {"tasks": tasks, "normalize": normalize, "feature_extractor": extractor}
     options |= {"batch_size": batch_size, "num_workers": num_workers, "compile": compile}
     show = (sys.stderr.isatty() if show_progress_bar is None else show_progress_bar) and state.is_main_process
-    share = None if opened.rows is None else math.ceil(opened.rows / state.num_processes)
-    with tqdm(desc="embedding", total=share, unit="row", disable=not show) as bar:
+    with tqdm(desc="embedding", total=_share_of(opened.rows, state), unit="row", disable=not show) as bar:
         writer = ShardWriter(model, folder, features, rows_per_shard, options, bar)
         for number in range(state.process_index, len(opened.units), state.num_processes):
             writer.embed(number, opened.units[number])
@@ -193,6 +187,10 @@ def process_state(cpu: bool = False) -> PartialState:
             "(ACCELERATE_USE_CPU=true), or launch one process"
         )
     return state
+
+
+def _share_of(rows: int | None, state: PartialState) -> int | None:
+    return None if rows is None else math.ceil(rows / state.num_processes)
 
 
 def _with_versions(
@@ -299,6 +297,15 @@ def _source_name(source: Any, opened: Source, output: Path) -> str:
     if isinstance(source, (str, Path)) and Path(source).expanduser().exists():
         return Path(os.path.relpath(Path(source).expanduser().resolve(), output.resolve())).as_posix()
     return opened.name
+
+
+def _check_arguments(source: Any, output: Path, columns: Sequence[str], rows_per_shard: int, faiss: bool) -> None:
+    if rows_per_shard < 1:
+        raise ValueError(f"`rows_per_shard` must be at least 1; got {rows_per_shard}.")
+    if faiss:
+        check_faiss()
+    _check_apart(source, output)
+    _check_names(columns)
 
 
 def _check_agreement(units: Sequence[int]) -> None:
