@@ -57,7 +57,7 @@ def train_a_little(model, **inputs):
 
 @torch.no_grad()
 @pytest.mark.parametrize("adapter_type", ADAPTER_TYPES)
-@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
 @pytest.mark.parametrize("frontend", FRONTENDS)
 def test_merged_equals_unmerged(frontend, depth, adapter_type):
     model = settled(frontend=frontend, depth=depth, adapter_type=adapter_type)
