@@ -830,7 +830,8 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         heads = [SHARED if config.shared_head and task in config.tasks else task for task in config.available_tasks]
         self.heads = nn.ModuleDict({task: nn.Linear(config.hidden_size, config.head_size) for task in heads})
         self._trained: tuple[str, ...] | None = None  # tasks whose adapters train; None: everything does
-        self.unmerged = None
+        # What `merge_adapters` replaced: encoder, heads, active tasks. In a tuple they are no submodules, never saved.
+        self.unmerged: tuple[nn.Module, nn.Module, list[str] | None] | None = None
         self.post_init()
 
     @can_return_tuple
@@ -874,15 +875,6 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
             hidden_states=hidden_states,
         )
 
-    @property
-    def unmerged(self) -> tuple[nn.Module, nn.Module, list[str] | None] | None:
-        """What `merge_adapters` replaced: encoder, heads and active tasks. No submodule, so it is never saved."""
-        return self._unmerged[0]
-
-    @unmerged.setter
-    def unmerged(self, parts: tuple[nn.Module, nn.Module, list[str] | None] | None) -> None:
-        self._unmerged = (parts,)
-
     def refuse_if_merged(self, act: str) -> None:
         """Raises a ValueError if the adapters were merged."""
         if self.config.merged_adapters is not None:
@@ -904,7 +896,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
 
     def train(self, mode: bool = True) -> MTSLVRModel:
         """As for every module, but what `train_only` froze stays in evaluation mode."""
-        if self._trained is None:
+        if self._trained is None or self.config.merged_adapters is not None:  # merged, no mode makes a difference
             return super().train(mode)
         super().train(False)
         self.training = mode
@@ -932,7 +924,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
             merged = type(self)(config)
         dtype, device = self.head(tasks[0]).weight.dtype, self.device
         state = {name: value for name, value in self.heads.state_dict(prefix="heads.").items()}
-        modules = dict(self.encoder.named_modules())
+        modules = dict(copy.deepcopy(self.encoder).cpu().named_modules())  # not every device has float64
         for name, module in merged.encoder.named_modules():
             if isinstance(module, MTSLVRMergedConvLayer):
                 folded = {task: modules[name].folded(task, MERGE_DTYPE) for task in module.convs}
@@ -976,7 +968,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         writes to `.data`, which these do not count."""
         tensors = [tensor for tensor in (*self.parameters(), *self.buffers()) if tensor.numel()]
         versions = [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
-        integers = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+        integers = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
         sums = [tensor.detach().view(integers[tensor.element_size()]).sum() for tensor in tensors]
         return (*[(t.data_ptr(), t.dtype) for t in tensors], *versions, *torch.stack(sums).tolist())
 

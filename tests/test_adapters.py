@@ -249,6 +249,21 @@ def test_training_an_adapter_leaves_other_tasks_as_they_are(frontend, adapter_ty
     assert trained and all(".birds." in name for name in trained)
 
 
+@torch.no_grad()
+def test_an_adapter_that_was_trained_merges():
+    model = settled()
+    model.add_adapter("birds", "series")
+    model.train_adapter("birds")
+    expected = model(waveforms()).pooler_output
+    model.merge_adapters()
+    for mode in (True, False):
+        assert error(model.train(mode)(waveforms()).pooler_output, expected) <= 1e-5
+    model.unmerge_adapters().train()
+    training = {name for name, module in model.named_modules() if isinstance(module, _BatchNorm) and module.training}
+    assert training and all(".birds" in name for name in training)
+    assert torch.equal(model.eval()(waveforms()).pooler_output, expected)
+
+
 def test_what_is_added_to_a_frozen_model_is_frozen():
     model = settled().train()
     model.add_adapter("birds", "bn")

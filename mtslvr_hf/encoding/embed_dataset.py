@@ -208,12 +208,17 @@ def _with_versions(
 def _fingerprint(model: PreTrainedModel) -> dict[str, Any]:
     """Changes with whatever of the model changes its embeddings; not with its name."""
     network = model.base_model
+    settings = {key: getattr(network.config, key) for key in CONFIG_KEYS}
+    return {"weights_sha256": weights_sha256(network), "dtype": str(network.dtype).removeprefix("torch."), **settings}
+
+
+def weights_sha256(network: torch.nn.Module) -> str:
+    """Tells weights apart, their names, types and shapes included; the same on every machine."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    settings = {key: getattr(network.config, key) for key in CONFIG_KEYS}
-    return {"weights_sha256": digest.hexdigest(), "dtype": str(network.dtype).removeprefix("torch."), **settings}
+    return digest.hexdigest()
 
 
 def _finish(
@@ -334,4 +339,4 @@ def _check_names(columns: Sequence[str]) -> None:
         )
 
 
-__all__ = ["EmbedReport", "embed_dataset", "process_state"]
+__all__ = ["EmbedReport", "embed_dataset", "process_state", "weights_sha256"]

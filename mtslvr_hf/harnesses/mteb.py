@@ -4,7 +4,6 @@ mteb's own loading decodes audio through torchcodec and FFmpeg. Here the files' 
 and resampled as in pre-training.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from datasets import Audio
 from transformers import AutoFeatureExtractor, AutoModel
 
 from ..encoding import encode
+from ..encoding.embed_dataset import weights_sha256
 
 if TYPE_CHECKING:
     from mteb.models import ModelMeta
@@ -141,7 +141,7 @@ class MTSLVREncoder:
             loader_kwargs={} if self.tasks is None else {"tasks": tasks},
             name=f"local/{Path(self.model_name).resolve().name}" if local else self.model_name,
             # mteb takes results of the same name and revision for those of this model: other weights, other revision
-            revision=config._commit_hash if not local else _fingerprint(self.model),
+            revision=config._commit_hash if not local else weights_sha256(self.model)[:16],
             release_date=None,
             languages=None,
             n_parameters=parameters,
@@ -183,15 +183,6 @@ def _clips(inputs: Iterable[dict[str, Any]], what: str) -> Iterator[Any]:
 def _unit(embeddings: np.ndarray | torch.Tensor) -> torch.Tensor:
     """(n, D) or (D,) -> (n, D) float32 of norm 1."""
     return torch.nn.functional.normalize(torch.as_tensor(embeddings).float().reshape(-1, np.shape(embeddings)[-1]))
-
-
-def _fingerprint(model: torch.nn.Module) -> str:
-    """Tells weights apart."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 __all__ = ["MTSLVREncoder"]
