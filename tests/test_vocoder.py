@@ -11,7 +11,7 @@ import torch
 from signals import RATE, chord_in_noise, level_db, peak_and_rest, tone
 
 from mtslvr_hf.augmentations import PitchShift, TimeStretch
-from mtslvr_hf.augmentations.resampling import resample
+from mtslvr_hf.augmentations.resampling import GRID, resample
 from mtslvr_hf.augmentations.vocoder import phase_vocoder
 
 
@@ -97,61 +97,77 @@ def test_time_stretch_repeats_a_fast_clip_and_cuts_a_slow_one():
     fast, slow = TimeStretch().apply(clips, {"rate": torch.tensor([1.25, 0.5])})
     length = round(RATE / 1.25)
     assert torch.equal(fast[length:], fast[: RATE - length])
-    longer = phase_vocoder(clips[1:], torch.tensor([0.5]).double(), torch.tensor([RATE]), 2 * RATE, 1024)[0]
+    longer = phase_vocoder(clips[1:], torch.tensor([0.5]).double(), torch.tensor([RATE]), 2 * RATE, 1280)[0]
     assert torch.equal(slow, longer[:RATE])
 
 
-def slow_phase_references(waveform, centers, reach, half_frame):
+def slow_attacks(waveform, centers, reach, half_frame):
+    """The frames in which something begins, and the sample at which it does."""
     blocks = np.pad(waveform, (0, -len(waveform) % 32)).reshape(-1, 32)
     energies = (blocks.astype(np.float64) ** 2).sum(1)
 
-    def energy(begin, end):
-        begin, end = (min(max(sample // 32, 0), len(energies)) for sample in (begin, end))
-        return energies[begin:end].sum()
+    def block_of(sample):
+        return min(max(sample // 32, 0), len(energies))
 
-    attacks = []
+    attacks = {}
     for n, center in enumerate(centers):
-        now = energy(center - reach, center + reach) / (2 * reach)
-        before = energy(center - reach - half_frame, center - reach) / half_frame
-        if now > 8 * (before + 1e-5 * energies.sum() / len(waveform)):
-            attacks.append(n)
-    references = []
-    for n, center in enumerate(centers):
-        coming = [m for m in attacks if m >= n]
-        is_near = coming and centers[coming[0]] - center < half_frame
-        references.append(coming[0] if is_near else max([0] + [m for m in attacks if m <= n]))
-    return references
+        first, behind = block_of(center - reach), block_of(center + reach)
+        before = energies[block_of(center - reach - half_frame) : first].sum() / half_frame
+        least = 8 * (before + 1e-5 * energies.sum() / len(waveform))
+        if energies[first:behind].sum() / (2 * reach) > least:
+            high = [32 * block for block in range(first, behind) if energies[block] / 32 > least]
+            attacks[n] = high[0] if high else center
+    return attacks
+
+
+def slow_frames(waveform, rate, count, n_fft):
+    """Where each frame is read, and the frame from which its phases count."""
+    hop, half = n_fft // 2, n_fft // 2
+    written = [(n - 1) * hop for n in range(count)]
+    reads = [min(max(round(place * rate), -half), len(waveform) + half) for place in written]
+    attacks = slow_attacks(waveform, reads, math.ceil(rate * hop / 2), half)
+    begin = {n: place - round(place / rate) + written[n] for n, place in attacks.items()}
+    late = {n: round(place / rate) > written[n] for n, place in attacks.items()}
+    references = [max([0] + [m for m in attacks if m <= n]) for n in range(count)]
+    for n in range(count):
+        if n in attacks:
+            reads[n] = begin[n]
+        elif n + 1 in attacks and not late[n + 1]:
+            reads[n], references[n] = begin[n + 1] - hop, n + 1
+        elif n - 1 in attacks and late[n - 1]:
+            reads[n] = begin[n - 1] + hop
+    return reads, references
 
 
 def slow_phase_vocoder(waveform, rate, num_samples, n_fft):
     """One clip, frame by frame, with phases as angles in float64."""
-    hop = n_fft // 4
-    window = np.hanning(n_fft + 1)[:-1]
-    numbers = range(-1, (num_samples + n_fft // 2 - 2) // hop + 1)
-    centers = [min(max(round(n * rate * hop), -n_fft // 2), len(waveform) + n_fft // 2) for n in numbers]
-    references = slow_phase_references(waveform, centers, math.ceil(rate * hop / 2), n_fft // 2)
+    hop = n_fft // 2
+    slope = np.kaiser(n_fft // 2 + 1, 2 * np.pi).cumsum()
+    window = np.sqrt(np.concatenate([slope[:-1], slope[-2::-1]]) / slope[-1])
+    count = (num_samples + n_fft // 2 - 2) // hop + 2
+    reads, references = slow_frames(waveform, rate, count, n_fft)
 
     def spectrum(center):
         samples = np.arange(center - n_fft // 2, center + n_fft // 2)
         inside = (samples >= 0) & (samples < len(waveform))
         return np.fft.rfft(window * np.where(inside, waveform[samples.clip(0, len(waveform) - 1)], 0.0))
 
-    def around(values):
-        return np.convolve(values[:-1], [1, 4, 6, 4, 1], mode="same")  # the last bin takes no part
+    def around(values, weights):
+        return np.convolve(values[:-1], weights, mode="same")  # the last bin takes no part
 
-    frames = [spectrum(center) for center in centers]
+    frames = [spectrum(center) for center in reads]
     floors = [1e-4 * (np.abs(np.fft.fft(np.fft.irfft(frame))) ** 2).mean() for frame in frames]
     angles = [np.zeros(n_fft // 2)]
-    for n in range(1, len(frames)):
-        step = around(frames[n - 1] * spectrum(centers[n] - hop).conj())
+    for n in range(1, count):
+        step = around(frames[n - 1] * spectrum(reads[n] - hop).conj(), [1, 4, 6, 4, 1])
         angles.append(angles[-1] + np.angle(step + floors[n]))
-    output = np.zeros(num_samples + 2 * n_fft)
+    output = np.zeros(num_samples + 3 * n_fft)
     for n, frame in enumerate(frames):
         turned = np.exp(1j * (angles[n] - angles[references[n]]))
-        mean = around(np.append(turned, 0) * np.abs(frame) ** 2) + floors[n]
+        mean = around(np.append(turned, 0) * np.abs(frame) ** 2, [1, 6, 15, 20, 15, 6, 1]) + floors[n]
         frame[:-1] *= np.exp(1j * np.angle(mean))
-        begin = numbers[n] * hop - n_fft // 2 + n_fft
-        output[begin : begin + n_fft] += np.fft.irfft(frame) * window / 1.5
+        begin = (n - 1) * hop - n_fft // 2 + n_fft
+        output[begin : begin + n_fft] += np.fft.irfft(frame) * window
     return output[n_fft : n_fft + num_samples]
 
 
@@ -167,7 +183,7 @@ def test_phase_vocoder_equals_a_slow_version(rate):
 
 def test_resampling_reads_a_band_limited_signal_between_its_samples():
     generator = torch.Generator().manual_seed(3)
-    ratios = torch.tensor([0.42, 0.77, 1.0, 1.3, 2.378], dtype=torch.float64)
+    steps = torch.tensor([430, 789, 1024, 1331, 2435])
     hertz = torch.rand(20, generator=generator, dtype=torch.float64) * 3000  # under 8000 * 0.9 / 2.378
     phases = torch.rand(20, generator=generator, dtype=torch.float64) * 6
 
@@ -175,10 +191,42 @@ def test_resampling_reads_a_band_limited_signal_between_its_samples():
         return torch.sin(2 * math.pi * hertz.unsqueeze(1) * time / RATE + phases.unsqueeze(1)).mean(0)
 
     clip = signal(torch.arange(RATE)).float()
-    clips, lengths = resample(clip.expand(5, -1), ratios)
-    assert lengths.tolist() == [math.ceil(RATE / ratio) for ratio in ratios.tolist()]
-    for resampled, ratio, length in zip(clips, ratios, lengths.tolist(), strict=True):
+    clips, lengths = resample(clip.expand(5, -1), steps)
+    assert lengths.tolist() == [math.ceil(RATE * GRID / step) for step in steps.tolist()]
+    for resampled, step, length in zip(clips, steps.tolist(), lengths.tolist(), strict=True):
         inside = slice(300, length - 300)  # at the ends the signal is cut, and what is cut is not band-limited
-        expected = signal(torch.arange(length) * ratio)
-        assert (resampled[:length] - expected)[inside].abs().max() < 2e-3 * clip.abs().max()
+        expected = signal(torch.arange(length) * step / GRID)
+        assert (resampled[:length] - expected)[inside].abs().max() < 1e-3 * clip.abs().max()  # -60 dB
         assert (resampled[length:] == 0).all()
+
+
+@pytest.mark.parametrize("step", [500, 1024, 1700])
+def test_resampling_passes_what_it_should_and_nothing_else(step):
+    highest = 8000 * min(1.0, GRID / step)  # Hz of the input that the output can hold, or the input itself
+    for share, least, most in ((0.89, -0.1, 0.1), (1.02, -200, -55)) if step > GRID else ((0.89, -0.1, 0.1),):
+        clips, lengths = resample(tone(share * highest).unsqueeze(0), torch.tensor([step]))
+        inside = clips[0, 300 : int(lengths[0]) - 300]
+        assert least < level_db(inside) - level_db(tone(share * highest)) < most
+
+
+def test_resampling_down_in_pitch_makes_no_images():
+    resampled = resample(tone(7000.0).unsqueeze(0), torch.tensor([GRID // 2]))[0][0]
+    hertz, highest, _ = peak_and_rest(resampled[600 : 6 * RATE - 600])
+    assert abs(hertz - 3500) < 1 and highest < -60
+
+
+def test_attacks_keep_their_shape_and_come_at_their_time():
+    """A decaying burst after silence sounds as recorded, whatever the rate: not smeared, not doubled."""
+    generator = torch.Generator().manual_seed(1)
+    clip = torch.zeros(2 * RATE)
+    burst = torch.randn(400, generator=generator) * torch.linspace(1, 0, 400)
+    clip[20000:20400] = burst
+    rates = torch.tensor([0.5, 0.71, 0.9, 1.13, 1.5])
+    stretched = TimeStretch().apply(clip.expand(len(rates), -1), {"rate": rates})
+    for copy, rate in zip(stretched, rates.tolist(), strict=True):
+        if 20400 / rate > 2 * RATE:
+            continue
+        near = copy[int(20000 / rate) - 60 : int(20000 / rate) + 460]
+        match = torch.nn.functional.conv1d(near[None, None], burst[None, None]).max() / burst.square().sum()
+        assert 0.97 < match < 1.03
+        assert near.square().sum() < 1.06 * burst.square().sum()

@@ -4,12 +4,12 @@ Shapes: B clips, S samples, K frequency bins.
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from .base import to_device
-from .fourier import fast_fft_size, long_irfft
 
 # Below this the spectrum is flat. An exponent of -2 carried down to the clip's lowest bin (0.1 Hz in 10 s) would put
 # nearly all of the noise's power where nothing can be heard.
@@ -45,9 +45,9 @@ def _mix(bits: Tensor) -> Tensor:
 def gaussian_pairs(seeds: Tensor, count: int, device: torch.device) -> Tensor:
     """Draws (B, count) complex values whose parts are independent and standard normal (Box-Muller)."""
     bits = random_bits(seeds, count, device)
-    radius = ((bits >> 16) & 0xFFFF).float().add_(0.5).mul_(2**-16).log_().mul_(-2).sqrt_()
     angle = (bits & 0xFFFF).float().mul_(2 * math.pi * 2**-16)
-    return torch.complex(radius * angle.cos(), radius * angle.sin())
+    radius = ((bits >> 16) & 0xFFFF).float().add_(0.5).mul_(2**-16).log_().mul_(-2).sqrt_()
+    return torch.complex(angle.cos().mul_(radius), angle.sin_().mul_(radius))
 
 
 def white_noise(seeds: Tensor, samples: int, device: torch.device) -> Tensor:
@@ -74,7 +74,25 @@ def coloured_noise(seeds: Tensor, exponents: Tensor, samples: int, sampling_rate
     octaves = hertz.clamp_(min=FLAT_BELOW_HZ).div_(sampling_rate / 2).log2_()  # (K,)
     amplitude = (to_device(exponents.float() / 2, spectrum) * octaves).exp2_()  # square root of the density
     amplitude[:, 0] = 0
-    return long_irfft(spectrum.mul_(amplitude), size)[:, :samples]
+    spectrum = spectrum.mul_(amplitude).expand(max(2, len(seeds)), -1)  # MKL computes a lone one in another way
+    return torch.fft.irfft(spectrum, n=size)[: len(seeds), :samples]
+
+
+@lru_cache(maxsize=64)
+def fast_fft_size(samples: int) -> int:
+    """The smallest even number >= samples without prime factors above 5."""
+    best = 1 << max(samples - 1, 1).bit_length()
+    five = 1
+    while five < best:
+        three = five
+        while three < best:
+            two = 2 * three
+            while two < samples:
+                two *= 2
+            best = min(best, two)
+            three *= 3
+        five *= 5
+    return best
 
 
 def mean_power(waveforms: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .base import Augmentation, check_range, draw_seeds, to_device, uniform
 from .noise import coloured_noise, mean_power, white_noise
-from .resampling import resample
+from .resampling import GRID, resample
 from .vocoder import phase_vocoder
 
 FADE_SHAPES = ("linear", "logarithmic", "exponential")
@@ -24,8 +24,10 @@ class PitchShift(Augmentation):
 
     name = "pitch_shift"
     parameter_names = ("semitones",)
+    effort = 3
+    sort_by = "semitones"
 
-    def __init__(self, min_semitones: float = -15.0, max_semitones: float = 15.0, n_fft: int = 1024):
+    def __init__(self, min_semitones: float = -15.0, max_semitones: float = 15.0, n_fft: int = 1280):
         check_range("PitchShift", "semitones", min_semitones, max_semitones)
         _check_n_fft(n_fft)
         self.min_semitones = min_semitones
@@ -36,9 +38,9 @@ class PitchShift(Augmentation):
         return {"semitones": uniform(self.min_semitones, self.max_semitones, n, generator)}
 
     def transform(self, waveforms: Tensor, parameters: dict[str, Tensor]) -> Tensor:
-        ratios = torch.exp2(parameters["semitones"].double() / 12)
-        resampled, lengths = resample(waveforms, ratios)
-        return phase_vocoder(resampled, 1 / ratios, lengths, waveforms.shape[1], self.n_fft)
+        steps = torch.exp2(parameters["semitones"].double() / 12).mul_(GRID).round_().long().clamp_(min=1)
+        resampled, lengths = resample(waveforms, steps)
+        return phase_vocoder(resampled, GRID / steps.double(), lengths, waveforms.shape[1], self.n_fft)
 
 
 def _check_n_fft(n_fft: int) -> None:
@@ -55,8 +57,10 @@ class TimeStretch(Augmentation):
 
     name = "time_stretch"
     parameter_names = ("rate",)
+    effort = 2
+    sort_by = "rate"
 
-    def __init__(self, min_rate: float = 0.5, max_rate: float = 1.5, n_fft: int = 1024):
+    def __init__(self, min_rate: float = 0.5, max_rate: float = 1.5, n_fft: int = 1280):
         check_range("TimeStretch", "rate", min_rate, max_rate, smallest=1e-3)
         _check_n_fft(n_fft)
         self.min_rate = min_rate
@@ -72,7 +76,7 @@ class TimeStretch(Augmentation):
         lengths = (samples / rates).round_().long().clamp_(1, samples)
         stretched = phase_vocoder(waveforms, rates, torch.full((batch,), samples), int(lengths.max()), self.n_fft)
         if lengths.min() == samples:
-            return stretched.contiguous()
+            return stretched
         index = torch.arange(samples, device=waveforms.device) % to_device(lengths, waveforms)  # (B, S)
         return stretched.gather(1, index)
 

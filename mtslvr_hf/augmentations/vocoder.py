@@ -3,27 +3,32 @@
 Shapes: B clips, S samples, N frames, K frequency bins.
 """
 
+import math
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import blocks_of_time, to_device
+from .base import to_device
 
-OVERLAP = 4  # frames over each sample: squared Hann windows then add up to a constant, 0.375 * OVERLAP
+OVERLAP = 2  # frames over each sample
+STEP_REACH = 2  # bins on either side over which the turn from one frame to the next is averaged
+PEAK_REACH = 3  # bins on either side that a bin turns with
 ONSET_RATIO = 8.0  # a frame whose power is this many times that of the half frame before it begins something new
 ENERGY_BLOCK = 32  # samples: the resolution of the onset detector, 2 ms
 WEAK = 1e-4  # of a frame's mean power over the bins: 40 dB below a flat spectrum, 65 dB below a lone tone
-RUN = 32  # frames
+RUN = 16  # frames
 SILENCE = 1e-30  # keeps the direction of 0 defined
 
 
 def phase_vocoder(waveforms: Tensor, rates: Tensor, lengths: Tensor, num_samples: int, n_fft: int) -> Tensor:
     """Plays every clip `rate` times as fast without changing its pitch.
 
-    Frames of `n_fft` samples (Hann) are read every hop * rate samples and written every hop = n_fft / 4 samples,
-    rotated such that every partial continues where the previous frame left it. The phase that a partial advances in
-    one hop is measured, not unwrapped: each frame is read twice, at its place and one hop earlier. With X_n and B_n
-    these two spectra,
+    Frames of `n_fft` samples are read every hop * rate samples and written every hop = n_fft / 2 samples, rotated such
+    that every partial continues where the previous frame left it. The phase that a partial advances in one hop is
+    measured, not unwrapped: each frame is read twice, at its place and one hop earlier. With X_n and B_n these two
+    spectra,
 
         rotation_n = rotation_(n-1) * direction(X_(n-1) * conj(B_n)),     output_n = X_n * rotation_n,
 
@@ -49,105 +54,158 @@ def phase_vocoder(waveforms: Tensor, rates: Tensor, lengths: Tensor, num_samples
     advance = to_device(rates, waveforms) * hop
     centers = (frames * advance).round_().long()  # (B, N), in samples of the input
     centers = centers.clamp_(min=-n_fft // 2).minimum(lengths + n_fft // 2)  # where frames are empty already
-    start = phase_references(waveforms, centers, (advance / 2).ceil().long(), lengths, n_fft // 2)
+    reach, widest = (advance / 2).ceil().long(), math.ceil(float(rates.max()) * hop / 2)
+    attack, place = find_attacks(waveforms, centers, reach, widest, lengths, n_fft // 2)
+    centers, start = hold_attacks(centers, attack, place, to_device(rates, waveforms), hop)
 
     padded = F.pad(waveforms, (n_fft + hop, n_fft))
-    window = torch.hann_window(n_fft, device=waveforms.device)
-    spectra, floors, rotations = _analyse(padded, centers + n_fft // 2, window)
-    output = _synthesise(spectra, floors, rotations, start, window / (0.375 * OVERLAP))
+    window = _window(n_fft, waveforms.device)
+    spectra, floors, rotations = _analyse(padded, (centers + n_fft // 2).t(), window)
+    output = _synthesise(spectra, floors, rotations, start.t(), window)
     return output[:, n_fft // 2 + hop :][:, :num_samples]
 
 
+@lru_cache(maxsize=8)
+def _window(n_fft: int, device: torch.device) -> Tensor:
+    # (n_fft,), Kaiser-Bessel-derived with alpha = 2: its square adds up to 1 every half window, as that of the sine
+    # window does, but a tone's distant bins, which turn another way, are weaker.
+    kaiser = torch.kaiser_window(n_fft // 2 + 1, periodic=False, beta=2 * torch.pi, dtype=torch.float64).cumsum(0)
+    rising = (kaiser[:-1] / kaiser[-1]).sqrt()
+    return torch.cat([rising, rising.flip(0)]).float().to(device)
+
+
 def _analyse(padded: Tensor, starts: Tensor, window: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    # Reads each frame twice, at `starts` (B, N) and a hop later, from `padded` (B, samples). Returns of each later
-    # reading its spectrum, complex (B, N, K), and the power below which a bin is weak, (B, N, 1); and the rotation of
-    # each bin but the last, counted from the first frame, complex (B, N, K - 1). The last bin, at half the sampling
-    # rate, never turns: without it rows are whole vectors, and a clip's result is the same to the bit in any batch.
-    batch, count = starts.shape
+    # Reads each frame twice, at `starts` (N, B) and a hop later, from `padded` (B, samples). Returns of each later
+    # reading its spectrum, complex (N, B, K + 1), and the power below which a bin is weak, (N, B, 1); and the rotation
+    # of each bin but the last, counted from the first frame, complex (N or more, B, K). The last bin, at half the
+    # sampling rate, never turns.
+    frames, batch = starts.shape
     n_fft = window.shape[0]
-    rows = torch.arange(batch, device=padded.device).unsqueeze(1)
-    candidates = padded.unfold(1, n_fft, 1)  # (B, samples, n_fft), a view
-    spectra = torch.empty(batch, count, n_fft // 2 + 1, dtype=torch.complex64, device=padded.device)
-    rotations = spectra.new_empty(batch, count + -count % RUN, n_fft // 2)
-    rotations[:, 0] = rotations[:, count:] = 1
-    floors = torch.empty(batch, count, 1, device=padded.device)
-    for block in blocks_of_time(0, count, batch * n_fft, padded.device):
-        frames = candidates[rows, starts[:, block] + n_fft // OVERLAP].mul_(window)  # (B, block, n_fft)
-        floors[:, block] = torch.linalg.vector_norm(frames, dim=2, keepdim=True).square_().mul_(WEAK).add_(SILENCE)
-        spectra[:, block] = torch.fft.rfft(frames)
-    for block in blocks_of_time(1, count, batch * n_fft, padded.device):
-        steps = torch.fft.rfft(candidates[rows, starts[:, block]].mul_(window)).conj_physical_()[..., :-1]
-        steps = steps.mul_(spectra[:, block.start - 1 : block.stop - 1, :-1])
-        torch.sgn(_over_neighbours(steps).add_(floors[:, block]), out=rotations[:, block])
+    rows = starts + torch.arange(batch, device=padded.device) * padded.shape[1]
+    longer = padded.flatten().unfold(0, n_fft + n_fft // OVERLAP, 1)  # (samples, n_fft + hop), a view
+    reads = longer.index_select(0, rows.flatten()).unflatten(0, rows.shape)  # (N, B, n_fft + hop)
+    later = reads[..., n_fft // OVERLAP :] * window
+    spectra = torch.fft.rfft(later)
+    floors = torch.linalg.vector_norm(later, dim=2, keepdim=True).square_().mul_(WEAK).add_(SILENCE)
+    earlier = torch.fft.rfft(torch.mul(reads[..., :n_fft], window, out=later))[1:]
+    steps, buffer = _with_neighbours(frames - 1, batch, n_fft // 2, STEP_REACH, padded.device)
+    own = steps[..., STEP_REACH:-STEP_REACH]
+    torch.mul(earlier.conj_physical_()[..., :-1], spectra[:-1, :, :-1], out=own)
+    rotations = spectra.new_empty(frames + -frames % RUN, batch, n_fft // 2)
+    rotations[0] = 1
+    rotations[frames:] = 1
+    torch.sgn(_over_neighbours(steps, buffer, STEP_REACH).add_(floors[1:]), out=rotations[1:frames])
     return spectra, floors, _running_product(rotations)
 
 
 def _running_product(steps: Tensor) -> Tensor:
-    # Overwrites each of `steps` (B, N, K), N a multiple of RUN, by its product with all earlier ones. First inside all
+    # Overwrites each of `steps` (N, B, K), N a multiple of RUN, by its product with all earlier ones. First inside all
     # runs of RUN steps at once, then run by run: ten times as fast as cumprod.
-    runs = steps.unflatten(1, (-1, RUN))  # (B, N / RUN, RUN, K)
+    runs = steps.unflatten(0, (-1, RUN))  # (N / RUN, RUN, B, K)
     for step in range(1, RUN):
-        runs[:, :, step] *= runs[:, :, step - 1]
-    for run in range(1, runs.shape[1]):
-        runs[:, run] *= runs[:, run - 1, -1:]
+        runs[:, step] *= runs[:, step - 1]
+    for run in range(1, runs.shape[0]):
+        runs[run] *= runs[run - 1, -1]
     return steps
 
 
 def _synthesise(spectra: Tensor, floors: Tensor, rotations: Tensor, start: Tensor, window: Tensor) -> Tensor:
-    # The rotated frames added up, frame n at n * hop; rotations count from the frames `start` (B, N) now. Overwrites
-    # `spectra`.
-    rows = torch.arange(len(spectra), device=spectra.device).unsqueeze(1)
-    n_fft = window.shape[0]
-    output = window.new_zeros(len(spectra), spectra.shape[1] + OVERLAP - 1, n_fft // OVERLAP)
-    for block in blocks_of_time(0, spectra.shape[1], len(spectra) * n_fft, spectra.device):
-        spectrum = spectra[:, block, :-1]
-        rotation = rotations[rows, start[:, block]].conj_physical_().mul_(rotations[:, block])
-        by_power = rotation.mul_(spectrum).mul_(spectrum.conj())
-        spectrum *= _over_neighbours(by_power).add_(floors[:, block]).sgn_()
-        frames = torch.fft.irfft(spectra[:, block], n=n_fft).mul_(window)
-        parts = frames.unflatten(2, (OVERLAP, -1))  # (B, block, OVERLAP, hop)
-        for part in reversed(range(OVERLAP)):  # oldest frame first, whatever the blocks: rounding depends on order
-            output[:, block.start + part : block.stop + part] += parts[:, :, part]
-    return output.flatten(1)
+    # The rotated frames added up, frame n at n * hop: (B, samples). Rotations now count from frames `start` (N, B).
+    # Overwrites `spectra`.
+    frames, batch = start.shape
+    bins = spectra[..., :-1]
+    rotation = rotations[start, torch.arange(batch, device=start.device)].conj_physical_()
+    rotation.mul_(rotations[:frames]).mul_(bins)
+    by_power, buffer = _with_neighbours(frames, batch, bins.shape[2], PEAK_REACH, start.device)
+    torch.mul(rotation, bins.conj(), out=by_power[..., PEAK_REACH:-PEAK_REACH])
+    bins *= torch.sgn(_over_neighbours(by_power, buffer, PEAK_REACH).add_(floors), out=rotation)
+    parts = torch.fft.irfft(spectra, n=len(window)).mul_(window).unflatten(2, (OVERLAP, -1))
+    output = parts.new_zeros(frames + OVERLAP - 1, *parts.shape[1::2])  # (N + 1, B, hop)
+    for part in reversed(range(OVERLAP)):  # oldest frame first, whatever the batch: rounding depends on order
+        output[part : part + frames] += parts[:, :, part]
+    return output.transpose(0, 1).flatten(1)
 
 
-def _over_neighbours(values: Tensor) -> Tensor:
-    # Sums over bins k-2..k+2 with weights 1 4 6 4 1, in the shape given.
-    values = F.pad(values, (2, 2))
-    for _ in range(4):
-        values = values[..., 1:] + values[..., :-1]
-    return values
+def _with_neighbours(frames: int, batch: int, bins: int, reach: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    # Two buffers (N, B, K + 2 * reach) for `_over_neighbours`, zero in the `reach` first and last columns of each row.
+    values = torch.empty(frames, batch, bins + 2 * reach, dtype=torch.complex64, device=device)
+    values[..., :reach] = 0
+    values[..., -reach:] = 0
+    return values, torch.empty_like(values)
 
 
-def phase_references(waveforms: Tensor, centers: Tensor, reach: Tensor, lengths: Tensor, half_frame: int) -> Tensor:
-    """Finds the frame from which each frame's phases are counted: its last attack, or the next if it is near.
+def _over_neighbours(values: Tensor, buffer: Tensor, reach: int) -> Tensor:
+    # Sums over bins k - reach..k + reach with binomial weights, (N, B, K + 2 * reach) -> (N, B, K); overwrites both.
+    # Rows are added as one long vector, which is faster: what runs over from one into the next stays outside of K.
+    for _ in range(reach):
+        flat, other = values.view(-1), buffer.view(-1)
+        torch.add(flat[:-1], flat[1:], out=other[:-1])
+        torch.add(other[:-1], other[1:], out=flat[:-1])
+    return values[..., : values.shape[2] - 2 * reach]
 
-    An attack is a frame whose samples (center +- reach) have `ONSET_RATIO` times the mean power of the half frame
-    before them. Ahead of all attacks phases count from the first frame.
+
+def find_attacks(
+    waveforms: Tensor, centers: Tensor, reach: Tensor, widest: int, lengths: Tensor, half_frame: int
+) -> tuple[Tensor, Tensor]:
+    """Finds the frames in which something begins, and where in them.
+
+    An attack is in a frame whose samples (center +- reach) have `ONSET_RATIO` times the mean power of the half frame
+    before them, and it is where their power first is that high.
 
     Args:
-        waveforms: (B, S). centers: (B, N). reach: (B, 1). lengths: (B, 1).
+        waveforms: (B, S). centers: (B, N). reach: (B, 1), the largest being `widest`. lengths: (B, 1).
 
     Returns:
-        (B, N) int64 frame numbers.
+        (B, N) whether a frame has an attack; (B, N) int64, the sample of the clip at which its block begins.
     """
     blocks = F.pad(waveforms, (0, -waveforms.shape[1] % ENERGY_BLOCK)).unflatten(1, (-1, ENERGY_BLOCK))
-    energy = torch.linalg.vector_norm(blocks, dim=2).double().square_().cumsum(1)
-    energy = F.pad(energy, (1, 0))  # (B, blocks + 1): of all blocks before
+    powers = torch.linalg.vector_norm(blocks, dim=2).square_()  # (B, blocks), times ENERGY_BLOCK
+    energy = F.pad(powers.double().cumsum(1), (1, 0))  # (B, blocks + 1): of all blocks before
 
-    def energy_until(sample: Tensor) -> Tensor:
-        return energy.gather(1, (sample // ENERGY_BLOCK).clamp_(0, energy.shape[1] - 1))
+    def block_of(sample: Tensor) -> Tensor:
+        return (sample // ENERGY_BLOCK).clamp_(0, powers.shape[1])
 
-    begin = energy_until(centers - reach)
-    power = (energy_until(centers + reach) - begin) / (2 * reach)
-    power_before = (begin - energy_until(centers - reach - half_frame)) / half_frame
-    attack = power > ONSET_RATIO * (power_before + 1e-5 * energy[:, -1:] / lengths)
+    first, behind = block_of(centers - reach), block_of(centers + reach)
+    begin = energy.gather(1, first)
+    power = (energy.gather(1, behind) - begin) / (2 * reach)
+    power_before = (begin - energy.gather(1, block_of(centers - reach - half_frame))) / half_frame
+    least = ONSET_RATIO * (power_before + 1e-5 * energy[:, -1:] / lengths)
+    attack = power > least
 
-    frames = torch.arange(centers.shape[1], device=centers.device).expand_as(centers)
-    last = torch.where(attack, frames, 0).cummax(1).values
-    coming = torch.where(attack, frames, frames.shape[1] - 1).flip(1).cummin(1).values.flip(1)
-    near = attack.gather(1, coming) & (centers.gather(1, coming) - centers < half_frame)
-    return torch.where(near, coming, last)
+    candidates = torch.arange(2 * widest // ENERGY_BLOCK + 1, device=waveforms.device) + first.unsqueeze(
+        2
+    )  # (B, N, C)
+    candidates.clamp_(max=powers.shape[1] - 1)
+    high = powers.gather(1, candidates.flatten(1)).view_as(candidates) > ENERGY_BLOCK * least.unsqueeze(2)
+    place = torch.where(high, candidates, powers.shape[1]).amin(2) * ENERGY_BLOCK
+    return attack, torch.where(place < centers + reach, place, centers)
 
 
-__all__ = ["phase_references", "phase_vocoder"]
+def hold_attacks(centers: Tensor, attack: Tensor, place: Tensor, rates: Tensor, hop: int) -> tuple[Tensor, Tensor]:
+    """Moves the frames that an attack is in, so that it sounds once, unchanged, and at its time.
+
+    The attack of frame n is heard in that frame and in the one after or before it. Both are read a hop apart, as they
+    are written, and such that the attack lies at place / rate. Phases of both and of the frames that follow count from
+    frame n; ahead of all attacks they count from the first frame.
+
+    Args:
+        centers: (B, N), where frames are read. attack, place: (B, N), from `find_attacks`. rates: (B, 1).
+
+    Returns:
+        (B, N) where frames are to be read; (B, N) int64, the number of the frame from which each one's phases count.
+    """
+    frames = torch.arange(centers.shape[1], device=centers.device)
+    written = (frames - 1) * hop  # (N,) center of each frame in the output
+    heard = (place / rates).round_().long()
+    late = heard > written
+    begin = place - heard + written  # (B, N) where a frame with an attack is read
+    follows, leads = attack & late, attack & ~late
+    start = torch.where(attack, frames, 0).cummax(1).values
+    start[:, :-1] = torch.where(leads[:, 1:] & ~attack[:, :-1], frames[1:], start[:, :-1])
+    centers = centers.clone()
+    centers[:, 1:] = torch.where(follows[:, :-1], begin[:, :-1] + hop, centers[:, 1:])
+    centers[:, :-1] = torch.where(leads[:, 1:], begin[:, 1:] - hop, centers[:, :-1])
+    return torch.where(attack, begin, centers), start
+
+
+__all__ = ["find_attacks", "hold_attacks", "phase_vocoder"]

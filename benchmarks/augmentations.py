@@ -1,0 +1,156 @@
+"""Time of each augmentation and of the two views, beside torch-audiomentations and beside what cannot be saved.
+
+pip install torch-audiomentations
+python benchmarks/augmentations.py
+python benchmarks/augmentations.py --profile    # where the pipeline's time goes, by torch operator
+
+The floor of an augmentation is the time, in the same run, of its Fourier transforms, of the multiplications that its
+resampler cannot do without, at a large matrix product's speed, and of reading and writing the clip once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from as_published import augment_clip_by_clip, machine, seconds_each
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from mtslvr_hf.augmentations import Augmentation, TwoViewAugmentation
+from mtslvr_hf.augmentations.noise import fast_fft_size
+from mtslvr_hf.augmentations.resampling import CROSSINGS, CUTOFF
+
+RATE = 16_000
+MATRIX = 1024
+
+
+def main() -> None:
+    """Prints both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of a clip")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4, help="batches of two views in a round, each drawn anew")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--profile", action="store_true", help="print the pipeline's operators by time instead")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    waveforms = 0.1 * torch.randn(arguments.batch_size, round(arguments.seconds * RATE))
+    print(f"{arguments.batch_size} clips of {arguments.seconds} s; {machine()}\n")
+    if arguments.profile:
+        print_profile(waveforms, arguments.steps)
+        return
+    print_each(waveforms, arguments.rounds)
+    print_two_views(waveforms, arguments.rounds, arguments.steps)
+
+
+def print_each(waveforms: Tensor, rounds: int) -> None:
+    """One augmentation after the other, for all clips."""
+    pipeline, generator = TwoViewAugmentation(), torch.Generator().manual_seed(0)
+    peers = peers_by_name()
+    functions: dict[str, Callable[[], object]] = parts(waveforms)
+    for augmentation in pipeline.augmentations:
+        drawn = augmentation.sample_parameters(len(waveforms), generator)
+        functions[augmentation.name] = lambda a=augmentation, p=drawn: a.apply(waveforms, p)
+        if augmentation.name in peers:
+            peer = peers[augmentation.name]
+            functions[f"{augmentation.name}, peer, batch"] = lambda peer=peer: peer(waveforms.unsqueeze(1))
+            functions[f"{augmentation.name}, peer, clips"] = lambda peer=peer: [peer(c[None, None]) for c in waveforms]
+    seconds = {name: value / len(waveforms) * 1e3 for name, value in seconds_each(functions, rounds).items()}
+    print("| ms a clip | ours | floor | x floor | torch-audiomentations: clip by clip, batch | x |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for augmentation in pipeline.augmentations:
+        name = augmentation.name
+        least, own = floor(augmentation, waveforms.shape[1], seconds), seconds[name]
+        row = f"| {name} | {own:.2f} | {least:.2f} | {own / least:.1f} |"
+        if name in peers:
+            clips, batch = seconds[f"{name}, peer, clips"], seconds[f"{name}, peer, batch"]
+            row += f" {clips:.2f}, {batch:.2f} | {min(clips, batch) / own:.1f} |"
+        else:
+            row += " | |"
+        print(row)
+
+
+def peers_by_name() -> dict[str, Callable[[Tensor], Tensor]]:
+    """What torch-audiomentations has of the seven, on (clips, 1, samples)."""
+    from torch_audiomentations import AddColoredNoise, PitchShift, Shift
+
+    options = {"sample_rate": RATE, "p": 1.0, "output_type": "tensor"}
+    return {
+        "pitch_shift": PitchShift(-15, 15, **options),
+        "white_noise": AddColoredNoise(3, 30, -1, 0, **options),
+        "mixed_noise": AddColoredNoise(3, 30, -2, 2, **options),
+        "time_shift": Shift(-0.5, 0.5, **options),
+    }
+
+
+def parts(waveforms: Tensor, n_fft: int = 1280) -> dict[str, Callable[[], object]]:
+    """What floors are made of: the transforms of a vocoder and of noise, a matrix product, and a copy."""
+    clips, samples = waveforms.shape
+    frames = torch.randn(2 * samples // n_fft + 2, n_fft)
+    spectra = torch.fft.rfft(frames)
+    noise = torch.fft.rfft(torch.randn(2, fast_fft_size(samples)))
+    matrix, copy = torch.randn(MATRIX, MATRIX), torch.empty_like(waveforms)
+
+    def vocoder() -> None:
+        for _ in range(clips):
+            torch.fft.rfft(frames), torch.fft.rfft(frames), torch.fft.irfft(spectra)
+
+    return {
+        "vocoder": vocoder,
+        "noise": lambda: [torch.fft.irfft(noise) for _ in range(clips // 2)],
+        "matrix": lambda: [matrix @ matrix for _ in range(clips)],
+        "copy": lambda: copy.copy_(waveforms),
+    }
+
+
+def floor(augmentation: Augmentation, samples: int, milliseconds: dict[str, float]) -> float:
+    """Milliseconds a clip that an augmentation cannot save, from those of its parts."""
+    least = milliseconds["copy"]
+    if augmentation.name in ("pitch_shift", "time_stretch"):
+        least += milliseconds["vocoder"]
+    if augmentation.name in ("white_noise", "mixed_noise"):
+        least += milliseconds["noise"]
+    if augmentation.name == "pitch_shift":  # a slower reading makes more outputs, a faster one needs a longer filter
+        semitones = torch.linspace(augmentation.min_semitones, augmentation.max_semitones, 61)
+        ratios = torch.exp2(semitones / 12)
+        products = samples / ratios * (2 * CROSSINGS / CUTOFF * ratios.clamp(min=1))
+        least += milliseconds["matrix"] * float(products.mean()) / MATRIX**3
+    return least
+
+
+def print_two_views(waveforms: Tensor, rounds: int, steps: int) -> None:
+    """The pipeline, against the same composition clip by clip."""
+    pipeline, generator = TwoViewAugmentation(), torch.Generator().manual_seed(0)
+    functions = {
+        "clip by clip": lambda: [augment_clip_by_clip(waveforms, RATE, generator) for _ in range(2 * steps)],
+        "ours": lambda: [pipeline(waveforms, step) for step in range(steps)],
+    }
+    seconds = seconds_each(functions, rounds)
+    print("\n| two views of all seven | s a batch | clips/s | x |\n| --- | --- | --- | --- |")
+    for name, value in seconds.items():
+        clips = len(waveforms) * steps / value
+        print(f"| {name} | {value / steps:.3f} | {clips:.1f} | {seconds['clip by clip'] / value:.1f} |")
+
+
+def print_profile(waveforms: Tensor, steps: int) -> None:
+    """Operators by the time they take themselves."""
+    pipeline = TwoViewAugmentation()
+    for step in range(steps):
+        pipeline(waveforms, step)
+    with profile(activities=[ProfilerActivity.CPU]) as record:
+        for step in range(steps):
+            pipeline(waveforms, step)
+    events = sorted(record.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    print("| operator | ms a clip | share | calls a batch |\n| --- | --- | --- | --- |")
+    for event in events[:16]:
+        own = event.self_cpu_time_total
+        row = f"{own / 1e3 / steps / len(waveforms):.2f} | {100 * own / total:.0f} % | {event.count / steps:.0f}"
+        print(f"| {event.key} | {row} |")
+
+
+if __name__ == "__main__":
+    main()
