@@ -224,6 +224,14 @@ def test_scaling_a_clip_scales_the_result(kind):
     torch.testing.assert_close(quiet * 2**20, augmentation.apply(clips, parameters), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ALL)
+def test_nothing_waits_for_the_device(kind):
+    """Meta tensors have no values: whatever read one back, as a GPU would have to be waited for, would fail."""
+    augmentation = kind()
+    changed = augmentation.transform(torch.empty(4, RATE, device="meta"), draw(augmentation, 4))
+    assert changed.shape == (4, RATE) and changed.device.type == "meta"
+
+
 def test_misuse_is_explained():
     clips = torch.zeros(2, 100)
     with pytest.raises(ValueError, match=r"must be \(batch, samples\), got \(100,\)"):

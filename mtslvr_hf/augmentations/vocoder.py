@@ -35,7 +35,8 @@ def phase_vocoder(waveforms: Tensor, rates: Tensor, lengths: Tensor, num_samples
     so that at rate 1 (B_n = X_(n-1)) the output is the input. Three things keep level and attacks, and keep rounding
     errors from growing along a clip: a direction is that of a sum over neighbouring bins, so that the bins around a
     peak turn together; a bin far below its frame's mean power does not turn; and rotations are counted from the last
-    attack, or from the next one as soon as a frame reaches into it, so that an attack sounds as recorded.
+    attack, or from the next one as soon as a frame reaches into it. Frames with an attack are read such that it sounds
+    as recorded, at its time.
 
     Source: Flanagan and Golden (1966) for the vocoder; Laroche and Dolson (1999), section III, for phase locking (here
     with weights instead of peaks); Roebel (2003) for starting over at attacks.
