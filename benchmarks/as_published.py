@@ -109,9 +109,9 @@ def _mask(clip: torch.Tensor) -> torch.Tensor:
 
 
 def _stretch(clip: torch.Tensor, rate: float = 0.8) -> torch.Tensor:
-    window = torch.hann_window(2048)
+    window = torch.hann_window(2048, device=clip.device)
     spectrum = torch.stft(clip, 2048, 512, window=window, return_complex=True)
-    advance = torch.linspace(0, math.pi * 512, 1025)[:, None]
+    advance = torch.linspace(0, math.pi * 512, 1025, device=clip.device)[:, None]
     stretched = torchaudio.functional.phase_vocoder(spectrum, rate, advance)
     return torch.istft(stretched, 2048, 512, window=window)[: len(clip)]
 

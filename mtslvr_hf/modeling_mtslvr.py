@@ -738,6 +738,7 @@ class ClipWindows(NamedTuple):
     clip: torch.Tensor  # (W,) index of the clip
     number: torch.Tensor  # (W,) index of the window within its clip
     counts: torch.Tensor  # (B,) windows of each clip
+    most: int  # windows of the longest clip
 
     @classmethod
     def same_for_all(cls, batch: int, count: int, device: torch.device) -> ClipWindows:
@@ -747,6 +748,7 @@ class ClipWindows(NamedTuple):
             torch.arange(batch, device=device).repeat_interleave(count),
             number.repeat(batch),
             torch.full((batch,), count, device=device),
+            count,
         )
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
@@ -760,7 +762,7 @@ class ClipWindows(NamedTuple):
         """Each clip's windows in a row, zeros where a clip has fewer: (windows, N, C) -> (batch, frames, C)."""
         if len(self.clip) == len(self.counts):
             return frames
-        shape = (len(self.counts), int(self.counts.max()), *frames.shape[1:])
+        shape = (len(self.counts), self.most, *frames.shape[1:])
         return frames.new_zeros(shape).index_put((self.clip, self.number), frames).flatten(1, 2)
 
 
@@ -795,7 +797,7 @@ def cut_windows(
         counts = -(-lengths // window_samples)  # (B,)
         clip = torch.arange(batch, device=waveforms.device).repeat_interleave(counts)  # (W,)
         number = torch.arange(len(clip), device=waveforms.device) - (counts.cumsum(0) - counts)[clip]
-        windows = ClipWindows(clip, number, counts)
+        windows = ClipWindows(clip, number, counts, int(counts.max()))
     start = windows.number * window_samples  # (W,)
     length = (lengths[windows.clip] - start).clamp(max=window_samples)  # (W,)
     position = torch.arange(window_samples, device=waveforms.device) % length[:, None]  # (W, window_samples)

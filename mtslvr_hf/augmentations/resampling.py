@@ -43,11 +43,12 @@ def resample(waveforms: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
     width = ROW * fastest // GRID + 2 + 2 * reach
 
     padded = F.pad(waveforms, (reach - 1, width))
-    rows = torch.arange(periods * ROWS).view(periods, ROWS).t() * steps.view(-1, 1, 1)  # (B, ROWS, P), in 1 / ROWS
+    rows = torch.arange(periods * ROWS, device=waveforms.device).view(periods, ROWS).t()
+    rows = rows * to_device(steps, waveforms).unsqueeze(2)  # (B, ROWS, P), in 1 / ROWS samples
     begins = (rows // ROWS).clamp_(max=samples + reach - 1)  # there nothing but zeros follows
-    begins += torch.arange(batch).view(-1, 1, 1) * padded.shape[1]
-    begins = begins.flatten().to(waveforms.device, non_blocking=True)
-    inputs = padded.flatten().unfold(0, width, 1).index_select(0, begins).view(batch * ROWS, periods, width)
+    begins += torch.arange(batch, device=waveforms.device).view(-1, 1, 1) * padded.shape[1]
+    inputs = padded.flatten().unfold(0, width, 1).index_select(0, begins.flatten())
+    inputs = inputs.view(batch * ROWS, periods, width)
     outputs = torch.bmm(inputs, _filters(steps, reach, width, waveforms.device))  # (B * ROWS, P, ROW)
     tail = reach * GRID // int(steps.min()) + 2  # outputs behind a clip's end that its last samples reach
     clips = waveforms.new_zeros(batch, periods * GRID + tail)

@@ -181,7 +181,7 @@ class TwoViewAugmentation:
         if not 0 <= offset <= end <= total:
             raise ValueError(f"Clips {offset}..{end - 1} do not lie inside a batch of {total}.")
         drawn = self.draw(total, step, split).clips(offset, end)
-        return TwoViews(self.apply(waveforms, drawn), drawn.labels.to(waveforms.device), drawn)
+        return TwoViews(self.apply(waveforms, drawn), drawn.labels.to(waveforms.device, non_blocking=True), drawn)
 
 
 def _build(entry: str | Augmentation, sampling_rate: int) -> Augmentation:
