@@ -13,7 +13,9 @@ import pytest
 from audio_files import encode, noise, numbered_clip, row, write_parquet
 from hub_server import HubServer
 
-from mtslvr_hf.data import audio_rows, decode_clip, load_audio, usable_workers
+from mtslvr_hf.data import audio_rows, decode_clip, load_audio, reading, usable_workers
+from mtslvr_hf.data.reading import default_workers, usable_cores
+from mtslvr_hf.trainer import MTSLVRTrainingArguments
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -213,6 +215,24 @@ def test_usable_workers(tmp_path):
     assert usable_workers(dataset, 16, world_size=2) == 2
     assert usable_workers(dataset, 16, world_size=8) == 1
     assert usable_workers(columns(audio=datasets.Audio(decode=False)), 4) == 1
+
+
+def test_workers_are_chosen_from_the_cores_of_the_process(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    monkeypatch.setattr(reading, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert (default_workers(on_cpu=False), default_workers(on_cpu=True)) == (15, 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert default_workers(on_cpu=False) == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert default_workers(on_cpu=False) == 1
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    for quota, cores in (("max 100000", 16), ("650000 100000", 7), ("2400000 100000", 16)):
+        reading.CPU_QUOTA.write_text(quota + "\n")
+        assert usable_cores() == cores
+    options = {"output_dir": str(tmp_path), "use_cpu": True}
+    assert MTSLVRTrainingArguments(**options).dataloader_num_workers == 2
+    assert MTSLVRTrainingArguments(**options, dataloader_num_workers=0).dataloader_num_workers == 0
 
 
 HUB = """

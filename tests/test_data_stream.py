@@ -5,6 +5,8 @@ import json
 import logging
 import pickle
 import re
+import threading
+import time
 from collections import Counter
 from itertools import chain, islice, pairwise
 
@@ -15,7 +17,16 @@ import torch
 from audio_files import RATE, encode, noise, numbered_clip, numbers, row, write_parquet
 from torch.utils.data import DataLoader
 
-from mtslvr_hf.data import AudioStream, SkippedRows, TooManyBadRows, load_audio, load_clips, stream
+from mtslvr_hf.data import (
+    AudioStream,
+    SkippedRows,
+    TooManyBadRows,
+    decode_clip,
+    dequantize_clips,
+    load_audio,
+    load_clips,
+    stream,
+)
 from mtslvr_hf.data.reading import Cursor, ShuffledReader
 
 SECONDS = 0.25  # of a numbered clip
@@ -43,6 +54,10 @@ def run(dataset, batches, workers=0, **options):
     """The first batches of a stream, and the stream."""
     made, batches_of = loader(dataset, workers, **options)
     return made, list(islice(batches_of, batches))
+
+
+def clips_of(batch):
+    return dequantize_clips(batch["input_values"], batch["scales"])
 
 
 def paths(dataset, epoch=0, block_rows=6, consumer=0, consumers=1, seed=0):
@@ -91,25 +106,59 @@ def test_a_block_is_read_in_while_the_one_before_goes_out(dataset):
         assert read == min(10 + used, 40)
 
 
+def test_rows_that_a_thread_reads_ahead_are_the_same_and_bounded(dataset):
+    reader, read = ShuffledReader(dataset, 0, 6, read_ahead=5), []
+    original = reader._shard
+    reader._shard = lambda *place: (read.append(one) or one for one in original(*place))
+    rows = reader.read(0, Cursor())
+    taken = list(islice(rows, 9))
+    deadline = time.monotonic() + 5
+    while len(read) < 6 + 8 + 6 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert len(read) == 6 + 8 + 6  # the block, what replaced used rows, and ahead: five and one in the thread's hand
+    assert taken + list(rows) == list(ShuffledReader(dataset, 0, 6).read(0, Cursor()))
+    rows = reader.read(0, Cursor())
+    threads = threading.active_count()
+    next(rows)
+    assert threading.active_count() == threads + 1
+    rows.close()
+    assert threading.active_count() == threads
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_one_pass_over_ranks_and_workers(dataset, workers):
     seen, skipped = Counter(), SkippedRows()
     for rank in range(2):
         made, batches = loader(dataset, workers, rank=rank, world_size=2, endless=False)
         for batch in batches:
-            assert batch["input_values"].dtype == torch.float32
+            assert (batch["input_values"].dtype, batch["scales"].dtype) == (torch.int16, torch.float32)
+            assert batch["scales"].shape == batch["input_values"].shape[:1]
             assert batch["input_values"].shape[1] == made.samples == 4000
-            seen.update(numbers(batch["input_values"]))
+            seen.update(numbers(clips_of(batch)))
             skipped.merge(batch["stream"]["skipped"])
     assert seen == Counter(set(range(40)) - set(BAD))
     # Rows that are bad after the last good one of a pass come with no batch.
     assert 36 <= skipped.rows <= 40 and skipped.skipped == skipped.rows - 36
 
 
+@pytest.mark.parametrize("level", [1e-4, 0.1, 4.0])
+def test_clips_come_as_16_bits_of_their_own_peak(tmp_path, level):
+    """Quiet clips keep their precision, and those beyond full scale are not clipped."""
+    files = [encode(noise(0.25, seed=n, level=level * (n + 1)), format="WAV", subtype="FLOAT") for n in range(8)]
+    dataset = load_audio(write_parquet(tmp_path / "x", files, shards=1))
+    batch = next(iter(AudioStream(dataset, SECONDS, batch_size=8, shuffle_buffer=1)))
+    for file, values, clip in zip(files, batch["input_values"], clips_of(batch)):
+        expected = torch.from_numpy(decode_clip(row(file), SECONDS))
+        assert values.abs().max() == 32767
+        assert clip.dtype == torch.float32
+        assert (clip - expected).abs().max() <= expected.abs().max() / 65534 * 1.01
+
+
 def test_endless_batches_are_full_and_count_bad_rows(dataset):
     _, batches = run(dataset, 18)  # 72 clips: two epochs
     assert all(len(batch["input_values"]) == 4 for batch in batches)
-    clips = numbers(torch.cat([batch["input_values"] for batch in batches]))
+    clips = numbers(torch.cat([clips_of(batch) for batch in batches]))
     for epoch in (clips[:36], clips[36:]):
         assert sorted(epoch) == sorted(set(range(40)) - set(BAD))
     skipped = SkippedRows()
@@ -137,6 +186,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(dataset, workers, total, s
         for expected, batch in zip(whole[stop:], rest):
             assert batch["stream"] == expected["stream"]
             assert torch.equal(batch["input_values"], expected["input_values"])
+            assert torch.equal(batch["scales"], expected["scales"])
         if stop == 9:  # and once more
             state = resumed.state_after(batch["stream"] for batch in rest[:5])
             _, again = run(dataset, 3, workers, state=state)
@@ -224,7 +274,7 @@ def test_held_out_rows(tmp_path):
 
     def part(held_out, seed=0):
         made = AudioStream(dataset, SECONDS, seed=seed, endless=False, held_out_fraction=0.2, held_out=held_out)
-        return numbers(torch.cat([batch["input_values"] for batch in made]))
+        return numbers(torch.cat([clips_of(batch) for batch in made]))
 
     held_out, rest = part(True), part(False)
     assert sorted(held_out + rest) == list(range(300))
@@ -264,7 +314,7 @@ def test_a_worker_without_a_clip_goes_on_to_the_next_epoch(tmp_path):
     clips = []
     for rank in range(2):
         made, _ = loader(dataset, rank=rank, world_size=2, max_bad_share=1.0, batch_size=5)
-        clips += [sorted(numbers(batch["input_values"])) for batch in islice(made, 4)]
+        clips += [sorted(numbers(clips_of(batch))) for batch in islice(made, 4)]
     assert clips == [[0, 1, 2, 3, 4]] * 8
 
 
@@ -291,7 +341,7 @@ def test_a_broken_shard_is_skipped(tmp_path, kind):
     made, _ = loader(load_audio(tmp_path / "x"), endless=False)
     seen, skipped = [], SkippedRows()
     for batch in made:
-        seen += numbers(batch["input_values"])
+        seen += numbers(clips_of(batch))
         skipped.merge(batch["stream"]["skipped"])
     assert len(seen) == len(set(seen)) >= 30
     assert skipped.reasons.get("unreadable_shard", 1) == 1
@@ -303,13 +353,13 @@ def test_any_data_set_with_audio(tmp_path, parquet, streaming):
         (tmp_path / f"{n}.wav").write_bytes(numbered_clip(n))
     made, _ = loader(load_audio(tmp_path, streaming=streaming), endless=False)
     again = pickle.loads(pickle.dumps(made))  # what a DataLoader that spawns its workers does
-    assert sorted(numbers(torch.cat([batch["input_values"] for batch in again]))) == list(range(10))
+    assert sorted(numbers(torch.cat([clips_of(batch) for batch in again]))) == list(range(10))
     table = [row(numbered_clip(n)) for n in range(10)]
     kind = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
     mapped = datasets.Dataset.from_dict({"sound": table}, features=datasets.Features(sound=kind))
     mapped = mapped.to_iterable_dataset(num_shards=3) if streaming else mapped
     made, batches = loader(mapped, 2, endless=False)
-    assert sorted(chain(*(numbers(batch["input_values"]) for batch in batches))) == list(range(10))
+    assert sorted(chain(*(numbers(clips_of(batch)) for batch in batches))) == list(range(10))
 
 
 def test_an_empty_data_set_is_an_error():
@@ -324,7 +374,7 @@ def test_a_row_without_audio_is_empty(tmp_path):
     table = [row(numbered_clip(1)), None, {"bytes": None, "path": None}]
     dataset = datasets.Dataset.from_dict({"audio": table}, features=datasets.Features(audio=kind))
     _, batches = run(dataset, 3, batch_size=1, max_bad_share=1.0)
-    assert [numbers(batch["input_values"]) for batch in batches] == [[1], [1], [1]]
+    assert [numbers(clips_of(batch)) for batch in batches] == [[1], [1], [1]]
     assert set(batches[-1]["stream"]["skipped"]["reasons"]) == {"empty"}
 
 

@@ -4,7 +4,7 @@ from .decoding import REASONS, BadClip, decode_clip
 from .reading import usable_workers
 from .skipped import SkippedRows, TooManyBadRows
 from .sources import AUDIO_SUFFIXES, EncodedAudio, audio_rows, find_audio_files, load_audio
-from .stream import AudioStream, load_clips
+from .stream import AudioStream, dequantize_clips, load_clips
 
 __all__ = [
     "AUDIO_SUFFIXES",
@@ -16,6 +16,7 @@ __all__ = [
     "TooManyBadRows",
     "audio_rows",
     "decode_clip",
+    "dequantize_clips",
     "find_audio_files",
     "load_audio",
     "load_clips",

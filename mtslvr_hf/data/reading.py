@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
+import sys
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
@@ -16,6 +20,7 @@ import pyarrow
 from .decoding import READ_ERRORS, hash_integers
 
 MAP_STYLE_SHARDS = 64
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of Linux's control groups, version 2: "microseconds period"
 # A corrupt shard, or one that cannot be reached.
 SHARD_ERRORS = (*READ_ERRORS, pyarrow.ArrowException, tarfile.TarError, zlib.error)
 
@@ -55,21 +60,32 @@ class ShuffledReader:
             files); 1 keeps the order within shards.
         consumer: Which consumer this is.
         consumers: How many there are.
+        read_ahead: Rows that a thread reads ahead of the block, so that a row group comes over the network while
+            others are decoded; 0 reads between them.
     """
 
     def __init__(
-        self, dataset: datasets.IterableDataset, seed: int, block_rows: int, consumer: int = 0, consumers: int = 1
+        self,
+        dataset: datasets.IterableDataset,
+        seed: int,
+        block_rows: int,
+        consumer: int = 0,
+        consumers: int = 1,
+        read_ahead: int = 0,
     ):
         self.dataset = dataset
         self.seed = seed
         self.block_rows = block_rows
         self.consumer = consumer
         self.consumers = consumers
+        self.read_ahead = read_ahead
 
     def read(self, epoch: int, start: Cursor) -> Iterator[tuple[Row, Cursor]]:
         """Yields the rows of an epoch from `start` on, each with the cursor behind it."""
         hand = self._hand(epoch)
         rows = self._rows(hand, start)
+        if self.read_ahead:
+            rows = _in_thread(rows, self.read_ahead)
         block = list(islice(rows, self.block_rows))
         used = start.used
         while block:
@@ -113,6 +129,14 @@ class ShuffledReader:
             yield Row(place, index, None, f"shard {shard} at row {index}: {type(error).__name__}: {error}")
 
 
+def _in_thread(rows: Iterator[Row], limit: int) -> Iterator[Row]:
+    """Yields rows that a thread reads, which is up to `limit` of them ahead."""
+    from ..encoding.threads import ReadAhead  # here, since `encoding` imports this package
+
+    for _, row in ReadAhead([rows], lambda _, rows: rows, num_workers=1, limit=limit):
+        yield row
+
+
 class _Hand(NamedTuple):
     """Shards in the order they are read, and which of how many parts of each (every n-th row) is read."""
 
@@ -140,6 +164,35 @@ def as_iterable(dataset: datasets.IterableDataset | datasets.Dataset, seed: int 
     return shuffled.to_iterable_dataset(num_shards=min(len(dataset), MAP_STYLE_SHARDS))
 
 
+def usable_cores() -> int:
+    """Cores that this process may use, divided among the processes that torchrun or accelerate started beside it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, _quota()) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def _quota() -> int:
+    """Cores that a container's quota of processor time comes to; its affinity is often that of the whole machine."""
+    try:
+        quota, period = CPU_QUOTA.read_text().split()
+        return math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):  # no such control group; or "max", which is no quota
+        return sys.maxsize
+
+
+def default_workers(on_cpu: bool) -> int:
+    """Chooses how many DataLoader workers a process of a training run has.
+
+    Args:
+        on_cpu: Whether the network runs on the CPU.
+
+    Returns:
+        Every core but one, which is for the process that drives the GPU. On a CPU one for eight cores, at least one:
+        a clip costs the full network more than ten times what it costs to decode, and workers take cores from it.
+    """
+    cores = usable_cores()
+    return max(1, cores // 8 if on_cpu else cores - 1)
+
+
 def usable_workers(dataset: datasets.IterableDataset | datasets.Dataset, asked: int, world_size: int = 1) -> int:
     """Caps a number of DataLoader workers so that each has a shard of its own.
 
@@ -151,4 +204,4 @@ def usable_workers(dataset: datasets.IterableDataset | datasets.Dataset, asked: 
     return min(asked, max(1, shards // world_size))
 
 
-__all__ = ["Cursor", "Row", "ShuffledReader", "as_iterable", "usable_workers"]
+__all__ = ["Cursor", "Row", "ShuffledReader", "as_iterable", "default_workers", "usable_cores", "usable_workers"]

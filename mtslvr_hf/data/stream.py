@@ -21,6 +21,9 @@ from .sources import audio_rows
 logger = logging.getLogger(__name__)
 
 STATE_VERSION = 1
+READ_AHEAD_ROWS = 64  # 36 MB of AudioSet's mono clips
+INT16_MAX = 32767
+TINY_PEAK = 1e-30  # below that of any clip, so that no scale is zero
 HELD_OUT_SALT = 0x68656C64  # so that being held out says nothing about where a row is cropped
 
 
@@ -35,11 +38,12 @@ class _Progress(NamedTuple):
 class AudioStream(IterableDataset):
     """Batches of clips from a data set, for a `DataLoader(stream, batch_size=None, num_workers=...)`.
 
-    Each batch is a dictionary of `input_values`, float32 (batch, samples) and not normalised, and `stream`, the
-    record of where it came from (plain Python): `worker` and `num_workers`; `batches`, how many this worker has
-    delivered; `epoch` and `rows`, how far into which epoch it has read; `place`, `index` and `used`, the reader's
-    `Cursor` there; and `skipped`, the `SkippedRows.state_dict()` of the rows since its last batch. `state_after`
-    makes of such records what `state` takes to go on with the next batch.
+    Each batch is a dictionary of `input_values`, int16 (batch, samples), and `scales`, float32 (batch,), of which
+    `dequantize_clips` makes clips that are not normalised: half the bytes of float32, and 16 bits for quiet clips,
+    too. Its `stream` is the record of where it came from (plain Python): `worker` and `num_workers`; `batches`, how
+    many this worker has delivered; `epoch` and `rows`, how far into which epoch it has read; `place`, `index` and
+    `used`, the reader's `Cursor` there; and `skipped`, the `SkippedRows.state_dict()` of the rows since its last
+    batch. `state_after` makes of such records what `state` takes to go on with the next batch.
 
     A row's crop depends on (seed, epoch, row) alone, the row being known by a checksum of its encoded bytes. The
     order depends on the seed and on the number of processes and of workers.
@@ -50,7 +54,8 @@ class AudioStream(IterableDataset):
         sampling_rate: Sampling rate of the clips in Hz.
         batch_size: Clips in a batch.
         seed: Seed of order and crops.
-        shuffle_buffer: Rows that are shuffled at a time, undecoded and held in memory by each worker.
+        shuffle_buffer: Rows that are shuffled at a time, undecoded and held in memory by each worker, beside up to 64
+            that it reads ahead.
         rank: Which of the processes this is; each has its own share of the rows.
         world_size: How many processes there are.
         endless: Whether epoch follows epoch, every batch full; or one pass, whose last batches may be smaller.
@@ -110,20 +115,22 @@ class AudioStream(IterableDataset):
         slot, workers = (info.id, info.num_workers) if info else (0, 1)
         worker, batches, start = self._resume(slot, workers)
         total, recent = SkippedRows(), SkippedRows()
-        clips = np.empty((self.batch_size, self.samples), dtype=np.float32)
+        values, scales = self._empty_batch()
         filled = 0
         for row, progress in self._rows(start, self.rank * workers + worker, self.world_size * workers, total):
             clip = self._clip(row, progress.epoch, (total, recent))
             if clip is None:
                 continue
-            clips[filled] = clip
+            scales[filled] = _quantize(clip, out=values[filled].numpy())
             filled += 1
             if filled == self.batch_size:
                 batches += 1
-                yield self._batch(clips, self._record(worker, workers, batches, progress, recent))
-                clips, filled, recent = np.empty_like(clips), 0, SkippedRows()
+                record = self._record(worker, workers, batches, progress, recent)
+                yield {"input_values": values, "scales": scales, "stream": record}
+                (values, scales), filled, recent = self._empty_batch(), 0, SkippedRows()
         if filled:
-            yield self._batch(clips[:filled], self._record(worker, workers, batches + 1, progress, recent))
+            record = self._record(worker, workers, batches + 1, progress, recent)
+            yield {"input_values": values[:filled], "scales": scales[:filled], "stream": record}
 
     def state_after(self, records: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
         """Makes the state from which a new stream yields the batch that follows those consumed.
@@ -174,7 +181,9 @@ class AudioStream(IterableDataset):
         self, start: _Progress, consumer: int, consumers: int, total: SkippedRows
     ) -> Iterator[tuple[Row, _Progress]]:
         """Yields undecoded rows, epoch after epoch, each with the progress behind it."""
-        reader = ShuffledReader(self.dataset, self.seed, self.shuffle_buffer, consumer, consumers)
+        # Only in a worker, whose process ends without waiting for threads.
+        ahead = READ_AHEAD_ROWS if get_worker_info() is not None else 0
+        reader = ShuffledReader(self.dataset, self.seed, self.shuffle_buffer, consumer, consumers, ahead)
         epoch, rows, begin = start
         good = -1 if rows else 0  # a state is that behind a good clip of its epoch
         barren = 0
@@ -214,8 +223,12 @@ class AudioStream(IterableDataset):
             return None
         return decode_clip(audio, self.clip_seconds, self.sampling_rate, hash_integers(self.seed, epoch, key))
 
-    def _batch(self, clips: np.ndarray, record: dict[str, Any]) -> dict[str, Any]:
-        return {"input_values": torch.from_numpy(clips), "stream": record}  # (batch, samples)
+    def _empty_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Memory for `input_values` and `scales`; a worker's is shared, which spares DataLoader copying it there."""
+        values = torch.empty(self.batch_size, self.samples, dtype=torch.int16)
+        if get_worker_info() is not None:
+            values.share_memory_()
+        return values, torch.empty(self.batch_size)
 
     def _record(
         self, worker: int, workers: int, batches: int, progress: _Progress, recent: SkippedRows
@@ -268,6 +281,27 @@ class AudioStream(IterableDataset):
             )
 
 
+def dequantize_clips(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Makes clips of a batch of `AudioStream`, on its device and without waiting for it.
+
+    Args:
+        values: Its `input_values`, int16 (batch, samples).
+        scales: Its `scales`, float32 (batch,).
+
+    Returns:
+        Float32 (batch, samples), not normalised; each sample within half a step, 2**-16 of its clip's peak.
+    """
+    return values * scales[:, None]
+
+
+def _quantize(clip: np.ndarray, out: np.ndarray) -> float:
+    """Writes a clip (samples,) as int16 whose largest magnitude is 32767, and gives what one step of it is."""
+    scale = np.float32(max(clip.max(), -clip.min(), TINY_PEAK) / INT16_MAX)
+    steps = clip / scale  # float32 (samples,)
+    out[:] = np.rint(steps, out=steps)
+    return float(scale)
+
+
 def load_clips(
     dataset: datasets.IterableDataset | datasets.Dataset,
     clip_seconds: float,
@@ -293,7 +327,7 @@ def load_clips(
         world_size: As for `AudioStream`.
 
     Returns:
-        Float32 tensor (clips, samples), not normalised.
+        Float32 tensor (clips, samples), not normalised, rounded as a stream's batches are.
 
     Raises:
         TooManyBadRows: If there is no good clip, or more than 5 % of 1,000 rows or more are bad.
@@ -312,11 +346,11 @@ def load_clips(
     )
     clips, skipped = [], SkippedRows()
     for batch in tqdm(islice(stream, limit), total=limit, desc="decoding", unit="clip", disable=None):
-        clips.append(batch["input_values"])
+        clips.append(dequantize_clips(batch["input_values"], batch["scales"]))
         skipped.merge(batch["stream"]["skipped"])
     if skipped.skipped:
         logger.warning("%s", skipped)
     return torch.cat(clips)  # (clips, samples)
 
 
-__all__ = ["AudioStream", "load_clips"]
+__all__ = ["AudioStream", "dequantize_clips", "load_clips"]

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
+
+from ..data.reading import default_workers
 
 ADAM = "adam"
 
@@ -91,8 +94,12 @@ class MTSLVRTrainingArguments(TrainingArguments):
     restore_callback_states_from_checkpoint: bool = field(
         default=True, metadata={"help": "Go on counting early stopping's patience when a run is resumed."}
     )
-    dataloader_num_workers: int = field(
-        default=2, metadata={"help": "Processes per device that read and decode audio; at most one per shard."}
+    dataloader_num_workers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Processes per device that read and decode audio; at most one per shard. Default: one for "
+            "each core of the process but one; without a GPU, where the network is slower than decoding, for each 8."
+        },
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Leave false: there are no columns."})
     ddp_find_unused_parameters: bool | None = field(
@@ -108,6 +115,8 @@ class MTSLVRTrainingArguments(TrainingArguments):
             self.load_best_model_at_end = evaluates and SaveStrategy(self.save_strategy) != SaveStrategy.NO
         if self.save_steps is None:
             self.save_steps = self.eval_steps if evaluates and self.eval_steps else 500
+        if self.dataloader_num_workers is None:
+            self.dataloader_num_workers = default_workers(self.use_cpu or not torch.accelerator.is_available())
         if self.per_device_eval_batch_size is None:
             self.per_device_eval_batch_size = self.per_device_train_batch_size
         uses_adam = self.optim == ADAM
