@@ -199,8 +199,8 @@ def test_learning_rate_is_a_cosine_over_the_whole_run(finished):
 def test_the_measures_are_those_of_the_model_on_the_views_of_the_step(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=1)
     model = make_model().train()
-    batch = next(iter(make_stream()))["input_values"]
-    views = trainer.make_views(batch, 0, "train")
+    batch = next(iter(make_stream()))
+    views = trainer.make_views(batch["input_values"], 0, "train", batch["scales"])
     outputs = model(views.views, augmentation_labels=views.labels)
     trainer.train()
     assert logged(trainer, "contrastive_loss")[1] == pytest.approx(outputs.contrastive_loss.item(), rel=1e-5)
