@@ -158,12 +158,11 @@ def clip_by_clip(clips: torch.Tensor, device: torch.device, options: argparse.Na
     """Seconds for two views of a clip with torch-audiomentations, one clip after the other; or why not."""
     if importlib.util.find_spec("torch_audiomentations") is None:
         return None, "\nClip by clip: not timed, torch_audiomentations is missing (carry its wheels)."
-    generator = torch.Generator(device).manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
 
     def compose() -> None:
-        with torch.device(device):  # its windows are made where torch puts tensors by default
-            for _ in range(2):
-                augment_clip_by_clip(clips, 16_000, generator)
+        for _ in range(2):
+            augment_clip_by_clip(clips, 16_000, generator)
 
     return seconds_each({"": compose}, 1, lambda: wait(device))[""] / len(clips), ""
 

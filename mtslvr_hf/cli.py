@@ -9,8 +9,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import __version__
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mtslvr-hf {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_embed(commands)
+    _add_cache(commands)
     _add_evaluate(commands)
     _add_convert(commands)
     _add_export(commands)
@@ -83,7 +88,8 @@ def _add_embed(commands: argparse._SubParsersAction) -> None:
 def _embed(options: argparse.Namespace) -> None:
     from transformers import AutoModel
 
-    from .encoding.embed_dataset import embed_dataset, process_state
+    from .encoding.embed_dataset import embed_dataset
+    from .encoding.processes import process_state
 
     _check_model_folder(options.model)
     device = options.device and _device(options.device)
@@ -105,12 +111,62 @@ def _embed(options: argparse.Namespace) -> None:
         raise ValueError(f"the source could not be read to its end, run it again: {'; '.join(report.failures)}")
     if report.rows == 0:
         raise ValueError(f"nothing could be embedded; {options.output / 'errors.jsonl'} says why")
+    _leave(state)
+
+
+def _leave(state: "PartialState") -> None:
+    """Ends a process that was one of several."""
     if state.num_processes > 1:
         state.destroy_process_group()
         sys.stdout.flush()
         # PyTorch 2.14's gloo threads abort one in thirty interpreters that shut down after their use, and the launcher
         # would take a finished run for a failed one.
         os._exit(0)
+
+
+def _add_cache(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "cache",
+        help="data set of any audio to 16 kHz mono FLAC shards, which pre-training reads faster",
+        description="Decodes all audio of a source once, to parquet shards of 16 bit mono FLAC beside the source's "
+        "other columns, which load_audio, pretrain.py, mtslvr embed and datasets.load_dataset read. Run it again to "
+        "go on after an interruption: finished shards are verified and kept. Other splits of the source go into the "
+        "same folder by further runs. Bad rows are listed in errors.jsonl. Under `accelerate launch` each process "
+        "takes its share.",
+        epilog="example: mtslvr cache agkphysics/AudioSet --config balanced --split train --output audioset-16k",
+    )
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a folder of audio files, of parquet or of tar shards, a parquet or tar file, or a data set on the Hub",
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="the folder to write")
+    parser.add_argument("--config", help="configuration of the data set")
+    parser.add_argument("--split", help="its split (default: its only one; all files of a folder)")
+    parser.add_argument("--audio-column", metavar="NAME", help="needed where several columns could be meant")
+    parser.add_argument("--columns", metavar="A,B", type=_names, help="columns to keep (default: all)")
+    parser.add_argument("--sampling-rate", type=int, default=16_000, help="in Hz (default: %(default)s)")
+    parser.add_argument("--rows-per-shard", type=int, default=1000, help="most rows of a file (default: %(default)s)")
+    parser.add_argument("--num-workers", type=int, help="threads that decode (default: one for each core)")
+    parser.set_defaults(run=_cache)
+
+
+def _cache(options: argparse.Namespace) -> None:
+    from accelerate import PartialState
+
+    from .caching import cache_audio
+
+    names = "config split audio_column columns sampling_rate rows_per_shard num_workers"
+    report = cache_audio(options.source, options.output, **{name: getattr(options, name) for name in names.split()})
+    state = PartialState()
+    if state.is_main_process:
+        sys.stdout.write(f"{report}\n")
+    if report.failures:
+        raise ValueError(f"the source could not be read to its end, run it again: {'; '.join(report.failures)}")
+    if report.rows == 0:
+        errors = options.output / report.config / report.split / "errors.jsonl"
+        raise ValueError(f"nothing could be decoded; {errors} says why")
+    _leave(state)
 
 
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:
@@ -129,7 +185,13 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         help="a model's folder or its name on the Hub; may be given several times",
     )
     parser.add_argument("--data", required=True, metavar="FOLDER", help="holds a folder of audio files per class")
-    parser.add_argument("--classes", metavar="A,B,...", type=_names, help="classes to use (default: all)")
+    classes = parser.add_mutually_exclusive_group()
+    classes.add_argument("--classes", metavar="A,B,...", type=_names, help="classes to use (default: all)")
+    classes.add_argument(
+        "--class-list",
+        metavar="FILE",
+        help="classes to use: a name per line, or the test classes of one of MetaAudio's .npy split files",
+    )
     parser.add_argument("--ways", type=int, default=5, help="classes in a task (default: %(default)s)")
     parser.add_argument("--shots", type=int, default=1, help="labelled clips of each class (default: %(default)s)")
     parser.add_argument("--queries", type=int, default=5, help="clips of each class to tell (default: %(default)s)")
@@ -142,12 +204,16 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one, else cpu)")
     parser.add_argument("--batch-size", type=int, default=16, help="windows embedded at once (default: %(default)s)")
+    parser.add_argument(
+        "--classifier", choices=("centroid", "logistic"), default="centroid", help="(default: %(default)s)"
+    )
+    parser.add_argument("--cache", metavar="FOLDER", help="keep embeddings there, and reuse those that are there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
     parser.set_defaults(run=_evaluate)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from .evaluation import FewShotTask, evaluate_few_shot
+    from .evaluation import FewShotTask, evaluate_few_shot, read_class_list
 
     task = FewShotTask(
         options.ways, options.shots, options.queries, options.tasks, options.seed, options.group_disjoint
@@ -155,7 +221,17 @@ def _evaluate(options: argparse.Namespace) -> None:
     device = _device(options.device)
     for model in options.model:
         _check_model_folder(model)
-    report = evaluate_few_shot(options.model, options.data, options.classes, task, device, options.batch_size)
+    classes = read_class_list(options.class_list) if options.class_list else options.classes
+    report = evaluate_few_shot(
+        options.model,
+        options.data,
+        classes,
+        task,
+        device,
+        options.batch_size,
+        classifier=options.classifier,
+        cache=options.cache,
+    )
     sys.stdout.write(report.to_markdown() + "\n")
     if options.json:
         options.json.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")

@@ -8,10 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-# Samples of the clips that go through an operation together. On a CPU, what becomes of them on the way stays in its
-# cache and in memory it already has: three times as many take a third longer. Elsewhere this bounds memory.
-CPU_BLOCK = 5 * 2**16
-DEVICE_BLOCK = 2**25
+DEVICE_BLOCK = 2**25  # samples of the clips that go through an operation together, which bounds memory
 
 
 def uniform(low: float, high: float, count: int, generator: torch.Generator) -> Tensor:
@@ -36,14 +33,16 @@ class Augmentation(ABC):
     """One augmentation: parameters with one value per clip, and a batched function of clips and parameters.
 
     A subclass sets `name` and `parameter_names`, draws in `sample_parameters` and computes in `transform`. It may also
-    set `effort` (the pipeline does what has more of it less often, for more clips at a time) and `sort_by`, the
-    parameter that decides how much work a clip makes.
+    set `effort` (the pipeline does what has more of it less often, for more clips at a time); `sort_by`, the parameter
+    that decides how much work a clip makes; and `cpu_block`, the samples that go through it together on a CPU: few
+    enough for what becomes of them on the way to stay in cache and in memory that is mapped already.
     """
 
     name: str
     parameter_names: tuple[str, ...]
     effort: int = 1
     sort_by: str | None = None
+    cpu_block: int = 2**21
 
     @abstractmethod
     def sample_parameters(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -91,7 +90,7 @@ class Augmentation(ABC):
 
     def _in_blocks(self, waveforms: Tensor, parameters: dict[str, Tensor]) -> Tensor:
         batch, samples = waveforms.shape
-        clips = max(1, (CPU_BLOCK if waveforms.device.type == "cpu" else DEVICE_BLOCK) // samples)
+        clips = max(1, (self.cpu_block if waveforms.device.type == "cpu" else DEVICE_BLOCK) // samples)
         if batch <= clips:
             return self.transform(waveforms, parameters)
         order = torch.arange(batch) if self.sort_by is None else parameters[self.sort_by].argsort()

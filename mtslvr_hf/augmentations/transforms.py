@@ -26,6 +26,7 @@ class PitchShift(Augmentation):
     parameter_names = ("semitones",)
     effort = 3
     sort_by = "semitones"
+    cpu_block = 5 * 2**17
 
     def __init__(self, min_semitones: float = -15.0, max_semitones: float = 15.0, n_fft: int = 1280):
         check_range("PitchShift", "semitones", min_semitones, max_semitones)
@@ -59,6 +60,7 @@ class TimeStretch(Augmentation):
     parameter_names = ("rate",)
     effort = 2
     sort_by = "rate"
+    cpu_block = 5 * 2**17
 
     def __init__(self, min_rate: float = 0.5, max_rate: float = 1.5, n_fft: int = 1280):
         check_range("TimeStretch", "rate", min_rate, max_rate, smallest=1e-3)

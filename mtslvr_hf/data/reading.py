@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow
 
 from .decoding import READ_ERRORS, hash_integers
+from .threads import ReadAhead
 
 MAP_STYLE_SHARDS = 64
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of Linux's control groups, version 2: "microseconds period"
@@ -131,8 +132,6 @@ class ShuffledReader:
 
 def _in_thread(rows: Iterator[Row], limit: int) -> Iterator[Row]:
     """Yields rows that a thread reads, which is up to `limit` of them ahead."""
-    from ..encoding.threads import ReadAhead  # here, since `encoding` imports this package
-
     for _, row in ReadAhead([rows], lambda _, rows: rows, num_workers=1, limit=limit):
         yield row
 

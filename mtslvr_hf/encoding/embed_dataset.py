@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object, parse_flag_from_env
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
+from .embedding_writer import OWN_COLUMNS, EmbeddingWriter, table_features
 from .faiss_index import INDEX, check_faiss, write_index
 from .folder_card import write_card
 from .pipeline import _embedding_size, _extractor_of
-from .shard_writer import OWN_COLUMNS, ShardWriter, table_features
-from .shards import ERRORS, FORMAT_VERSION, MANIFEST, ShardFolder, sha256_of, write_json, write_whole
-from .units import Source, open_source
+from .processes import check_agreement, check_apart, process_state, share_of, source_name
+from .shards import ERRORS, FORMAT_VERSION, MANIFEST, ShardFolder, sha256_of, write_json
+from .units import open_source
 
-SLOWEST_PROCESS = timedelta(weeks=4)  # how long the others wait for it at the end; torch's own limit is half an hour
 # What an embedding depends on beside the weights, their names and their shapes.
 CONFIG_KEYS = ("frontend", "sampling_rate", "n_fft", "hop_length", "num_mel_bins", "window_seconds")
 EXTRACTOR_KEYS = ("normalization", "mean", "std", "do_resample")
@@ -137,7 +132,7 @@ def embed_dataset(
     model.config.check_tasks(tasks)
     settings = {
         "source": {
-            "name": _source_name(source, opened, Path(output)),
+            "name": source_name(source, opened, Path(output)),
             "config": config,
             "split": split,
             "audio_column": audio_column,
@@ -149,48 +144,23 @@ def embed_dataset(
         "normalize": normalize,
     }
     settings = _with_versions(settings, model, extractor)
-    folder = ShardFolder(output)
+    folder = ShardFolder(output, "embeddings", "mtslvr embed")
     folder.claim(settings)
     state = process_state()
-    _check_agreement(gather_object([len(opened.units)]))
+    check_agreement(gather_object([len(opened.units)]))
     features = table_features(opened.features, _embedding_size(model, tasks))
     options = {"tasks": tasks, "normalize": normalize, "feature_extractor": extractor}
     options |= {"batch_size": batch_size, "num_workers": num_workers, "compile": compile}
     show = (sys.stderr.isatty() if show_progress_bar is None else show_progress_bar) and state.is_main_process
-    with tqdm(desc="embedding", total=_share_of(opened.rows, state), unit="row", disable=not show) as bar:
-        writer = ShardWriter(model, folder, features, rows_per_shard, options, bar)
+    with tqdm(desc="embedding", total=share_of(opened.rows, state), unit="row", disable=not show) as bar:
+        writer = EmbeddingWriter(model, folder, features, rows_per_shard, options, bar)
         for number in range(state.process_index, len(opened.units), state.num_processes):
-            writer.embed(number, opened.units[number])
+            writer.write(number, opened.units[number])
     computed = sum(gather_object([writer.computed]))  # waits for all
     if state.is_main_process:
         _finish(folder, len(opened.units), settings, model, features, faiss)
     state.wait_for_everyone()
     return _report(folder, computed)
-
-
-def process_state(cpu: bool = False) -> PartialState:
-    """Which process of how many this is, and its device.
-
-    Args:
-        cpu: Whether to keep to the CPU where there is an accelerator.
-
-    Raises:
-        ValueError: If the launcher started several processes that would not know of each other.
-    """
-    # accelerate finds several processes on the CPU only if it is told of the CPU.
-    cpu = cpu or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    state = PartialState(cpu=cpu, timeout=SLOWEST_PROCESS)
-    launched = int(os.environ.get("WORLD_SIZE", state.num_processes))
-    if launched != state.num_processes:
-        raise ValueError(
-            f"{launched} processes were launched, and accelerate found {state.num_processes}: choose the CPU "
-            "(ACCELERATE_USE_CPU=true), or launch one process"
-        )
-    return state
-
-
-def _share_of(rows: int | None, state: PartialState) -> int | None:
-    return None if rows is None else math.ceil(rows / state.num_processes)
 
 
 def _with_versions(
@@ -230,26 +200,12 @@ def _finish(
     faiss: bool,
 ) -> None:
     """Puts together what all processes did: errors, index, README and, last, the manifest."""
-    records = folder.collect(units)
-    folder.tidy(records)
-    errors = [error for record in records for error in record.errors]
-    lines = "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in errors)
-    write_whole(folder.path / ERRORS, lines.encode())
     manifest = {
         **settings,
         "model": {"name": _model_name(model), "revision": getattr(model.config, "_commit_hash", None)}
         | settings["model"],
         "embedding_size": features["embedding"].length,
-        "rows": sum(record.rows for record in records),
-        "bad_rows": len(errors),
-        "reasons": dict(sorted(Counter(error["reason"] for error in errors).items())),
-        "failures": [f"unit {record.unit} {record.failure}" for record in records if record.failure],
-        "seconds": sum(record.seconds for record in records),
-        "windows": sum(record.windows for record in records),
-        "shards": [
-            {"file": r.file, "rows": r.rows, "bad_rows": len(r.errors), "bytes": r.bytes, "sha256": r.sha256}
-            for r in records
-        ],
+        **folder.finish(units),
     }
     index = _index(folder, manifest, faiss)
     if index is not None:
@@ -297,37 +253,13 @@ def _model_name(model: PreTrainedModel) -> str:
     return Path(name).resolve().name if os.path.isdir(name) else name
 
 
-def _source_name(source: Any, opened: Source, output: Path) -> str:
-    """What is known of the source in the output: a path relative to it, which tells nothing of this machine."""
-    if isinstance(source, (str, Path)) and Path(source).expanduser().exists():
-        return Path(os.path.relpath(Path(source).expanduser().resolve(), output.resolve())).as_posix()
-    return opened.name
-
-
 def _check_arguments(source: Any, output: Path, columns: Sequence[str], rows_per_shard: int, faiss: bool) -> None:
     if rows_per_shard < 1:
         raise ValueError(f"`rows_per_shard` must be at least 1; got {rows_per_shard}.")
     if faiss:
         check_faiss()
-    _check_apart(source, output)
+    check_apart(source, output)
     _check_names(columns)
-
-
-def _check_agreement(units: Sequence[int]) -> None:
-    if len(set(units)) > 1:
-        raise ValueError(
-            f"the processes find the source divided into {', '.join(map(str, units))} units of work: give all of them "
-            "the same files, or run it again if one could not be read for a moment"
-        )
-
-
-def _check_apart(source: Any, output: Path) -> None:
-    """Embeddings among the audio would be part of the source when it is read again."""
-    if not isinstance(source, (str, Path)) or not Path(source).expanduser().is_dir():
-        return
-    folder, output = Path(source).expanduser().resolve(), output.resolve()
-    if folder == output or folder in output.parents:
-        raise ValueError(f"the output folder {output} lies in the source {folder}: choose one outside of it")
 
 
 def _check_names(columns: Sequence[str]) -> None:
@@ -339,4 +271,4 @@ def _check_names(columns: Sequence[str]) -> None:
         )
 
 
-__all__ = ["EmbedReport", "embed_dataset", "process_state", "weights_sha256"]
+__all__ = ["EmbedReport", "embed_dataset", "weights_sha256"]

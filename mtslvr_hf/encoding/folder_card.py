@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .shards import ERRORS, MANIFEST, README, write_whole
+from .shards import ERRORS, MANIFEST, README, content_of, write_whole
 
 CARD = """\
 ---
@@ -15,6 +15,9 @@ configs:
   data_files:
   - split: train
     path: data/*.parquet
+dataset_info:
+- config_name: default
+  description: {content}
 tags:
 - audio-embeddings
 - mtslvr
@@ -75,6 +78,7 @@ def write_card(folder: Path, manifest: Mapping[str, Any]) -> None:
         bad=bad if manifest["bad_rows"] else "Every row of the source has one.",
         norm=", L2 norm 1" if manifest["normalize"] else "",
         window=model["window_seconds"],
+        content=content_of(manifest["shards"]),
         columns="".join(f"| `{name}` | as in the source |\n" for name in manifest["columns"]),
         manifest=MANIFEST,
     )

@@ -21,9 +21,9 @@ from tqdm.auto import tqdm
 from transformers import AutoFeatureExtractor, PreTrainedModel
 
 from ..data.decoding import BadClip
+from ..data.threads import ReadAhead
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
 from .items import items_of
-from .threads import ReadAhead
 from .windows import Ending, WindowReader
 
 logger = logging.getLogger(__name__)

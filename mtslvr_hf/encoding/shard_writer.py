@@ -1,97 +1,107 @@
-"""Units of work to shards: rows are embedded as they are read, bad ones are listed.
-
-Shapes: R rows of a shard, D embedding.
-"""
+"""Units of work to shards: rows are worked on as they are read, bad ones are listed."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-from collections import deque
+from abc import ABC, abstractmethod
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import datasets
-import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
-from ..data.decoding import _summary
+from ..data.decoding import BadClip, _summary
 from ..data.reading import SHARD_ERRORS
-from .pipeline import Encoded, encode_items
 from .shards import ShardFolder, ShardRecord
 from .units import SourceRow, Unit
 
 logger = logging.getLogger(__name__)
 
-OWN_COLUMNS = ("id", "embedding", "duration", "windows")
+
+class Result(Protocol):
+    """What became of one row; more than this is known to the `ShardWriter` that made it."""
+
+    index: int  # the row's place among those given
+    error: BadClip | None
 
 
-class ShardWriter:
-    """Embeds units of work, part by part."""
+class ShardWriter(ABC):
+    """Makes shards of units of work, part by part.
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        folder: ShardFolder,
-        features: datasets.Features,
-        rows_per_shard: int,
-        options: dict[str, Any],
-        bar: tqdm,
-    ):
-        self.model = model
+    Args:
+        folder: Where they go.
+        features: Their columns.
+        rows_per_shard: Most rows of the source in a shard.
+        bar: Counts the rows.
+    """
+
+    def __init__(self, folder: ShardFolder, features: datasets.Features, rows_per_shard: int, bar: tqdm):
         self.folder = folder
         self.features = features
         self.rows_per_shard = rows_per_shard
-        self.options = options  # of encode_items
         self.bar = bar
         self.computed = 0
 
-    def embed(self, number: int, unit: Unit) -> None:
+    @abstractmethod
+    def results(self, audio: Iterator[Any]) -> Iterator[Result]:
+        """Yields a result for each row's audio, in order; a generator, so that it can be closed."""
+
+    @abstractmethod
+    def totals(self, results: Sequence[Result]) -> dict[str, float]:
+        """Sums over good rows."""
+
+    @abstractmethod
+    def table(self, good: Sequence[tuple[SourceRow, Result]]) -> pa.Table:
+        """Makes a row group."""
+
+    def group_is_full(self, good: Sequence[tuple[SourceRow, Result]]) -> bool:
+        """Whether these rows are to be written before there are more; a shard is one row group unless overridden."""
+        return False
+
+    def write(self, number: int, unit: Unit) -> None:
         """Makes what is missing of a unit's shards."""
         inputs, rows = unit.inputs(), _UnitRows(unit)
         for part in itertools.count():
             record = self.folder.finished(number, part, inputs)
             if record is None:
-                record = self._embed_part(number, part, inputs, rows)
+                fill = partial(self._fill, number, part, inputs, rows)
+                record = self.folder.write(number, part, self.features.arrow_schema, fill)
                 self.computed += 1
             else:
                 self.bar.update(record.rows + len(record.errors))
             if record.last:
                 return
 
-    def _embed_part(self, number: int, part: int, inputs: str, rows: _UnitRows) -> ShardRecord:
-        start = part * self.rows_per_shard
-        taken: deque[SourceRow] = deque()  # those that encode_items was given and did not give back
-        good: list[tuple[SourceRow, Encoded]] = []
-        errors = []
-        with closing(
-            encode_items(self.model, rows.audio(start, self.rows_per_shard, taken), **self.options)
-        ) as results:
+    def _fill(self, number: int, part: int, inputs: str, rows: _UnitRows, file: pq.ParquetWriter) -> ShardRecord:
+        start, count = part * self.rows_per_shard, 0
+        taken: deque[SourceRow] = deque()  # those whose results are not there yet
+        good: list[tuple[SourceRow, Result]] = []
+        errors, totals = [], Counter(self.totals([]))
+        with closing(self.results(rows.audio(start, self.rows_per_shard, taken))) as results:
             for result in results:
                 row = taken.popleft()
                 if result.error is None:
                     good.append((row, result))
+                    count += 1
+                    totals.update(self.totals([result]))
                 else:
                     errors.append(_error(number, start + result.index, row, result))
+                if self.group_is_full(good):
+                    file.write_table(self.table(good))
+                    good = []
                 self.bar.update()
+        if good or not count:  # a file without a row group is not read by all
+            file.write_table(self.table(good))
         last = rows.at_end()
         if rows.failure is not None:
             logger.warning("unit %d of the source: %s", number, rows.failure)
-        record = ShardRecord(
-            unit=number,
-            part=part,
-            inputs=inputs,
-            last=last,
-            rows=len(good),
-            seconds=sum(result.seconds for _, result in good),
-            windows=sum(result.windows for _, result in good),
-            errors=errors,
-            failure=rows.failure,
-        )
-        return self.folder.write(_table(self.features, good), record)
+        return ShardRecord(number, part, inputs, last, count, dict(totals), errors, rows.failure)
 
 
 class _UnitRows:
@@ -136,7 +146,7 @@ class _UnitRows:
             return None
 
 
-def _error(unit: int, number: int, row: SourceRow, result: Encoded) -> dict[str, Any]:
+def _error(unit: int, number: int, row: SourceRow, result: Result) -> dict[str, Any]:
     """A line of errors.jsonl. The message names the row as the output does, not by a place or path of this machine."""
     message, path = result.error.args[1], row.audio["path"]
     for name in (f"Clip {result.index} ({path})", f"Clip {result.index}", path):
@@ -144,34 +154,4 @@ def _error(unit: int, number: int, row: SourceRow, result: Encoded) -> dict[str,
     return {"id": row.id, "unit": unit, "row": number, "reason": result.error.reason, "message": message}
 
 
-def table_features(copied: datasets.Features, size: int) -> datasets.Features:
-    """A shard's columns: the own ones, and behind them the copied ones."""
-    own = {
-        "id": datasets.Value("string"),
-        "embedding": datasets.List(datasets.Value("float32"), length=size),
-        "duration": datasets.Value("float64"),
-        "windows": datasets.Value("int32"),
-    }
-    return datasets.Features({**own, **copied})
-
-
-def _table(features: datasets.Features, good: Sequence[tuple[SourceRow, Encoded]]) -> pa.Table:
-    schema, size = features.arrow_schema, features["embedding"].length
-    embeddings = (
-        np.stack([result.embedding.numpy() for _, result in good]) if good else np.zeros((0, size), np.float32)
-    )
-    values = {
-        "id": [row.id for row, _ in good],
-        "duration": [result.seconds for _, result in good],
-        "windows": [result.windows for _, result in good],
-    }
-    for name in features:
-        if name not in OWN_COLUMNS:
-            values[name] = [row.columns[name] for row, _ in good]
-    arrays = {name: pa.array(column, schema.field(name).type) for name, column in values.items()}
-    flat = pa.array(embeddings.ravel())  # (R x D,)
-    arrays["embedding"] = pa.FixedSizeListArray.from_arrays(flat, type=schema.field("embedding").type)
-    return pa.Table.from_arrays([arrays[name] for name in features], schema=schema)
-
-
-__all__ = ["OWN_COLUMNS", "ShardWriter", "table_features"]
+__all__ = ["Result", "ShardWriter"]

@@ -1,4 +1,4 @@
-"""The folder that `mtslvr embed` writes: shards that are whole or not there, and a record of each."""
+"""The folder that `mtslvr embed` and others write: shards that are whole or not there, and a record of each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SETTINGS, MANIFEST, ERRORS, README = "settings.json", "manifest.json", "errors.jsonl", "README.md"
 DATA, RECORDS = "data", "records"
-SHARD_NAME = re.compile(r"embeddings-\d{6}-\d{4}\.(parquet|json)")
+SHARD_NAME = re.compile(r"[a-z]+-\d{6}-\d{4}\.(parquet|json)")
 TEMPORARY = ".tmp"
 
 
@@ -32,9 +33,8 @@ class ShardRecord:
         inputs: Hash of what the unit was read from.
         last: Whether it is the unit's last part.
         rows: Rows in the shard.
-        seconds: Their audio's duration.
-        windows: Their windows.
-        errors: The rows that have no embedding: `id`, `unit`, `row`, `reason` and `message` of each.
+        totals: Sums over them, by name: `seconds` of audio and what else the run counts.
+        errors: The rows that were left out: `id`, `unit`, `row`, `reason` and `message` of each.
         failure: Why the source could not be read to its end, or None.
         bytes: Size of the shard's file.
         sha256: Its checksum.
@@ -45,22 +45,11 @@ class ShardRecord:
     inputs: str
     last: bool
     rows: int
-    seconds: float
-    windows: int
+    totals: dict[str, float]
     errors: list[dict[str, Any]] = field(default_factory=list)
     failure: str | None = None
     bytes: int = 0
     sha256: str = ""
-
-    @property
-    def stem(self) -> str:
-        """The names of its files, without their endings; their order is that of the rows."""
-        return _stem(self.unit, self.part)
-
-    @property
-    def file(self) -> str:
-        """The shard's path in the folder."""
-        return f"{DATA}/{self.stem}.parquet"
 
 
 class ShardFolder:
@@ -68,10 +57,16 @@ class ShardFolder:
 
     Args:
         path: The folder; it need not exist.
+        word: What its shards hold; their names begin with it.
+        command: What writes such folders.
+        summaries: Files outside of it that no longer tell what is here once a shard is written.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, word: str, command: str, summaries: Sequence[Path] = ()):
         self.path = Path(path)
+        self.word = word
+        self.command = command
+        self.summaries = (self.path / MANIFEST, *summaries)
 
     def claim(self, settings: Mapping[str, Any]) -> None:
         """Begins or resumes a run with these settings. Several processes may do so at once.
@@ -85,7 +80,7 @@ class ShardFolder:
             # Looked for again, as another process may have been faster.
             if self.path.is_file() or (self.path.exists() and any(self._foreign()) and not file.exists()):
                 raise FileExistsError(
-                    f"{self.path} is there and was not written by `mtslvr embed`: choose another output folder, or "
+                    f"{self.path} is there and was not written by `{self.command}`: choose another output folder, or "
                     "empty this one"
                 )
             self.path.mkdir(parents=True, exist_ok=True)
@@ -97,22 +92,20 @@ class ShardFolder:
                 f"{file} is damaged ({error}): choose another output folder, or empty this one"
             ) from error
         changes = list(_differences(known, json.loads(json.dumps(settings))))
-        if changes and not any((self.path / RECORDS).glob("*.json")):  # nothing was made yet
+        if changes and not any(self.path.glob(f"**/{RECORDS}/*.json")):  # nothing was made yet
             write_json(file, settings)
         elif changes:
             raise ValueError(
-                f"{self.path} holds embeddings made otherwise: {'; '.join(changes)}. Choose another output folder, "
+                f"{self.path} holds {self.word} made otherwise: {'; '.join(changes)}. Choose another output folder, "
                 "or repeat the earlier settings"
             )
-        for folder in (DATA, RECORDS):
-            (self.path / folder).mkdir(exist_ok=True)
 
     def finished(self, unit: int, part: int, inputs: str) -> ShardRecord | None:
         """The record of a shard that is there, whole and from the same input; else None."""
         record = self.record(unit, part)
         if record is None or record.failure is not None or record.inputs != inputs:
             return None
-        file = self.path / record.file
+        file = self.path / self.file(unit, part)
         if not file.is_file() or file.stat().st_size != record.bytes or sha256_of(file) != record.sha256:
             return None
         return record
@@ -120,22 +113,74 @@ class ShardFolder:
     def record(self, unit: int, part: int) -> ShardRecord | None:
         """Reads a record; None if there is none, or none that can be read."""
         try:
-            values = json.loads((self.path / RECORDS / f"{_stem(unit, part)}.json").read_text(encoding="utf-8"))
+            values = json.loads((self.path / RECORDS / f"{self._stem(unit, part)}.json").read_text(encoding="utf-8"))
             checksum = values.pop("checksum")
             return ShardRecord(**values) if checksum == _checksum(values) else None
         except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):  # not of this form
             return None
 
-    def write(self, table: pa.Table, record: ShardRecord) -> ShardRecord:
-        """Writes a shard, and then its record; each appears whole under its name or not at all."""
-        (self.path / MANIFEST).unlink(missing_ok=True)  # it no longer tells what is here
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
-        data = sink.getvalue().to_pybytes()
-        facts = {**asdict(record), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        write_whole(self.path / record.file, data)
-        write_json(self.path / RECORDS / f"{record.stem}.json", {**facts, "checksum": _checksum(facts)})
+    def file(self, unit: int, part: int) -> str:
+        """A shard's path in the folder; the order of the names is that of the rows."""
+        return f"{DATA}/{self._stem(unit, part)}.parquet"
+
+    def write(
+        self, unit: int, part: int, schema: pa.Schema, fill: Callable[[pq.ParquetWriter], ShardRecord]
+    ) -> ShardRecord:
+        """Writes a shard, and then its record; each appears whole under its name or not at all.
+
+        Args:
+            unit: Number of the unit of work.
+            part: Which part of the unit's rows it is.
+            schema: The shard's columns.
+            fill: Writes the rows, one row group after the other, and tells what is known of them.
+        """
+        for folder in (DATA, RECORDS):
+            (self.path / folder).mkdir(exist_ok=True)
+        file = self.path / self.file(unit, part)
+        temporary = temporary_name(file)
+        with open(temporary, "wb") as target:
+            with pq.ParquetWriter(target, schema) as writer:
+                record = fill(writer)
+            target.flush()
+            os.fsync(target.fileno())
+        facts = {**asdict(record), "bytes": temporary.stat().st_size, "sha256": sha256_of(temporary)}
+        for summary in self.summaries:
+            summary.unlink(missing_ok=True)
+        os.replace(temporary, file)
+        write_json(self.path / RECORDS / f"{self._stem(unit, part)}.json", {**facts, "checksum": _checksum(facts)})
         return ShardRecord(**facts)
+
+    def finish(self, units: int) -> dict[str, Any]:
+        """Writes the list of errors, tidies, and puts together what a manifest says of rows and shards.
+
+        Raises:
+            FileNotFoundError: If a shard is not there, as when processes write to different folders.
+        """
+        records = self.collect(units)
+        self.tidy(records)
+        errors = [error for record in records for error in record.errors]
+        lines = "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in errors)
+        write_whole(self.path / ERRORS, lines.encode())
+        totals: Counter[str] = Counter()
+        for record in records:
+            totals.update(record.totals)
+        return {
+            "rows": sum(record.rows for record in records),
+            "bad_rows": len(errors),
+            "reasons": dict(sorted(Counter(error["reason"] for error in errors).items())),
+            "failures": [f"unit {record.unit} {record.failure}" for record in records if record.failure],
+            **totals,
+            "shards": [
+                {
+                    "file": self.file(r.unit, r.part),
+                    "rows": r.rows,
+                    "bad_rows": len(r.errors),
+                    "bytes": r.bytes,
+                    "sha256": r.sha256,
+                }
+                for r in records
+            ],
+        }
 
     def collect(self, units: int) -> list[ShardRecord]:
         """Records of all units' parts, in order.
@@ -148,10 +193,10 @@ class ShardFolder:
             part, last = 0, False
             while not last:
                 record = self.record(unit, part)
-                if record is None or not (self.path / record.file).is_file():
+                if record is None or not (self.path / self.file(unit, part)).is_file():
                     raise FileNotFoundError(
-                        f"{self.path} lacks the shard {_stem(unit, part)}: all processes must write to one folder, on "
-                        "a file system that they share; then run it again"
+                        f"{self.path} lacks the shard {self._stem(unit, part)}: all processes must write to one "
+                        "folder, on a file system that they share; then run it again"
                     )
                 records.append(record)
                 part, last = part + 1, record.last
@@ -159,9 +204,9 @@ class ShardFolder:
 
     def tidy(self, records: list[ShardRecord]) -> None:
         """Removes shards that the source no longer has, and what interrupted runs left half-written."""
-        kept = {record.stem for record in records}
+        kept = {self._stem(record.unit, record.part) for record in records}
         for folder in (self.path, self.path / DATA, self.path / RECORDS):
-            for file in folder.iterdir():
+            for file in folder.iterdir() if folder.is_dir() else ():
                 stale = SHARD_NAME.fullmatch(file.name) and file.stem not in kept
                 if stale or (file.name.startswith(".") and file.name.endswith(TEMPORARY)):
                     file.unlink(missing_ok=True)
@@ -176,6 +221,18 @@ class ShardFolder:
     def _foreign(self) -> Iterator[Path]:
         """What lies in the folder beside half-written settings."""
         return (file for file in self.path.iterdir() if not file.name.endswith(TEMPORARY))
+
+    def _stem(self, unit: int, part: int) -> str:
+        return f"{self.word}-{unit:06d}-{part:04d}"
+
+
+def content_of(shards: Iterable[Mapping[str, Any]]) -> str:
+    """What tells a folder from others of its name and columns, for `description` in a README's `dataset_info`.
+
+    `datasets` keeps what it loaded under the name and the header of a folder: of two folders called `embeddings`, with
+    the same header, the second would load as the first.
+    """
+    return hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -212,10 +269,6 @@ def _checksum(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _stem(unit: int, part: int) -> str:
-    return f"embeddings-{unit:06d}-{part:04d}"
-
-
 def _differences(known: Any, given: Any, name: str = "") -> Iterator[str]:
     """Names each setting that differs, with both values."""
     if isinstance(known, dict) and isinstance(given, dict):
@@ -225,4 +278,4 @@ def _differences(known: Any, given: Any, name: str = "") -> Iterator[str]:
         yield f"{name} was {known!r} and now is {given!r}"
 
 
-__all__ = ["ShardFolder", "ShardRecord", "sha256_of", "temporary_name", "write_json", "write_whole"]
+__all__ = ["ShardFolder", "ShardRecord", "content_of", "sha256_of", "temporary_name", "write_json", "write_whole"]

@@ -1,17 +1,19 @@
-"""What `mtslvr embed` reads: a folder or data set as units of work, each with its rows in a fixed order."""
+"""What `mtslvr embed` and `cache` read: a folder or data set as units of work, each with its rows in a fixed order."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import pyarrow.parquet as pq
 
+from ..data.reading import SHARD_ERRORS
 from ..data.sources import AUDIO_COLUMN, EncodedAudio, _divide, _find_column, _look_into, _of_split, _read_tars
 
 FOLDER_COLUMNS = ("file", "label")
@@ -34,7 +36,7 @@ class SourceRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Unit:
-    """Rows that one process embeds.
+    """Rows that one process works on.
 
     Attributes:
         inputs: Gives a hash of what the rows are read from: it changes when that changes.
@@ -47,18 +49,22 @@ class Unit:
 
 @dataclass(frozen=True)
 class Source:
-    """All there is to embed.
+    """All there is to work on.
 
     Attributes:
         name: As it was given, or the type of a data set object.
         features: Types of the columns asked for.
         units: In the order of the output's files.
+        config: The configuration they are of; "default" where there is but one and it has no name.
+        split: Their split; "train" where there is but one and it has no name.
         rows: Number of rows, if that is known without reading them.
     """
 
     name: str
     features: datasets.Features
     units: Sequence[Unit]
+    config: str = "default"
+    split: str = "train"
     rows: int | None = None
 
 
@@ -81,7 +87,7 @@ def open_source(
     config: str | None = None,
     split: str | None = None,
     audio_column: str | None = None,
-    columns: Sequence[str] = (),
+    columns: Sequence[str] | None = (),
     id_column: str | None = None,
     rows_per_unit: int = 1000,
 ) -> Source:
@@ -97,8 +103,8 @@ def open_source(
         config: Configuration of the data set.
         split: Its split. Unless given, all audio files or tar shards of a folder, or a data set's only split.
         audio_column: Needed where several columns could be meant.
-        columns: Columns to copy. A folder of audio files has `file` (path in the folder) and `label` (the name of the
-            folder that the file is in).
+        columns: Columns to copy; None copies all. A folder of audio files has `file` (path in the folder) and `label`
+            (the name of the folder that the file is in).
         id_column: Column that names the rows; unless given, the path that is stored with the audio, or the place.
         rows_per_unit: Rows of a unit, where that can be chosen.
 
@@ -106,7 +112,8 @@ def open_source(
         FileNotFoundError: If there is neither such a folder or file nor such a data set.
         ValueError: If it holds no audio, lacks what was asked for, or a column cannot be copied.
     """
-    wanted = tuple(dict.fromkeys(columns))
+    wanted = None if columns is None else tuple(dict.fromkeys(columns))
+    facts = {"split": split or "train"}
     if isinstance(source, (datasets.Dataset, datasets.IterableDataset)):
         if config is not None or split is not None:
             raise ValueError("a data set object has neither config nor split to choose: load the part that is meant")
@@ -119,18 +126,25 @@ def open_source(
                 raise ValueError(f"{path} holds {kind} and has no configuration {config!r}")
             files = files if split is None or kind == "dataset" else _of_split(files, path, split)
             if kind == "audio files":
-                return _folder(name, path, files, wanted, id_column, rows_per_unit)
+                wanted = FOLDER_COLUMNS if wanted is None else wanted
+                return _folder(name, path, files, wanted, id_column, rows_per_unit, split or "train")
         elif path.is_absolute() or str(source).startswith((".", "~")) or len(path.parts) > 2:
             raise FileNotFoundError(f"no such file or folder: {source}")
         if path.exists() and kind == "tar shards":
             dataset, state = _tars(files), [_file_state(file, file.name) for file in files]
         else:
-            dataset, state = _load(str(path) if path.exists() else str(source), config, split)
-    return _dataset(name, dataset, state, audio_column, wanted, id_column, rows_per_unit)
+            dataset, state, facts = _load(str(path) if path.exists() else str(source), config, split)
+    return replace(_dataset(name, dataset, state, audio_column, wanted, id_column, rows_per_unit), **facts)
 
 
 def _folder(
-    name: str, root: Path, files: Sequence[Path], columns: tuple[str, ...], id_column: str | None, rows_per_unit: int
+    name: str,
+    root: Path,
+    files: Sequence[Path],
+    columns: tuple[str, ...],
+    id_column: str | None,
+    rows_per_unit: int,
+    split: str,
 ) -> Source:
     """Files as rows; `file` and `label` as columns."""
     for column in (*columns, *([id_column] if id_column else [])):
@@ -144,7 +158,9 @@ def _folder(
         Unit(partial(_files_hash, root, chunk), partial(_file_rows, root, chunk, columns, id_column))
         for chunk in chunks
     ]
-    return Source(name, datasets.Features({c: datasets.Value("string") for c in columns}), units, len(files))
+    return Source(
+        name, datasets.Features({c: datasets.Value("string") for c in columns}), units, split=split, rows=len(files)
+    )
 
 
 def _file_rows(
@@ -176,8 +192,11 @@ def _tars(files: Sequence[Path]) -> datasets.IterableDataset:
     return datasets.IterableDataset.from_generator(_read_tars, features=features, gen_kwargs={"paths": paths})
 
 
-def _load(name: str, config: str | None, split: str | None) -> tuple[datasets.IterableDataset, Any]:
-    """Opens a data set as a stream; also gives the state of its files: times of local ones, the commit on the Hub."""
+def _load(name: str, config: str | None, split: str | None) -> tuple[datasets.IterableDataset, Any, dict[str, Any]]:
+    """Opens a data set as a stream.
+
+    Also gives the state of its files (times of local ones, the commit on the Hub), and what `Source` says of it.
+    """
     if Path(name).is_file():
         builder = datasets.load_dataset_builder("parquet", data_files={split or "train": name})
     else:
@@ -191,7 +210,19 @@ def _load(name: str, config: str | None, split: str | None) -> tuple[datasets.It
         split, parts = next(iter(parts.items()))
     files = (builder.config.data_files or {}).get(split)
     state = [str(builder.hash)] if files is None else [[Path(f).name for f in files], files.origin_metadata]
-    return _divide(parts), state
+    said = (builder.info.splits or {}).get(split)
+    rows = said.num_examples if said else _count_rows(files or [])
+    return _divide(parts), state, {"config": builder.config.name, "split": split, "rows": rows or None}
+
+
+def _count_rows(files: Sequence[str]) -> int | None:
+    """How many rows parquet files have that are here."""
+    if any("://" in file or not file.endswith(".parquet") for file in files):
+        return None
+    try:
+        return sum(pq.read_metadata(file).num_rows for file in files)
+    except SHARD_ERRORS:  # found out again, and told, where it is read
+        return None
 
 
 def _state_of(dataset: datasets.Dataset | datasets.IterableDataset) -> Any:
@@ -206,13 +237,15 @@ def _dataset(
     dataset: datasets.Dataset | datasets.IterableDataset,
     state: Any,
     audio_column: str | None,
-    columns: tuple[str, ...],
+    columns: tuple[str, ...] | None,
     id_column: str | None,
     rows_per_unit: int,
 ) -> Source:
     """Chunks of rows or a stream's shards as units; other columns' contents are not read."""
     features = dataset.features
-    layout = _Layout(_find_column(features, audio_column), columns, id_column)
+    audio = _find_column(features, audio_column)
+    columns = tuple(name for name in features if name != audio) if columns is None else columns
+    layout = _Layout(audio, columns, id_column)
     _check_columns(features, layout)
     if isinstance(dataset, datasets.IterableDataset):
         dataset = dataset.decode(False)
@@ -227,7 +260,7 @@ def _dataset(
         units = [
             Unit(partial(_hash, [state, n]), partial(_chunk_rows, dataset, layout, n, rows_per_unit)) for n in starts
         ]
-        return Source(name, datasets.Features({c: features[c] for c in columns}), units, len(dataset))
+        return Source(name, datasets.Features({c: features[c] for c in columns}), units, rows=len(dataset))
     count = dataset.num_shards
     units = [
         Unit(partial(_hash, [state, n, count]), partial(_shard_rows, dataset, layout, n, count)) for n in range(count)

@@ -10,7 +10,8 @@ import torch
 from embed_runs import contents, errors_in, make_model, manifest_of, rows_in, save_model, write_sounds
 
 from mtslvr_hf.cli import main
-from mtslvr_hf.encoding.embed_dataset import _check_agreement, embed_dataset
+from mtslvr_hf.encoding.embed_dataset import embed_dataset
+from mtslvr_hf.encoding.processes import check_agreement
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,9 +84,9 @@ def test_nothing_but_bad_files(command, tmp_path, capsys):
 
 
 def test_processes_that_see_different_sources():
-    _check_agreement([3, 3])
+    check_agreement([3, 3])
     with pytest.raises(ValueError, match="divided into 3, 12 units of work"):
-        _check_agreement([3, 12])
+        check_agreement([3, 12])
 
 
 @pytest.mark.ddp

@@ -130,6 +130,14 @@ class TestDataSets:
         expected = encode(model, [row["audio"] for row in rows])
         assert np.allclose(loaded.with_format("numpy")["embedding"][:], expected, atol=1e-5)
 
+    def test_folders_of_one_name_are_not_taken_for_each_other(self, model, tmp_path, monkeypatch):
+        """datasets keeps what it loaded by the folder's name and README's header."""
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+        for count in (2, 3):
+            source = write_parquet(tmp_path / f"parquet-{count}", [sound_rows(count)])
+            embed_dataset(model, source, tmp_path / str(count) / "embeddings")
+            assert len(datasets.load_dataset(str(tmp_path / str(count) / "embeddings"), split="train")) == count
+
     def test_no_audio_comes_along(self, model, tmp_path, out):
         source = write_parquet(tmp_path / "parquet", [sound_rows(3)])
         embed_dataset(model, source, out)

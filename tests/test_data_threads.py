@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from mtslvr_hf.encoding.threads import ReadAhead
+from mtslvr_hf.data.threads import ReadAhead
 
 
 class TestReadAhead:

@@ -1,0 +1,152 @@
+"""The shards of `mtslvr cache`: rows are decoded and encoded again as they are read."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import soundfile
+from tqdm.auto import tqdm
+
+from ..data.decoding import SILENCE_DBFS, BadClip, describe
+from ..data.long_audio import open_recording
+from ..data.sources import AUDIO_COLUMN, AUDIO_SUFFIXES
+from ..data.threads import ReadAhead
+from ..encoding.shard_writer import ShardWriter
+from ..encoding.shards import ShardFolder
+from ..encoding.units import SourceRow
+
+ROWS_PER_GROUP = 64  # what a reader holds in memory at once, and what small data sets are divided into
+BYTES_PER_GROUP = 32 * 2**20  # so that rows of an hour each do not fill the memory
+MAX_BYTES = 2**30  # of a row; Arrow's arrays of bytes end at 2**31
+FULL_SCALE = np.float32(2**15)  # libsndfile's for 16 bit
+
+
+@dataclass(frozen=True)
+class CachedClip:
+    """A row decoded and encoded again.
+
+    Attributes:
+        index: Its place among the rows of the shard.
+        error: Why it cannot be; then the rest means nothing.
+        data: A FLAC file, 16 bit mono.
+        seconds: Its duration.
+        clipped: Samples that lay beyond full scale.
+    """
+
+    index: int
+    error: BadClip | None = None
+    data: bytes = b""
+    seconds: float = 0.0
+    clipped: int = 0
+
+
+class AudioWriter(ShardWriter):
+    """Decodes units of work, part by part, in threads: libsndfile and soxr do not hold Python's lock.
+
+    Args:
+        folder: Where they go.
+        features: `audio` and the columns that are kept.
+        rows_per_shard: Most rows of the source in a shard.
+        bar: Counts the rows.
+        sampling_rate: In Hz.
+        num_workers: Threads; 0 works in the caller's.
+    """
+
+    def __init__(
+        self,
+        folder: ShardFolder,
+        features: datasets.Features,
+        rows_per_shard: int,
+        bar: tqdm,
+        sampling_rate: int,
+        num_workers: int,
+    ):
+        super().__init__(folder, features, rows_per_shard, bar)
+        self.sampling_rate = sampling_rate
+        self.num_workers = num_workers
+
+    def results(self, audio: Iterator[Any]) -> Iterator[CachedClip]:
+        ahead = ReadAhead(audio, self._work, self.num_workers, limit=max(1, self.num_workers))
+        with closing(iter(ahead)) as clips:
+            for _, clip in clips:
+                yield clip
+
+    def _work(self, number: int, audio: Mapping[str, Any] | None) -> Iterator[CachedClip]:
+        try:
+            data, samples, clipped = encode_flac(audio or {}, self.sampling_rate)
+            yield CachedClip(number, None, data, samples / self.sampling_rate, clipped)
+        except BadClip as error:
+            yield CachedClip(number, error)
+
+    def totals(self, results: Sequence[CachedClip]) -> dict[str, float]:
+        return {
+            "seconds": sum(clip.seconds for clip in results),
+            "clipped_rows": sum(clip.clipped > 0 for clip in results),
+            "clipped_samples": sum(clip.clipped for clip in results),
+        }
+
+    def group_is_full(self, good: Sequence[tuple[SourceRow, CachedClip]]) -> bool:
+        return len(good) == ROWS_PER_GROUP or sum(len(clip.data) for _, clip in good) >= BYTES_PER_GROUP
+
+    def table(self, good: Sequence[tuple[SourceRow, CachedClip]]) -> pa.Table:
+        schema = self.features.arrow_schema
+        values = {name: [row.columns[name] for row, _ in good] for name in self.features if name != AUDIO_COLUMN}
+        values[AUDIO_COLUMN] = [{"bytes": clip.data, "path": _flac_name(row.id)} for row, clip in good]
+        return pa.Table.from_arrays([pa.array(values[field.name], field.type) for field in schema], schema=schema)
+
+
+def encode_flac(audio: Mapping[str, Any], sampling_rate: int) -> tuple[bytes, int, int]:
+    """Decodes a whole file and encodes it as 16 bit mono FLAC, block by block.
+
+    Args:
+        audio: `{"bytes", "path"}`, as for `decode_clip`.
+        sampling_rate: In Hz.
+
+    Returns:
+        The FLAC file, which decodes to what `decode_clip` makes of the whole of `audio` within a 16 bit step; how many
+        samples it has; and how many of them lay beyond full scale and are now at it.
+
+    Raises:
+        BadClip: If it cannot be decoded to its end, is silent at this rate, or takes more than 1 GiB as FLAC.
+    """
+    file, samples, clipped, total, squares = io.BytesIO(), 0, 0, 0.0, 0.0
+    with (
+        open_recording(audio) as recording,
+        soundfile.SoundFile(file, "w", sampling_rate, 1, "PCM_16", format="FLAC") as flac,
+    ):
+        for block in recording.blocks(sampling_rate):  # (samples,) float32
+            wide = block.astype(np.float64)  # whose squares keep a small deviation beside a large offset
+            total, squares, samples = total + float(wide.sum()), squares + float(wide @ wide), samples + len(block)
+            clipped += int(np.count_nonzero(np.abs(block) > 1))
+            steps = np.rint(block * FULL_SCALE)
+            flac.write(np.clip(steps, -FULL_SCALE, FULL_SCALE - 1).astype(np.int16))
+            if file.tell() > MAX_BYTES:
+                raise BadClip(
+                    "unreadable",
+                    f"{describe(audio)}: longer than {samples / sampling_rate / 3600:.1f} hours, more than a row of a "
+                    "parquet file holds; cut it into parts",
+                )
+    deviation = math.sqrt(max(0.0, squares / samples - (total / samples) ** 2))
+    if deviation < 10 ** (SILENCE_DBFS / 20):
+        raise BadClip("silent", f"{describe(audio)}: under {SILENCE_DBFS:.0f} dBFS from beginning to end")
+    return file.getvalue(), samples, clipped
+
+
+def _flac_name(row_id: str) -> str:
+    """A row's name as that of a FLAC file; a path keeps its folders if it is relative, as others tell of a machine."""
+    path = PurePath(row_id)
+    name = path.name if path.is_absolute() or "://" in row_id else path.as_posix()
+    suffix = path.suffix.lower()
+    return (name[: -len(suffix)] if suffix in AUDIO_SUFFIXES else name) + ".flac"
+
+
+__all__ = ["AudioWriter", "CachedClip", "encode_flac"]
