@@ -86,6 +86,18 @@ class TestEvaluate:
         assert main([*evaluate, "--classes", "one, three"]) == 0
         assert "6 clips of 2 classes" in capsys.readouterr().out
 
+    def test_classes_of_a_file_classifier_and_cache(self, evaluate, tmp_path, capsys):
+        (tmp_path / "classes.txt").write_text("three\none\n")
+        extra = ["--class-list", str(tmp_path / "classes.txt"), "--classifier", "logistic"]
+        tables = []
+        for _ in range(2):
+            assert main([*evaluate, *extra, "--cache", str(tmp_path / "cache")]) == 0
+            tables.append(capsys.readouterr().out)
+        assert "clips of 2 classes" in tables[0]
+        assert "multinomial logistic regression" in tables[0]
+        assert tables[0] == tables[1]
+        assert list((tmp_path / "cache").glob("*.safetensors"))
+
     def test_runs_as_a_command(self, evaluate):
         command = [sys.executable, "-m", "mtslvr_hf.cli", *evaluate]
         result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
@@ -96,6 +108,9 @@ class TestEvaluate:
         assert "the following arguments are required: --model" in usage_error(["evaluate", "--data", "x"], capsys)
         assert "invalid int value: 'many'" in usage_error([*evaluate, "--ways", "many"], capsys)
         assert "expected names separated by commas" in usage_error([*evaluate, "--classes", ","], capsys)
+        both = [*evaluate, "--classes", "one", "--class-list", "x.txt"]
+        assert "not allowed with argument --classes" in usage_error(both, capsys)
+        assert "invalid choice: 'forest'" in usage_error([*evaluate, "--classifier", "forest"], capsys)
         assert "required: COMMAND" in usage_error([], capsys)
         assert "invalid choice: 'fly'" in usage_error(["fly"], capsys)
 

@@ -12,9 +12,15 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrained
 from ..encoding import encode
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
 from .baselines import log_mel_statistics
-from .fewshot import Episodes, mean_and_interval, sample_episodes, score_episodes
+from .embedding_cache import cached_embeddings
+from .episodes import Episodes, sample_episodes
+from .fewshot import CLASSIFIERS, mean_and_interval, score_episodes
 from .folders import LabelledClips, read_labelled_folder
 
+_CLASSIFIER_WORDS = {
+    "centroid": "nearest centroid by cosine similarity",
+    "logistic": "multinomial logistic regression (L2, C = 1, free intercepts) on embeddings of length 1",
+}
 # What differs between configurations of one and the same network.
 _NOT_ARCHITECTURE = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 
@@ -59,6 +65,8 @@ class EvaluationReport:
         classes: the classes that tasks were drawn from.
         clips: number of clips of those classes.
         task: how the tasks were drawn.
+        classifier: "centroid" or "logistic".
+        episodes_sha256: digest of the task list, as indices of all clips of the classes asked for.
         left_out: classes too small for the tasks, each with the reason.
         rows: a result per embedding, the baselines first.
     """
@@ -67,6 +75,8 @@ class EvaluationReport:
     classes: list[str]
     clips: int
     task: FewShotTask
+    classifier: str
+    episodes_sha256: str
     left_out: dict[str, str]
     rows: list[EvaluationRow]
 
@@ -87,9 +97,9 @@ class EvaluationReport:
         sentences = [
             f"{task.ways}-way {task.shots}-shot accuracy on {self.data}: {self.clips} clips of {len(self.classes)} "
             f"classes, {task.tasks:,} tasks of {task.queries} queries a class, seed {task.seed}, mean and 95 % "
-            f"interval over tasks; chance is {100 / task.ways:.1f} %.",
-            "Every row: dimensions standardised over all these clips without their labels, then nearest centroid by "
-            "cosine similarity.",
+            f"interval over tasks; chance is {100 / task.ways:.1f} %. Task list {self.episodes_sha256[:12]}.",
+            "Every row: dimensions standardised over all these clips without their labels, then "
+            f"{_CLASSIFIER_WORDS[self.classifier]}.",
             f"The untrained network has the weights of seed {task.seed}; another seed's may differ by more than the "
             "interval.",
         ]
@@ -112,6 +122,8 @@ def evaluate_few_shot(
     device: str | torch.device = "cpu",
     batch_size: int = 16,
     show_progress: bool = True,
+    classifier: str = "centroid",
+    cache: str | Path | None = None,
 ) -> EvaluationReport:
     """Few-shot accuracy of log-mel statistics, of untrained networks and of each model, on the same tasks.
 
@@ -126,20 +138,26 @@ def evaluate_few_shot(
         device: where the models run.
         batch_size: windows embedded at once.
         show_progress: whether to show progress bars on standard error.
+        classifier: "centroid" or "logistic", see `score_episodes`.
+        cache: a folder to keep the models' embeddings in, and to take them from, see `cached_embeddings`.
 
     Raises:
         FileNotFoundError: when the folder does not exist.
         ValueError: when the data do not allow such tasks, a file is not audio, or a model is not an MT-SLVR model.
         OSError: when a model cannot be found or loaded.
     """
+    if classifier not in CLASSIFIERS:  # before anything is embedded
+        raise ValueError(f"classifier is {classifier!r}; expected one of {', '.join(CLASSIFIERS)}")
     task = task or FewShotTask()
     clips = read_labelled_folder(data, classes, with_groups=task.group_disjoint)
     episodes = sample_episodes(clips.labels, task.ways, task.shots, task.queries, task.tasks, task.seed, clips.groups)
     configs = [_load_config(model) for model in models]
+    digest = episodes.sha256
     clips, episodes = _without_unused(clips, episodes)
 
-    rows = [_row("log-mel statistics", "", log_mel_statistics(clips.files, show_progress), episodes)]
-    embed = partial(_embeddings, files=clips.files, batch_size=batch_size, show_progress=show_progress)
+    row = partial(_row, episodes=episodes, classifier=classifier)
+    rows = [row("log-mel statistics", "", log_mel_statistics(clips.files, show_progress))]
+    embed = partial(_embeddings, files=clips.files, batch_size=batch_size, show_progress=show_progress, cache=cache)
     seen: list[dict[str, Any]] = []
     for source, config in zip(models, configs):
         extractor = AutoFeatureExtractor.from_pretrained(source)
@@ -148,11 +166,11 @@ def evaluate_few_shot(
             seen.append(architecture)
             name = "untrained network" if len(seen) == 1 else f"untrained network of {source}"
             embedding, values = list(embed(_untrained(config, task.seed).to(device), extractor).items())[-1]
-            rows.append(_row(name, embedding, values, episodes))
+            rows.append(row(name, embedding, values))
         embeddings = embed(AutoModel.from_pretrained(source).to(device), extractor)
-        rows += [_row(str(source), embedding, values, episodes) for embedding, values in embeddings.items()]
+        rows += [row(str(source), embedding, values) for embedding, values in embeddings.items()]
     used = sorted(set(clips.labels))
-    return EvaluationReport(str(data), used, len(clips), task, dict(episodes.left_out), rows)
+    return EvaluationReport(str(data), used, len(clips), task, classifier, digest, dict(episodes.left_out), rows)
 
 
 def _embeddings(
@@ -161,13 +179,15 @@ def _embeddings(
     files: Sequence[str | Path],
     batch_size: int,
     show_progress: bool,
+    cache: str | Path | None,
 ) -> dict[str, torch.Tensor]:
     """Each task's embeddings (files, head size), and all of them concatenated (files, D) as `both`, or `all` of three.
 
     Tasks that share head and adapters have one embedding between them, and one entry.
     """
     config = model.config
-    embeddings = encode(
+    compute = partial(
+        encode,
         model,
         files,
         feature_extractor=extractor,
@@ -175,6 +195,7 @@ def _embeddings(
         convert_to="torch",
         show_progress_bar=show_progress,
     )
+    embeddings = compute() if cache is None else cached_embeddings(cache, model, extractor, files, compute)
     parts: dict[str, list[str]] = {}  # in the embedding's order, with the tasks that each belongs to
     for task in config.embedding_tasks:
         parts.setdefault(config.embedding_parts[task], []).append(task)
@@ -185,8 +206,9 @@ def _embeddings(
     return named
 
 
-def _row(model: str, embedding: str, values: torch.Tensor, episodes: Episodes) -> EvaluationRow:
-    return EvaluationRow(model, embedding, values.shape[1], *mean_and_interval(score_episodes(values, episodes)))
+def _row(model: str, embedding: str, values: torch.Tensor, episodes: Episodes, classifier: str) -> EvaluationRow:
+    accuracies = score_episodes(values, episodes, classifier=classifier)
+    return EvaluationRow(model, embedding, values.shape[1], *mean_and_interval(accuracies))
 
 
 def _without_unused(clips: LabelledClips, episodes: Episodes) -> tuple[LabelledClips, Episodes]:

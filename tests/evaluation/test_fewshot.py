@@ -1,20 +1,22 @@
-"""Few-shot tasks and their scores, against closed forms and a slow second version."""
+"""Accuracies over few-shot tasks, against closed forms, a slow second version and scikit-learn."""
 
-import itertools
+import logging
 
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 
 from mtslvr_hf.evaluation import (
     Episodes,
     few_shot_accuracy,
+    fewshot,
     mean_and_interval,
-    nearest_centroid,
     sample_episodes,
     score_episodes,
+    solvers,
     standardized,
 )
-from mtslvr_hf.evaluation.fewshot import _splits
 
 
 def labels_of(classes: int, clips: int) -> list[str]:
@@ -61,14 +63,6 @@ class TestAccuracy:
         embeddings = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
         result = few_shot_accuracy(embeddings, labels_of(classes=5, clips=200), tasks=5000)
         assert result.accuracy == pytest.approx(0.2, abs=0.01)
-
-    def test_shuffled_labels_are_at_chance(self):
-        labels = labels_of(classes=10, clips=100)
-        embeddings = gaussian_clusters(labels, spread=0.1)
-        assert few_shot_accuracy(embeddings, labels, tasks=500).accuracy > 0.95
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1)).tolist()
-        shuffled = [labels[index] for index in order]
-        assert few_shot_accuracy(embeddings, shuffled, tasks=5000).accuracy == pytest.approx(0.2, abs=0.01)
 
     def test_equal_embeddings_are_at_chance_exactly(self):
         result = few_shot_accuracy(torch.full((60, 4), 0.3), labels_of(classes=6, clips=10), ways=5, tasks=50)
@@ -138,12 +132,6 @@ class TestAccuracy:
         assert first.accuracy == pytest.approx(second.accuracy, abs=2 * first.interval)
 
 
-def test_nearest_centroid_gives_cosines():
-    support = torch.tensor([[[[1.0, 0.0], [0.0, 1.0]], [[3.0, 0.0], [1.0, 0.0]]]])  # (E, W, K, D)
-    scores = nearest_centroid(support, torch.tensor([[[0.0, 5.0], [2.0, 0.0]]]))
-    assert torch.allclose(scores, torch.tensor([[[0.5**0.5, 0.0], [0.5**0.5, 1.0]]]))
-
-
 def test_standardized_gives_mean_0_and_deviation_1_and_constants_become_0():
     embeddings = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * 3 + 100
     embeddings[:, 2] = 0.1
@@ -159,121 +147,85 @@ def test_mean_and_interval():
     assert (mean, interval) == (0.5, pytest.approx(1.96 * (1 / 3) ** 0.5 / 2))
 
 
-class TestSampling:
-    labels = labels_of(classes=9, clips=8)
+class TestClassifiers:
+    labels = labels_of(classes=8, clips=12)
 
-    def test_shapes_and_classes(self):
-        episodes = sample_episodes(self.labels, ways=4, shots=2, queries=3, tasks=1100)
-        assert episodes.support.shape == (1100, 4, 2)
-        assert episodes.query.shape == (1100, 4, 3)
-        clips = torch.cat([episodes.support, episodes.query], -1) % 9  # a clip's class in `labels_of`
-        assert (clips == clips[..., :1]).all()  # a row holds one class
-        assert all(len(set(task)) == 4 for task in clips[..., 0].tolist())
+    @pytest.mark.parametrize("normalize", [True, False])
+    @pytest.mark.parametrize(("ways", "shots"), [(5, 1), (3, 4)])
+    def test_logistic_decides_as_scikit_learn_task_by_task(self, ways, shots, normalize):
+        embeddings = gaussian_clusters(self.labels, size=50, spread=3.0)
+        episodes = sample_episodes(self.labels, ways, shots, queries=5, tasks=40)
+        accuracies = score_episodes(embeddings, episodes, False, "logistic", normalize)
+        values = embeddings.double()
+        values = (values / values.norm(dim=1, keepdim=True) if normalize else values).numpy()
+        expected = []
+        for support, query in zip(episodes.support.flatten(1), episodes.query.flatten(1)):
+            model = LogisticRegression(C=1.0, tol=1e-10, max_iter=10_000)
+            model.fit(values[support], np.arange(ways).repeat(shots))
+            expected.append((model.predict(values[query]) == np.arange(ways).repeat(5)).mean())
+        assert accuracies.tolist() == pytest.approx(expected)
+        assert 1 / ways < accuracies.mean() < 0.95
 
-    def test_no_clip_is_in_a_task_twice(self):
-        episodes = sample_episodes(self.labels, ways=5, shots=3, queries=5, tasks=600)
-        clips = torch.cat([episodes.support, episodes.query], -1).flatten(1).sort(-1).values
-        assert (clips.diff(dim=-1) > 0).all()
+    def test_euclidean_centroid_reaches_the_closed_form(self):
+        """Two Gaussian classes at distance d, as many shots as make centroids exact: the error is Phi(-d / 2)."""
+        clips, distance = 4000, 2.0
+        labels = ["left"] * clips + ["right"] * clips
+        embeddings = torch.randn(2 * clips, 3, generator=torch.Generator().manual_seed(0))
+        embeddings[clips:, 0] += distance
+        result = few_shot_accuracy(
+            embeddings, labels, ways=2, shots=400, queries=100, tasks=300, standardize=False, normalize=False
+        )
+        expected = torch.special.ndtr(torch.tensor(distance / 2)).item()  # 0.841
+        assert result.accuracy == pytest.approx(expected, abs=0.01)
 
-    def test_every_clip_is_drawn_as_often(self):
-        tasks = 9000
-        episodes = sample_episodes(self.labels, tasks=tasks, shots=1, queries=1)
-        expected = tasks * 5 / len(self.labels)
-        for clips in (episodes.support, episodes.query):
-            counts = clips.flatten().bincount(minlength=len(self.labels))
-            assert (counts - expected).abs().max() < 5 * expected**0.5
+    @pytest.mark.parametrize("classifier", fewshot.CLASSIFIERS)
+    def test_shuffled_labels_are_at_chance(self, classifier):
+        labels = labels_of(classes=8, clips=200)
+        embeddings = gaussian_clusters(labels, spread=0.1)
+        assert few_shot_accuracy(embeddings, labels, tasks=200, classifier=classifier).accuracy > 0.95
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(3)).tolist()
+        labels = [labels[index] for index in order]
+        result = few_shot_accuracy(embeddings, labels, tasks=3000, classifier=classifier)
+        assert result.accuracy == pytest.approx(0.2, abs=0.01)
 
-    def test_seed_decides(self):
-        first, again, other = (sample_episodes(self.labels, tasks=600, seed=seed) for seed in (3, 3, 4))
-        assert torch.equal(first.support, again.support)
-        assert torch.equal(first.query, again.query)
-        assert not torch.equal(first.support, other.support)
+    @pytest.mark.parametrize("classifier", fewshot.CLASSIFIERS)
+    def test_order_of_classes_clips_and_dimensions_does_not_matter(self, classifier):
+        embeddings = gaussian_clusters(self.labels, spread=2.0)
+        episodes = sample_episodes(self.labels, shots=2, tasks=100)
+        expected = score_episodes(embeddings, episodes, classifier=classifier)
+        turned = Episodes(episodes.support.flip(1), episodes.query.flip(1), {})
+        shuffled = Episodes(episodes.support.flip(2), episodes.query.flip(2), {})
+        assert torch.equal(score_episodes(embeddings, turned, classifier=classifier), expected)
+        assert torch.equal(score_episodes(embeddings, shuffled, classifier=classifier), expected)
+        assert torch.equal(score_episodes(embeddings.flip(1), episodes, classifier=classifier), expected)
 
-    def test_global_random_state_is_left_alone(self):
-        state = torch.get_rng_state()
-        sample_episodes(self.labels, tasks=10)
-        assert torch.equal(torch.get_rng_state(), state)
+    @pytest.mark.parametrize("classifier", fewshot.CLASSIFIERS)
+    def test_blocks_and_products_per_task_give_the_same(self, classifier, monkeypatch):
+        embeddings = gaussian_clusters(self.labels, spread=2.0)
+        episodes = sample_episodes(self.labels, shots=2, tasks=100)
+        expected = score_episodes(embeddings, episodes, classifier=classifier)
+        monkeypatch.setattr(fewshot, "_MOST_CLIPS", 0)
+        monkeypatch.setattr(fewshot, "_BLOCK_NUMBERS", 5_000)
+        assert len(list(fewshot._inner_products(embeddings, episodes))) > 5
+        assert torch.equal(score_episodes(embeddings, episodes, classifier=classifier), expected)
 
-    def test_small_classes_are_left_out_and_named(self):
-        labels = [*self.labels, *["rare"] * 5]
-        episodes = sample_episodes(labels, shots=1, queries=5, tasks=500)
-        assert episodes.left_out == {"rare": "5 clips, 6 needed"}
-        assert max(episodes.support.max(), episodes.query.max()) < len(self.labels)
-        assert few_shot_accuracy(torch.rand(len(labels), 2), labels, tasks=5).left_out == episodes.left_out
+    def test_result_names_the_classifier_and_the_task_list(self):
+        embeddings = gaussian_clusters(self.labels)
+        result = few_shot_accuracy(embeddings, self.labels, tasks=30, classifier="logistic")
+        assert result.classifier == "logistic"
+        assert result.episodes_sha256 == sample_episodes(self.labels, tasks=30).sha256
 
-    def test_labels_may_be_a_tensor(self):
-        numbers = torch.arange(72) % 9
-        assert torch.equal(sample_episodes(numbers, tasks=50).query, sample_episodes(self.labels, tasks=50).query)
-
-
-class TestGroups:
-    def test_support_and_query_share_no_group(self):
-        generator = torch.Generator().manual_seed(0)
-        labels = [f"class {index % 8}" for index in range(240)]
-        groups = torch.randint(6, (240,), generator=generator).tolist()
-        episodes = sample_episodes(labels, shots=2, queries=5, tasks=1200, groups=groups)
-        assert episodes.support.shape == (1200, 5, 2)
-        group_of = torch.tensor(groups)
-        support, query = group_of[episodes.support].flatten(1), group_of[episodes.query].flatten(1)
-        assert not (support[:, :, None] == query[:, None, :]).any()
-        clips = torch.cat([episodes.support, episodes.query], -1)
-        assert (clips % 8 == clips[..., :1] % 8).all()
-        assert (clips.flatten(1).sort(-1).values.diff(dim=-1) > 0).all()
-
-    def test_embedding_that_knows_only_the_group_helps_without_the_rule_and_not_with_it(self):
-        """Classes with two sessions of their own; the embedding is the session, and nothing else."""
-        labels = [f"class {index % 6}" for index in range(240)]
-        groups = [f"{label}, session {index // 120}" for index, label in enumerate(labels)]
-        names = sorted(set(groups))
-        embeddings = torch.eye(len(names))[[names.index(group) for group in groups]]
-        shared = few_shot_accuracy(embeddings, labels, tasks=2000, standardize=False)
-        disjoint = few_shot_accuracy(embeddings, labels, tasks=2000, groups=groups, standardize=False)
-        assert shared.accuracy > 0.55
-        assert disjoint.accuracy == pytest.approx(0.2)
-        assert disjoint.group_disjoint
-
-    def test_classes_of_one_group_are_left_out(self):
-        labels = labels_of(classes=6, clips=12)
-        groups = [label if label == "class 3" else index // 36 for index, label in enumerate(labels)]
-        episodes = sample_episodes(labels, tasks=20, groups=groups)
-        assert list(episodes.left_out) == ["class 3"]
-        assert "do not split" in episodes.left_out["class 3"]
-
-    def test_groups_that_leave_no_task_are_an_error(self):
-        # Two groups. Dealt one way only the first class has 1 + 5 clips, dealt the other way only the second.
-        labels = ["a"] * 6 + ["b"] * 6
-        groups = ["x"] + ["y"] * 5 + ["x"] * 5 + ["y"]
-        with pytest.raises(ValueError, match="share too few groups"):
-            sample_episodes(labels, ways=2, tasks=5, groups=groups)
-
-    def test_split_is_decided_as_by_trying_all(self):
-        generator = torch.Generator().manual_seed(0)
-        for _ in range(200):
-            counts = torch.randint(1, 6, (int(torch.randint(1, 6, (), generator=generator)),), generator=generator)
-            groups = [group for group, count in enumerate(counts.tolist()) for _ in range(count)]
-            shots, queries = torch.randint(1, 8, (2,), generator=generator).tolist()
-            sides = itertools.product([0, 1], repeat=len(counts))
-            sums = [sum(count for side, count in zip(choice, counts.tolist()) if side) for choice in sides]
-            expected = any(shots <= chosen <= len(groups) - queries for chosen in sums)
-            assert _splits(groups, shots, queries) == expected
+    def test_what_did_not_converge_is_told(self, monkeypatch, caplog):
+        monkeypatch.setattr(solvers, "_MAX_STEPS", 1)
+        with caplog.at_level(logging.WARNING):
+            few_shot_accuracy(gaussian_clusters(self.labels), self.labels, tasks=30, classifier="logistic")
+        assert "30 of 30 logistic regressions did not converge" in caplog.text
 
 
 class TestErrors:
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ({"ways": 1}, "ways is 1; expected at least 2"),
-            ({"shots": 0}, "shots is 0; expected at least 1"),
-            ({"queries": 0}, "queries is 0"),
-            ({"tasks": 0}, "tasks is 0"),
-            ({"ways": 4}, "4-way tasks need at least 4 classes, and 3 can be drawn from"),
-            ({"ways": 3, "queries": 8}, r"0 can be drawn from \(left out: class 0: 8 clips, 9 needed; class 1"),
-            ({"ways": 3, "groups": [0, 1]}, "groups has 2 entries and labels has 24"),
-        ],
-    )
-    def test_sampling(self, arguments, message):
-        with pytest.raises(ValueError, match=message):
-            sample_episodes(labels_of(classes=3, clips=8), **arguments)
+    def test_unknown_classifier(self):
+        with pytest.raises(ValueError, match="classifier is 'forest'; expected one of centroid, logistic"):
+            few_shot_accuracy(torch.rand(24, 2), labels_of(classes=3, clips=8), ways=3, classifier="forest")
 
     def test_numbers_of_embeddings_and_labels_differ(self):
         with pytest.raises(ValueError, match="got 5 embeddings and 24 labels"):

@@ -96,6 +96,8 @@ def test_markdown(report):
     assert "chance is 33.3 %" in protocol
     assert "Left out: flute (2 clips, 5 needed)." in protocol
     assert "standardised" in protocol
+    assert f"Task list {report.episodes_sha256[:12]}." in protocol
+    assert "nearest centroid" in protocol
     lines = table.splitlines()
     assert lines[0].split() == ["|", "model", "|", "embedding", "|", "size", "|", "accuracy", "%", "|"]
     assert len(lines) == 2 + len(report.rows)
@@ -109,6 +111,7 @@ def test_dictionary_holds_everything_and_goes_through_json(report):
     data = json.loads(json.dumps(report.to_dict()))
     assert data["task"] == {"ways": 3, "shots": 1, "queries": 4, "tasks": 200, "seed": 2, "group_disjoint": False}
     assert data["classes"] == ["anvil", "bell", "cello", "drum", "engine"]
+    assert (data["classifier"], data["episodes_sha256"]) == ("centroid", report.episodes_sha256)
     assert data["left_out"] == {"flute": "2 clips, 5 needed"}
     assert [row["accuracy"] for row in data["rows"]] == [row.accuracy for row in report.rows]
 

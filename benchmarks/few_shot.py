@@ -1,0 +1,111 @@
+"""Seconds and accuracy of few-shot tasks: all at once, beside scikit-learn's classifiers one task after the other.
+
+python benchmarks/few_shot.py
+
+Embeddings are Gaussian classes. scikit-learn gets the first tasks of the same list, and its seconds are scaled up to
+all of them; ours is also given for these first tasks alone, so that accuracies can be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from as_published import machine
+from sklearn.linear_model import LogisticRegression, SGDClassifier
+from torch.nn.functional import normalize
+
+from mtslvr_hf.evaluation import Episodes, mean_and_interval, sample_episodes, score_episodes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ways", type=int, default=5)
+    parser.add_argument("--shots", type=int, default=1)
+    parser.add_argument("--queries", type=int, default=5, help="of each class")
+    parser.add_argument("--tasks", type=int, default=10_000)
+    parser.add_argument("--sample", type=int, default=500, help="tasks that scikit-learn gets")
+    parser.add_argument("--classes", type=int, default=50)
+    parser.add_argument("--clips", type=int, default=40, help="of each class")
+    parser.add_argument("--size", type=int, default=1000, help="of an embedding")
+    parser.add_argument(
+        "--distance", type=float, default=0.25, help="deviation of class means; of clips about them, 1"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    embeddings, labels = make_embeddings(arguments)
+    start = time.perf_counter()
+    episodes = sample_episodes(
+        labels, arguments.ways, arguments.shots, arguments.queries, arguments.tasks, arguments.seed
+    )
+    print(
+        f"{arguments.tasks:,} tasks, {arguments.ways}-way {arguments.shots}-shot, {arguments.queries} queries a "
+        f"class, list {episodes.sha256[:12]}, drawn in {time.perf_counter() - start:.2f} s; {len(labels)} embeddings "
+        f"of {arguments.size} numbers, length 1; {machine()}\n"
+    )
+    print("| classifier | tasks run | accuracy % | seconds, all tasks | of SGDClassifier's |")
+    print("| --- | --- | --- | --- | --- |")
+    measure(
+        embeddings, episodes, Episodes(episodes.support[: arguments.sample], episodes.query[: arguments.sample], {})
+    )
+
+
+def make_embeddings(arguments: argparse.Namespace) -> tuple[torch.Tensor, list[int]]:
+    """Gaussian classes, (classes * clips, size), and the class of each."""
+    generator = torch.Generator().manual_seed(arguments.seed)
+    labels = torch.arange(arguments.classes).repeat_interleave(arguments.clips)
+    means = arguments.distance * torch.randn(arguments.classes, arguments.size, generator=generator)
+    return means[labels] + torch.randn(len(labels), arguments.size, generator=generator), labels.tolist()
+
+
+def measure(embeddings: torch.Tensor, episodes: Episodes, sample: Episodes) -> None:
+    """Prints a line for each way to score tasks; SGDClassifier, which the others are compared with, is first."""
+
+    def ours(classifier: str) -> Callable[[Episodes], torch.Tensor]:
+        return lambda tasks: score_episodes(embeddings, tasks, standardize=False, classifier=classifier)
+
+    def theirs(make: Callable[[], SGDClassifier | LogisticRegression]) -> Callable[[Episodes], torch.Tensor]:
+        units = normalize(embeddings, dim=-1).numpy()
+        return lambda tasks: one_by_one(units, tasks, make)
+
+    runs = [
+        (
+            "scikit-learn SGDClassifier(log_loss)",
+            theirs(lambda: SGDClassifier(loss="log_loss", random_state=0)),
+            False,
+        ),
+        ("scikit-learn LogisticRegression", theirs(LogisticRegression), False),
+        ("ours, logistic", ours("logistic"), True),
+        ("ours, centroid", ours("centroid"), True),
+    ]
+    slowest = None
+    for name, score, all_at_once in runs:
+        for tasks in (sample, episodes) if all_at_once else (sample,):
+            start = time.perf_counter()
+            accuracy, interval = mean_and_interval(score(tasks))
+            seconds = (time.perf_counter() - start) * len(episodes.query) / len(tasks.query)
+            slowest = slowest or seconds
+            whole = f"{seconds:.2f} | {seconds / slowest:.4f}" if tasks is episodes or not all_at_once else "|"
+            print(f"| {name} | {len(tasks.query):,} | {100 * accuracy:.2f} ± {100 * interval:.2f} | {whole} |")
+
+
+def one_by_one(
+    embeddings: np.ndarray, episodes: Episodes, make: Callable[[], SGDClassifier | LogisticRegression]
+) -> torch.Tensor:
+    """Each task's accuracy by a scikit-learn classifier, (tasks,)."""
+    ways, shots = episodes.support.shape[1:]
+    classes, target = np.arange(ways).repeat(shots), np.arange(ways).repeat(episodes.query.shape[2])
+    accuracies = []
+    for support, query in zip(episodes.support.flatten(1).numpy(), episodes.query.flatten(1).numpy()):
+        model = make().fit(embeddings[support], classes)
+        accuracies.append(float((model.predict(embeddings[query]) == target).mean()))
+    return torch.tensor(accuracies)
+
+
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""Few-shot tasks (episodes), all of them drawn at once; a seed gives the same tasks on every machine.
+
+Shapes: E tasks, W ways, K shots, Q queries, C classes, G groups, M clips of the largest class.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+# Tasks drawn at a time: it bounds memory, and is fixed because the order of the random draws depends on it.
+_CHUNK = 500
+_MAX_REDRAWS = 1000
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Few-shot tasks as indices of clips.
+
+    Attributes:
+        support: the labelled examples, int64 (tasks, ways, shots). Row w of a task is its class w.
+        query: the clips to be told apart, int64 (tasks, ways, queries).
+        left_out: the classes no task can be drawn from, each with the reason.
+    """
+
+    support: torch.Tensor
+    query: torch.Tensor
+    left_out: dict[str, str]
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the task list, 64 hexadecimal digits: equal if and only if the same clips are compared."""
+        digest = hashlib.sha256()
+        for clips in (self.support, self.query):
+            digest.update(repr(tuple(clips.shape)).encode())
+            digest.update(np.ascontiguousarray(clips.cpu().numpy(), dtype="<i8").tobytes())
+        return digest.hexdigest()
+
+
+def sample_episodes(
+    labels: Sequence[Hashable],
+    ways: int = 5,
+    shots: int = 1,
+    queries: int = 5,
+    tasks: int = 10_000,
+    seed: int = 0,
+    groups: Sequence[Hashable] | None = None,
+) -> Episodes:
+    """Draws few-shot tasks: `ways` classes each, of every class `shots` support clips and `queries` others.
+
+    With groups, every task first deals each group to the support or to the query side by a fair coin, then draws its
+    classes from those with enough clips on both sides: no group of a query is in its task's support set, be it of the
+    same class or another.
+
+    Args:
+        labels: the class of each clip, (N,).
+        ways: classes in a task.
+        shots: support clips of each class.
+        queries: query clips of each class.
+        tasks: how many tasks.
+        seed: same seed, same tasks, whatever the embeddings, the machine and the versions of torch and numpy.
+        groups: the group (speaker, recording session) of each clip, (N,); support and query of a task share none.
+
+    Returns:
+        The tasks as indices into `labels`.
+
+    Raises:
+        ValueError: when a count is below 1, `groups` and `labels` differ in length, fewer than `ways` classes have
+            enough clips, or the groups leave no task to be drawn.
+    """
+    _check_counts(ways=ways, shots=shots, queries=queries, tasks=tasks)
+    labels = _as_list(labels)
+    groups = None if groups is None else _as_list(groups)
+    if groups is not None and len(groups) != len(labels):
+        raise ValueError(f"groups has {len(groups)} entries and labels has {len(labels)}; expected one group per clip")
+    members, left_out = _usable_classes(labels, groups, shots, queries)
+    if len(members) < ways:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise ValueError(
+            f"{ways}-way tasks need at least {ways} classes, and {len(members)} can be drawn from"
+            + (f" (left out: {reasons})" if reasons else "")
+        )
+    draws = np.random.PCG64(seed)
+    table = _class_table(members)  # (C, M), -1 where a class has fewer clips
+    group_table = None if groups is None else _group_table(groups, table)  # (C, M)
+    drawn = []
+    for start in range(0, tasks, _CHUNK):
+        count = min(_CHUNK, tasks - start)
+        if group_table is None:
+            drawn.append(_draw(table, ways, shots, queries, count, draws))
+        else:
+            drawn.append(_draw_group_disjoint(table, group_table, ways, shots, queries, count, draws))
+    support, query = (torch.from_numpy(np.concatenate(part)) for part in zip(*drawn))
+    return Episodes(support, query, left_out)
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        least = 2 if name == "ways" else 1
+        if count < least:
+            raise ValueError(f"{name} is {count}; expected at least {least}")
+
+
+def _as_list(values: Sequence[Hashable]) -> list[Hashable]:
+    return values.tolist() if hasattr(values, "tolist") else list(values)
+
+
+def _usable_classes(
+    labels: list[Hashable], groups: list[Hashable] | None, shots: int, queries: int
+) -> tuple[list[list[int]], dict[str, str]]:
+    """The clips of each class that tasks can be drawn from, and why the other classes are left out."""
+    clips: dict[Hashable, list[int]] = {}
+    for index, label in enumerate(labels):
+        clips.setdefault(label, []).append(index)
+    members, left_out = [], {}
+    for label in sorted(clips, key=str):
+        indices = clips[label]
+        if len(indices) < shots + queries:
+            left_out[str(label)] = f"{len(indices)} clips, {shots + queries} needed"
+        elif groups is not None and not _splits([groups[index] for index in indices], shots, queries):
+            left_out[str(label)] = f"its groups do not split into {shots} and {queries} clips"
+        else:
+            members.append(indices)
+    return members, left_out
+
+
+def _splits(groups: list[Hashable], shots: int, queries: int) -> bool:
+    """Whether whole groups can be dealt so that one side has `shots` clips at least and the other `queries`."""
+    sums = 1  # bit n: some choice of groups has n clips
+    for count in Counter(groups).values():
+        sums |= sums << count
+    return any(sums >> side & 1 for side in range(shots, len(groups) - queries + 1))
+
+
+def _class_table(members: list[list[int]]) -> np.ndarray:
+    table = np.full((len(members), max(map(len, members))), -1)  # (C, M)
+    for row, indices in zip(table, members):
+        row[: len(indices)] = indices
+    return table
+
+
+def _group_table(groups: list[Hashable], table: np.ndarray) -> np.ndarray:
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    group_of_clip = np.array([numbers[group] for group in groups])  # (N,)
+    return group_of_clip[table.clip(min=0)]  # (C, M); what stands where a class has no clip is never used
+
+
+def _distinct(sizes: np.ndarray, count: int, draws: np.random.PCG64) -> np.ndarray:
+    """`count` different numbers below each size, every ordered choice as likely; (..., count) of sizes (...).
+
+    Made from the bit generator's raw words, which numpy keeps over its versions; what its Generator makes of them,
+    it does not. Some numbers are more likely than others by a factor of 1 + size / 2^32.
+    """
+    chosen: list[np.ndarray] = []  # in ascending order
+    drawn = []
+    for already in range(count):
+        words = draws.random_raw(sizes.size).reshape(sizes.shape) >> np.uint64(32)
+        number = ((words * (sizes - already).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
+        for taken in chosen:  # counts only what is not taken yet
+            number += number >= taken
+        drawn.append(number)
+        chosen = list(np.sort(np.stack([*chosen, number]), axis=0))
+    return np.stack(drawn, -1)
+
+
+def _chosen(allowed: np.ndarray, count: int, draws: np.random.PCG64) -> np.ndarray:
+    """`count` places of the last axis, drawn without replacement from the allowed ones; (..., count)."""
+    places = np.argsort(~allowed, axis=-1, kind="stable")  # the allowed ones first, in their order
+    return np.take_along_axis(places, _distinct(allowed.sum(-1), count, draws), -1)
+
+
+def _draw(
+    table: np.ndarray, ways: int, shots: int, queries: int, tasks: int, draws: np.random.PCG64
+) -> tuple[np.ndarray, np.ndarray]:
+    """Support (tasks, ways, shots) and query (tasks, ways, queries) of tasks without groups."""
+    classes = _distinct(np.full(tasks, len(table)), ways, draws)  # (E, W)
+    clips = table[classes[..., None], _distinct((table >= 0).sum(-1)[classes], shots + queries, draws)]  # (E, W, K+Q)
+    return clips[..., :shots], clips[..., shots:]
+
+
+def _draw_group_disjoint(
+    table: np.ndarray,
+    group_table: np.ndarray,
+    ways: int,
+    shots: int,
+    queries: int,
+    tasks: int,
+    draws: np.random.PCG64,
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `_draw`, but support and query of a task share no group; deals that leave too few classes are redrawn."""
+    present = table >= 0  # (C, M)
+    group_count = int(group_table.max()) + 1
+    found_support, found_query, missing = [], [], tasks
+    for _ in range(_MAX_REDRAWS):
+        coins = draws.random_raw(tasks * group_count).reshape(tasks, group_count)
+        on_support_side = (coins >> np.uint64(63)).astype(bool)[:, group_table]  # (E, C, M)
+        on_support_side, on_query_side = on_support_side & present, ~on_support_side & present
+        enough = (on_support_side.sum(-1) >= shots) & (on_query_side.sum(-1) >= queries)  # (E, C)
+        drawable = (enough.sum(-1) >= ways).nonzero()[0][:missing]  # (E',)
+        classes = _chosen(enough[drawable], ways, draws)  # (E', W)
+        rows = drawable[:, None]
+        support = _chosen(on_support_side[rows, classes], shots, draws)  # (E', W, K), places in the table's rows
+        query = _chosen(on_query_side[rows, classes], queries, draws)
+        found_support.append(table[classes[..., None], support])
+        found_query.append(table[classes[..., None], query])
+        missing -= len(drawable)
+        if not missing:
+            return np.concatenate(found_support), np.concatenate(found_query)
+    raise ValueError(
+        f"{_MAX_REDRAWS} attempts to deal the groups to support and query left fewer than {ways} classes with "
+        f"{shots} and {queries} clips: the classes share too few groups for group-disjoint {ways}-way tasks"
+    )
+
+
+__all__ = ["Episodes", "sample_episodes"]

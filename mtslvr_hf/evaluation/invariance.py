@@ -1,0 +1,278 @@
+"""How far each augmentation moves each embedding, and what the embedding still tells about it.
+
+Shapes: N clips, S samples, D embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..augmentations import Augmentation, TwoViewAugmentation
+
+STRENGTHS = (0.25, 0.5, 1.0)
+FOLDS = 5
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the ridge probe, per clip and standardised dimension
+# The parameters that make an augmentation strong, the first being the one that is read back, and the value at which
+# they change least: None for the top of their range.
+PARAMETERS = {
+    "pitch_shift": {"semitones": 0.0},
+    "fade": {"in_fraction": 0.0, "out_fraction": 0.0},
+    "white_noise": {"snr_db": None},
+    "mixed_noise": {"snr_db": None},
+    "time_stretch": {"rate": 1.0},
+    "time_masking": {"length_fraction": 0.0},
+    "time_shift": {"shift_fraction": 0.0},
+}
+
+Embed = Callable[[Tensor], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Displacement:
+    """How far an augmentation of one strength moves one embedding, averaged over the clips.
+
+    mahalanobis: Distance between a clip's embedding and that of its augmented copy, by the originals' covariance.
+    relative: The same over that of two different clips: 0 is invariant, 1 as far as another clip.
+    cosine: Similarity of the two; 1 is invariant.
+    """
+
+    augmentation: str
+    strength: float
+    task: str
+    mahalanobis: float
+    relative: float
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Readability:
+    """What linear probes read from one embedding about an augmentation, on clips that they were not fitted to.
+
+    presence: Share of right answers to whether a clip is augmented; guesses reach 0.5.
+    parameter: The parameter that is read from augmented clips.
+    r2: Share of its variance that is explained; 0 is no better than always guessing the mean.
+    """
+
+    augmentation: str
+    task: str
+    presence: float
+    parameter: str
+    r2: float
+
+
+@dataclass(frozen=True)
+class InvarianceReport:
+    """What `measure_invariance` found."""
+
+    displacements: tuple[Displacement, ...]
+    readabilities: tuple[Readability, ...]
+    clips: int
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold."""
+        return asdict(self)
+
+    def to_markdown(self) -> str:
+        """A row for each augmentation and embedding."""
+        strengths = sorted({entry.strength for entry in self.displacements})
+        columns = [f"distance at {strength:g}" for strength in strengths] + ["cosine", "presence", "parameter", "R2"]
+        lines = ["| " + " | ".join(["augmentation", "embedding", *columns]) + " |"]
+        lines.append("| --- " * (len(columns) + 2) + "|")
+        for reading in self.readabilities:
+            own = {
+                entry.strength: entry
+                for entry in self.displacements
+                if (entry.augmentation, entry.task) == (reading.augmentation, reading.task)
+            }
+            values = [f"{own[strength].relative:.2f}" for strength in strengths]
+            values += [f"{own[strengths[-1]].cosine:.2f}", f"{reading.presence:.2f}", reading.parameter]
+            values += [f"{reading.r2:.2f}"]
+            lines.append("| " + " | ".join([reading.augmentation, reading.task, *values]) + " |")
+        return "\n".join(lines)
+
+
+def measure_invariance(
+    embed: Embed,
+    waveforms: Tensor,
+    sampling_rate: int = 16_000,
+    strengths: Sequence[float] = STRENGTHS,
+    seed: int = 0,
+    batch_size: int = 32,
+    show_progress_bar: bool | None = None,
+) -> InvarianceReport:
+    """Measures how invariant embeddings are to each of the seven augmentations, and what can be read back from them.
+
+    Source: Heggan et al. (2023), section on learnt invariance, for the Mahalanobis distance; relative to the distance
+    of two clips, so that embeddings of different size can be compared. The covariance is shrunk as Ledoit and Wolf
+    (2004) do, so that there may be fewer clips than dimensions.
+
+    Args:
+        embed: From waveforms (n, S) to embeddings (n, D) by name, such as `{"contrastive": ..., "predictive": ...}`.
+        waveforms: (N, S), N >= 10 different clips.
+        sampling_rate: Theirs, in Hz.
+        strengths: Shares of each augmentation's range: 1 is the strongest that pre-training draws.
+        seed: Draws what else an augmentation draws, directions, and the folds of the probes.
+        batch_size: Clips embedded at once.
+        show_progress_bar: Default: if stderr is a terminal.
+
+    Raises:
+        ValueError: If there are fewer than 10 clips, or a strength is not in (0, 1].
+    """
+    if waveforms.ndim != 2 or len(waveforms) < 2 * FOLDS:
+        raise ValueError(f"Expected (clips, samples) of at least {2 * FOLDS} clips, got {tuple(waveforms.shape)}.")
+    if not strengths or not all(0 < strength <= 1 for strength in strengths):
+        raise ValueError(f"Strengths must lie in (0, 1], got {tuple(strengths)}.")
+    augmentations = TwoViewAugmentation(sampling_rate=sampling_rate).augmentations
+    generator = torch.Generator().manual_seed(seed)
+    disable = None if show_progress_bar is None else not show_progress_bar
+    total = 1 + len(augmentations) * (len(strengths) + 1)
+    with tqdm(total=total, desc="invariance", unit="pass", disable=disable) as progress:
+
+        def embed_all(augmentation: Augmentation | None = None, drawn: Mapping[str, Tensor] | None = None):
+            embedded = _embed_in_batches(embed, waveforms, augmentation, drawn, batch_size)
+            progress.update()
+            return embedded
+
+        originals = embed_all()
+        metrics = {task: _Metric(embeddings) for task, embeddings in originals.items()}
+        folds = torch.randperm(len(waveforms), generator=generator) % FOLDS
+        displacements, readabilities = [], []
+        for augmentation in augmentations:
+            for strength in strengths:
+                drawn = draw_strength(augmentation, strength, len(waveforms), generator)
+                for task, moved in embed_all(augmentation, drawn).items():
+                    figures = metrics[task].displacement(moved)
+                    displacements.append(Displacement(augmentation.name, strength, task, *figures))
+            drawn = augmentation.sample_parameters(len(waveforms), generator)
+            for task, moved in embed_all(augmentation, drawn).items():
+                readabilities.append(_read(augmentation.name, task, originals[task], moved, drawn, folds))
+    return InvarianceReport(tuple(displacements), tuple(readabilities), len(waveforms), seed)
+
+
+def draw_strength(
+    augmentation: Augmentation, strength: float, n: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Draws parameters (n,) of one strength: a share of the way from where they change least to their range's end.
+
+    Where both ends of the range change something, each clip goes to one of them at random.
+    """
+    drawn = augmentation.sample_parameters(n, generator)
+    for name, neutral in PARAMETERS[augmentation.name].items():
+        low, high = getattr(augmentation, f"min_{name}", 0.0), getattr(augmentation, f"max_{name}")
+        neutral = high if neutral is None else neutral
+        ends = torch.tensor([end for end in (low, high) if end != neutral], dtype=torch.float32)
+        end = ends[torch.randint(0, len(ends), (n,), generator=generator)]
+        drawn[name] = neutral + strength * (end - neutral)
+    return drawn
+
+
+@torch.no_grad()
+def _embed_in_batches(
+    embed: Embed,
+    waveforms: Tensor,
+    augmentation: Augmentation | None,
+    drawn: Mapping[str, Tensor] | None,
+    batch_size: int,
+) -> dict[str, Tensor]:
+    """All clips' embeddings (N, D) by task, float64 on the CPU; augmented if there is an augmentation."""
+    parts: dict[str, list[Tensor]] = {}
+    for begin in range(0, len(waveforms), batch_size):
+        clips = waveforms[begin : begin + batch_size]
+        if augmentation is not None:
+            own = {name: values[begin : begin + batch_size] for name, values in drawn.items()}
+            clips = augmentation.apply(clips, own)
+        for task, embeddings in embed(clips).items():
+            parts.setdefault(task, []).append(embeddings.double().cpu())
+    return {task: torch.cat(embeddings) for task, embeddings in parts.items()}
+
+
+class _Metric:
+    """Distances by the covariance of some embeddings (N, D)."""
+
+    def __init__(self, originals: Tensor):
+        self.originals = originals
+        self.factor = torch.linalg.cholesky(shrunk_covariance(originals))
+        others = originals.roll(1, dims=0)
+        self.apart = self._distances(originals - others).mean().clamp(min=torch.finfo(originals.dtype).tiny)
+
+    def _distances(self, differences: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self.factor, differences.T, upper=False).norm(dim=0)
+
+    def displacement(self, moved: Tensor) -> tuple[float, float, float]:
+        """Mahalanobis distance, that over the distance of two clips, and cosine similarity, on average."""
+        distance = self._distances(moved - self.originals).mean()
+        cosine = torch.cosine_similarity(moved, self.originals).mean()
+        return float(distance), float(distance / self.apart), float(cosine)
+
+
+def shrunk_covariance(values: Tensor) -> Tensor:
+    """Covariance (D, D) of (N, D), shrunk towards a multiple of the identity so that it can be inverted.
+
+    Source: Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices" (2004).
+    """
+    count, size = values.shape
+    centred = values - values.mean(0)
+    covariance = centred.T @ centred / count
+    mean = covariance.diagonal().mean()
+    identity = torch.eye(size, dtype=values.dtype)
+    distance = (covariance - mean * identity).square().sum()
+    error = (centred.square().sum(1).square().sum() / count - covariance.square().sum()) / count
+    share = (error / distance).clamp(0, 1) if distance > 0 else torch.tensor(1.0, dtype=values.dtype)
+    tiny = torch.finfo(values.dtype).tiny  # embeddings that are all the same have no covariance
+    return (1 - share) * covariance + (share * mean + tiny) * identity
+
+
+def _read(
+    name: str, task: str, originals: Tensor, moved: Tensor, drawn: Mapping[str, Tensor], folds: Tensor
+) -> Readability:
+    both, labels = torch.cat([originals, moved]), torch.ones(2 * len(moved), dtype=torch.float64)
+    labels[: len(originals)] = -1
+    presence = (_predict(both, labels, folds.repeat(2)) * labels > 0).double().mean()
+    parameter = next(iter(PARAMETERS[name]))
+    truth = drawn[parameter].double()
+    error = (_predict(moved, truth, folds) - truth).square().sum()
+    r2 = 1 - error / (truth - truth.mean()).square().sum()
+    return Readability(name, task, float(presence), parameter, float(r2))
+
+
+def _predict(inputs: Tensor, targets: Tensor, folds: Tensor) -> Tensor:
+    """Targets (N,) as ridge regressions on inputs (N, D) predict them, each fold by the others."""
+    predictions = torch.empty_like(targets)
+    for fold in range(FOLDS):
+        held_out = folds == fold
+        predictions[held_out] = _ridge(inputs[~held_out], targets[~held_out], inputs[held_out])
+    return predictions
+
+
+def _ridge(inputs: Tensor, targets: Tensor, queries: Tensor) -> Tensor:
+    """Ridge regression; of PENALTIES it takes the one with the least leave-one-out error."""
+    mean, std = inputs.mean(0), inputs.std(0).clamp(min=1e-12)
+    left, values, right = torch.linalg.svd((inputs - mean) / std, full_matrices=False)
+    centred, squares = targets - targets.mean(), values.square()
+    along = left.T @ centred
+    best, least = None, torch.inf
+    for penalty in PENALTIES:
+        kept = squares / (squares + penalty * len(inputs))
+        leverage = 1 / len(inputs) + left.square() @ kept
+        error = ((centred - left @ (kept * along)) / (1 - leverage).clamp(min=1e-6)).square().sum()
+        if error < least:
+            best, least = right.T @ (kept * along / values.clamp(min=1e-12)), error
+    return targets.mean() + (queries - mean) / std @ best
+
+
+__all__ = [
+    "STRENGTHS",
+    "Displacement",
+    "InvarianceReport",
+    "Readability",
+    "draw_strength",
+    "measure_invariance",
+    "shrunk_covariance",
+]

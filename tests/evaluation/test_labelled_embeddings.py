@@ -1,0 +1,58 @@
+"""Few-shot tasks over embeddings that were made before."""
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel
+
+from mtslvr_hf.encoding import embed_dataset
+from mtslvr_hf.evaluation import few_shot_accuracy, read_labelled_embeddings
+
+
+@pytest.fixture
+def table():
+    features = datasets.Features(
+        embedding=datasets.List(datasets.Value("float16"), length=2),
+        label=datasets.ClassLabel(names=["bark", "siren"]),
+        speaker=datasets.Value("int64"),
+    )
+    rows = {"embedding": [[0, 1], [2, 3], [4, 5]], "label": [1, 0, 1], "speaker": [7, 8, 7]}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def test_names_of_class_labels_and_groups(table):
+    clips = read_labelled_embeddings(table, group_column="speaker")
+    assert torch.equal(clips.embeddings, torch.arange(6.0).reshape(3, 2))
+    assert clips.labels == ["siren", "bark", "siren"]
+    assert clips.groups == ["7", "8", "7"]
+
+
+def test_classes_asked_for(table):
+    clips = read_labelled_embeddings(table, classes=["siren"])
+    assert clips.embeddings.tolist() == [[0, 1], [4, 5]]
+    assert clips.labels == ["siren", "siren"]
+    assert clips.groups is None
+
+
+def test_what_mtslvr_embed_wrote(sounds, save_model, tmp_path):
+    model = AutoModel.from_pretrained(save_model()).eval()
+    embed_dataset(model, str(sounds), tmp_path / "embeddings", columns=["file", "label"])
+    clips = read_labelled_embeddings(tmp_path / "embeddings")
+    assert clips.embeddings.shape == (42, 12)
+    assert dict(zip(*np.unique(clips.labels, return_counts=True)))["flute"] == 2
+    result = few_shot_accuracy(clips.embeddings, clips.labels, queries=3, tasks=50)
+    assert list(result.left_out) == ["flute"]
+    assert result.accuracy > 0.3  # chance is 0.2
+
+
+def test_mistakes(table, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no parquet file in .*absent"):
+        read_labelled_embeddings(tmp_path / "absent")
+    with pytest.raises(ValueError, match="no column class; its columns are embedding, label, speaker"):
+        read_labelled_embeddings(table, label_column="class")
+    with pytest.raises(ValueError, match="no class dog; the classes are bark, siren"):
+        read_labelled_embeddings(table, classes=["dog"])
+    gap = datasets.Dataset.from_dict({"embedding": [[0.0]], "label": [None]})
+    with pytest.raises(ValueError, match="row 0 has no label"):
+        read_labelled_embeddings(gap)
