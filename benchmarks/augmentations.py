@@ -14,9 +14,8 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from as_published import augment_clip_by_clip, machine, seconds_each
+from as_published import augment_clip_by_clip, machine, print_operators, seconds_each
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from mtslvr_hf.augmentations import Augmentation, TwoViewAugmentation
 from mtslvr_hf.augmentations.noise import fast_fft_size
@@ -40,7 +39,8 @@ def main() -> None:
     waveforms = 0.1 * torch.randn(arguments.batch_size, round(arguments.seconds * RATE))
     print(f"{arguments.batch_size} clips of {arguments.seconds} s; {machine()}\n")
     if arguments.profile:
-        print_profile(waveforms, arguments.steps)
+        pipeline, steps = TwoViewAugmentation(), iter(range(10**9))
+        print_operators(lambda: pipeline(waveforms, next(steps)), arguments.steps, len(waveforms))
         return
     print_each(waveforms, arguments.rounds)
     print_two_views(waveforms, arguments.rounds, arguments.steps)
@@ -133,23 +133,6 @@ def print_two_views(waveforms: Tensor, rounds: int, steps: int) -> None:
     for name, value in seconds.items():
         clips = len(waveforms) * steps / value
         print(f"| {name} | {value / steps:.3f} | {clips:.1f} | {seconds['clip by clip'] / value:.1f} |")
-
-
-def print_profile(waveforms: Tensor, steps: int) -> None:
-    """Operators by the time they take themselves."""
-    pipeline = TwoViewAugmentation()
-    for step in range(steps):
-        pipeline(waveforms, step)
-    with profile(activities=[ProfilerActivity.CPU]) as record:
-        for step in range(steps):
-            pipeline(waveforms, step)
-    events = sorted(record.key_averages(), key=lambda event: -event.self_cpu_time_total)
-    total = sum(event.self_cpu_time_total for event in events)
-    print("| operator | ms a clip | share | calls a batch |\n| --- | --- | --- | --- |")
-    for event in events[:16]:
-        own = event.self_cpu_time_total
-        row = f"{own / 1e3 / steps / len(waveforms):.2f} | {100 * own / total:.0f} % | {event.count / steps:.0f}"
-        print(f"| {event.key} | {row} |")
 
 
 if __name__ == "__main__":

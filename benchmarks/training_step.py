@@ -3,6 +3,7 @@
 python benchmarks/training_step.py                 # the network's part: forward, backward, Adam
 pip install torch-audiomentations
 python benchmarks/training_step.py --augmentation  # the augmentations' part too
+python benchmarks/training_step.py --profile       # our whole step by torch operator
 """
 
 from __future__ import annotations
@@ -10,7 +11,15 @@ from __future__ import annotations
 import argparse
 
 import torch
-from as_published import augment_clip_by_clip, machine, relative_error, seconds_each, task_by_task, unfolded
+from as_published import (
+    augment_clip_by_clip,
+    machine,
+    print_operators,
+    relative_error,
+    seconds_each,
+    task_by_task,
+    unfolded,
+)
 
 from mtslvr_hf import MTSLVRConfig, MTSLVRForPreTraining
 from mtslvr_hf.augmentations import TwoViewAugmentation
@@ -33,12 +42,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--augmentation", action="store_true", help="time the augmentations of both views too")
+    parser.add_argument("--profile", action="store_true", help="print our step's operators by time instead")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
 
     model = MTSLVRForPreTraining(MTSLVRConfig(window_seconds=arguments.seconds, base_width=arguments.base_width))
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-5, weight_decay=1e-6)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-5, weight_decay=1e-6, fused=True)
     waveforms = torch.randn(arguments.batch_size, model.config.window_samples)
     views, labels, _ = TwoViewAugmentation()(waveforms, step=0)
 
@@ -49,12 +59,22 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad()
 
+    def with_views() -> None:
+        nonlocal views, labels
+        views, labels, _ = TwoViewAugmentation()(waveforms, step=int(torch.randint(10**6, ())))
+        ours()
+
     def published() -> None:
         with unfolded(model):
             loss_as_published(model, views, labels).backward()
         optimizer.step()
         optimizer.zero_grad()
 
+    title = f"{arguments.batch_size} clips of {arguments.seconds} s, width {arguments.base_width}; {machine()}\n"
+    if arguments.profile:
+        print(title)
+        print_operators(with_views, arguments.rounds, arguments.batch_size)
+        return
     model.eval()
     with torch.no_grad(), unfolded(model):
         expected = loss_as_published(model, views, labels)
@@ -68,7 +88,7 @@ def main() -> None:
         pipeline, generator = TwoViewAugmentation(), torch.Generator().manual_seed(0)
         steps["two views, clip by clip"] = lambda: [augment_clip_by_clip(waveforms, 16000, generator) for _ in "12"]
         steps["two views, ours"] = lambda: pipeline(waveforms, step=int(torch.randint(10**6, ())))
-    print(f"{arguments.batch_size} clips of {arguments.seconds} s, width {arguments.base_width}; {machine()}\n")
+    print(title)
     report(seconds_each(steps, arguments.rounds), arguments.batch_size)
 
 

@@ -96,7 +96,7 @@ class ShardWriter(ABC):
                     file.write_table(self.table(good))
                     good = []
                 self.bar.update()
-        if good or not count:  # a file without a row group is not read by all
+        if good:  # a row group without rows is an error in `datasets`, a file without row groups is none
             file.write_table(self.table(good))
         last = rows.at_end()
         if rows.failure is not None:
