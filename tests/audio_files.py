@@ -65,3 +65,16 @@ def write_parquet(folder, files, shards=4, config="balanced", split="train", row
         "    path: data/bal_train/*.parquet\n---\n\nAudio.\n"
     )
     return Path(folder)
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-8])
+
+
+def change_a_byte(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+DAMAGES = (truncate, change_a_byte, Path.unlink)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from audio_files import numbered_clip, write_parquet
+from audio_files import DAMAGES, numbered_clip, truncate, write_parquet
 from hub_server import HubServer
 
 from mtslvr_hf.caching import cache_audio
@@ -117,17 +117,7 @@ def test_interrupted_at_any_file(source, whole, out, monkeypatch):
     assert files == 11  # two settings, three times a shard and its record, errors, two manifests and the README
 
 
-def truncate(file):
-    file.write_bytes(file.read_bytes()[:-8])
-
-
-def change_a_byte(file):
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
-
-
-@pytest.mark.parametrize("damage", [truncate, change_a_byte, Path.unlink])
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("kind", ["data/audio-000001-0000.parquet", "records/audio-000001-0000.json"])
 def test_damage_is_made_good(source, whole, out, damage, kind):
     cache_audio(source, out)

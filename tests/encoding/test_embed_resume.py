@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from audio_files import DAMAGES, truncate
 from embed_runs import contents, make_model, rows_in, save_model, shard_files, wav, write_sounds
 
 from mtslvr_hf import MTSLVRFeatureExtractor
@@ -144,17 +145,7 @@ def test_batches_workers_and_model_names_may_differ(sounds, whole, finished, tmp
     assert embed_dataset(model, sounds, finished, **options).computed == 0
 
 
-def truncate(file):
-    file.write_bytes(file.read_bytes()[:-8])
-
-
-def change_a_byte(file):
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
-
-
-@pytest.mark.parametrize("damage", [truncate, change_a_byte, Path.unlink])
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("kind", ["data/embeddings-000002-0000.parquet", "records/embeddings-000002-0000.json"])
 def test_damaged_shard_or_record(model, sounds, whole, out, damage, kind):
     embed_dataset(model, sounds, out, **OPTIONS)
