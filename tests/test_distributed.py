@@ -40,9 +40,9 @@ share = CLIPS // processes
 results = {"processes": processes}
 for name, changes in VARIANTS.items():
     model = DistributedDataParallel(make_model(**changes).eval())
-    views, labels, _ = TwoViewAugmentation(seed=1)(make_clips(CLIPS), step=3)  # `test_two_views` has those of a share
-    mine = slice(rank * share, (rank + 1) * share)
-    loss, gradients = gradients_of(model, views[mine], labels[mine])
+    clips = make_clips(CLIPS)[rank * share : (rank + 1) * share]
+    views = TwoViewAugmentation(seed=1)(clips, step=3, offset=rank * share, total=CLIPS)
+    loss, gradients = gradients_of(model, views)
     dist.all_reduce(loss)
     results[name] = {"loss": loss / processes, "gradients": gradients}
 if rank == 0:
@@ -53,9 +53,9 @@ os._exit(0)  # PyTorch 2.14's gloo threads abort one in thirty interpreters that
 """
 
 
-def gradients_of(model, views, labels):
+def gradients_of(model, views):
     """Loss, and gradient of each parameter by name."""
-    loss = model(input_values=views, augmentation_labels=labels).loss
+    loss = model(input_values=views.views, augmentation_labels=views.labels).loss
     loss.backward()
     named = {name.removeprefix("module."): parameter.grad for name, parameter in model.named_parameters()}
     return loss.detach(), named
@@ -77,8 +77,8 @@ def test_two_processes_have_the_loss_and_every_gradient_of_one(tmp_path):
     results = torch.load(tmp_path / "results.pt")
     assert results["processes"] == 2
     for name, changes in VARIANTS.items():
-        views, labels, _ = TwoViewAugmentation(seed=1)(make_clips(CLIPS), step=3)
-        loss, gradients = gradients_of(make_model(**changes).eval(), views, labels)
+        views = TwoViewAugmentation(seed=1)(make_clips(CLIPS), step=3)
+        loss, gradients = gradients_of(make_model(**changes).eval(), views)
         assert torch.allclose(results[name]["loss"], loss, rtol=1e-5)
         for parameter, expected in gradients.items():
             error = (results[name]["gradients"][parameter] - expected).norm() / expected.norm().clamp(min=1e-12)

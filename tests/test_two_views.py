@@ -17,7 +17,6 @@ from mtslvr_hf.augmentations import (
     WhiteNoise,
 )
 
-ROUNDING = 3e-4  # of a clip's peak, 70 dB below it: phase locking magnifies rounding where neighbours cancel
 CLASSES = (PitchShift, Fade, WhiteNoise, MixedNoise, TimeStretch, TimeMasking, TimeShift)
 
 
@@ -70,7 +69,7 @@ def test_views_are_what_the_record_says():
             for name in names:
                 own = {key: value[row : row + 1, view] for key, value in drawn.values[name].items()}
                 expected = kinds[name]().apply(expected, own)
-            torch.testing.assert_close(views[row, view], expected[0], rtol=0, atol=ROUNDING * expected.abs().max())
+            torch.testing.assert_close(views[row, view], expected[0], rtol=0, atol=1e-5)
 
 
 def test_both_views_get_the_same_augmentations_with_different_parameters():
@@ -141,7 +140,7 @@ def test_a_clip_alone_is_the_clip_in_a_batch(samples):
         together = pipeline(waveforms, step).views
         for row in range(12):
             alone = pipeline(waveforms[row : row + 1], step, offset=row, total=12).views[0]
-            torch.testing.assert_close(alone, together[row], rtol=0, atol=ROUNDING * alone.abs().max())
+            torch.testing.assert_close(alone, together[row], rtol=0, atol=1e-5)
 
 
 def test_input_is_not_modified_and_any_real_type_will_do():

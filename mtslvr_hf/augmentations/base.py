@@ -65,8 +65,7 @@ class Augmentation(ABC):
             parameters: what `sample_parameters(B, generator)` returned.
 
         Returns:
-            (B, S), float32, on the waveforms' device, without gradient. But for rounding, no clip's result depends on
-            the others.
+            (B, S), float32, on the waveforms' device, without gradient. No clip's result depends on the others.
 
         Raises:
             TypeError: the waveforms are complex.

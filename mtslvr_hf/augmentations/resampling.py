@@ -35,10 +35,25 @@ def resample(waveforms: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         Clips (B, longest), sample t being the input at t * step / GRID, with zeros from each clip's new length on; and
         these lengths, (B,) int64 on the CPU.
     """
+    lengths = (waveforms.shape[1] * GRID + steps - 1) // steps
+    clips = waveforms.new_zeros(len(waveforms), int(lengths.max()))
+    # The shape of a product decides how it is rounded, so clips share one only with those of a like ratio: a clip's
+    # result then depends on no other.
+    half_octaves = (2 * (steps / GRID).log2()).ceil().int()
+    for half_octave in half_octaves.unique().tolist():
+        group = torch.nonzero(half_octaves == half_octave).squeeze(1)
+        slowest, fastest = (int(GRID * 2 ** (bound / 2)) for bound in (half_octave - 1, half_octave))
+        rows = group.to(waveforms.device, non_blocking=True)
+        outputs = _resample_alike(waveforms[rows], steps[group], max(slowest, 1), fastest)[:, : clips.shape[1]]
+        clips[rows, : outputs.shape[1]] = outputs
+    beyond = torch.arange(clips.shape[1], device=waveforms.device) >= to_device(lengths, waveforms)
+    return clips.masked_fill_(beyond, 0), lengths
+
+
+def _resample_alike(waveforms: Tensor, steps: Tensor, slowest: int, fastest: int) -> Tensor:
+    # Clips (B, P * GRID) of steps from `slowest` to `fastest`, with the filter's ringing behind their ends.
     batch, samples = waveforms.shape
-    lengths = (samples * GRID + steps - 1) // steps
-    periods = -(-int(lengths.max()) // GRID)
-    fastest = int(steps.max())
+    periods = -(-samples // slowest)
     reach = int(CROSSINGS / CUTOFF * max(1, fastest / GRID)) + 1  # samples of the input on either side of a position
     width = ROW * fastest // GRID + 2 + 2 * reach
 
@@ -50,12 +65,7 @@ def resample(waveforms: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
     inputs = padded.flatten().unfold(0, width, 1).index_select(0, begins.flatten())
     inputs = inputs.view(batch * ROWS, periods, width)
     outputs = torch.bmm(inputs, _filters(steps, reach, width, waveforms.device))  # (B * ROWS, P, ROW)
-    tail = reach * GRID // int(steps.min()) + 2  # outputs behind a clip's end that its last samples reach
-    clips = waveforms.new_zeros(batch, periods * GRID + tail)
-    outputs = outputs.unflatten(0, (batch, ROWS)).transpose(1, 2)  # (B, P, ROWS, ROW)
-    clips[:, : periods * GRID].view(outputs.shape).copy_(outputs)
-    behind = to_device(lengths, waveforms) + torch.arange(tail, device=waveforms.device)
-    return clips.scatter_(1, behind, 0), lengths
+    return outputs.unflatten(0, (batch, ROWS)).transpose(1, 2).flatten(1)  # (B, P * ROWS * ROW)
 
 
 def _filters(steps: Tensor, reach: int, width: int, device: torch.device) -> Tensor:
