@@ -78,11 +78,16 @@ def correctness(options: argparse.Namespace, say: Say) -> None:
     errors = {"views, the worst clip": max(map(relative_error, device_views.cpu(), views))}
     config = MTSLVRConfig(base_width=16, window_seconds=views.shape[-1] / 16_000)
     expected = loss_and_gradients(config, views, labels)
+    rounded = views * (1 + 1e-7 * torch.randn(views.shape, generator=torch.Generator().manual_seed(0)))
+    own = [relative_error(*pair) for pair in zip(loss_and_gradients(config, rounded, labels), expected)]
     for name, dtype in {"float32": None, "bf16": torch.bfloat16}.items():
         found = loss_and_gradients(config, views.to(device), labels.to(device), dtype)
         for part, ours, theirs in zip(("loss", "gradients"), found, expected):
             errors[f"{part}, {name}"] = relative_error(ours, theirs)
-    limits = {"views, the worst clip": 1e-3, "loss, float32": 1e-4, "gradients, float32": 1e-2, "loss, bf16": 5e-2}
+    # Spectrograms in dB and phases of next to nothing make gradients as uncertain as this, on any device.
+    errors["gradients, float32, on the CPU, of views that differ by 1e-7"] = own[1]
+    limits = {"views, the worst clip": 1e-3, "loss, float32": 1e-4, "loss, bf16": 5e-2}
+    limits["gradients, float32"] = 3 * own[1]
     say("| against the CPU in float32 | relative error | limit | |\n| --- | --- | --- | --- |")
     for name, error in errors.items():
         limit = limits.get(name)

@@ -22,6 +22,7 @@ from pretraining_arguments import (
     SAVED_CONFIG,
     DataArguments,
     ModelArguments,
+    ProbeArguments,
     read_arguments,
     save_arguments,
 )
@@ -32,8 +33,9 @@ from transformers.trainer_utils import IntervalStrategy
 
 from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRForPreTraining
 from mtslvr_hf.data import AudioStream, load_audio, load_clips
+from mtslvr_hf.evaluation import open_data
 from mtslvr_hf.model_card import TrainingSummary
-from mtslvr_hf.trainer import MTSLVRTrainer, MTSLVRTrainingArguments, is_complete, last_checkpoint
+from mtslvr_hf.trainer import MTSLVRTrainer, MTSLVRTrainingArguments, ProbeCallback, is_complete, last_checkpoint
 
 logger = logging.getLogger("pretrain")
 
@@ -44,11 +46,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     Returns:
         The measures of the saved model on the held-out clips; none without evaluation.
     """
-    values, model_args, data_args, training_args = read_arguments(sys.argv[1:] if argv is None else argv)
+    values, model_args, data_args, probe_args, training_args = read_arguments(sys.argv[1:] if argv is None else argv)
     set_up_logging(training_args)
     checkpoint = find_checkpoint(training_args, values)
     model, extractor = make_model(model_args, data_args, training_args)
     train_stream, eval_clips = load_data(model, data_args, training_args)
+    probes = make_probes(probe_args, training_args)
     save_arguments(values, training_args)
     trainer = MTSLVRTrainer(
         model=model,
@@ -56,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         train_dataset=train_stream,
         eval_dataset=eval_clips,
         processing_class=extractor,
+        callbacks=probes,
         summary=TrainingSummary(
             dataset=data_args.dataset_name,
             dataset_config=data_args.dataset_config,
@@ -190,6 +194,31 @@ def _open(data_args: DataArguments, split: str) -> datasets.Dataset | datasets.I
         revision=data_args.dataset_revision,
         data_files=data_args.data_files,
     )
+
+
+def make_probes(probe_args: ProbeArguments, args: MTSLVRTrainingArguments) -> list[ProbeCallback]:
+    """The probe that was asked for, if there is one."""
+    if probe_args.probe_data is None:
+        if "probe_" in (args.metric_for_best_model or ""):
+            sys.exit(f"`metric_for_best_model` is {args.metric_for_best_model!r}, which needs `probe_data`.")
+        return []
+    data = open_data(
+        probe_args.probe_data,
+        config=probe_args.probe_data_config,
+        split=probe_args.probe_split,
+        audio_column=probe_args.probe_audio_column,
+        label_column=probe_args.probe_label_column,
+        group_column=probe_args.probe_group_column,
+    )
+    probe = ProbeCallback(
+        data,
+        probe_args.probe_kind,
+        steps=probe_args.probe_steps,
+        max_clips=probe_args.probe_max_clips,
+        max_share=probe_args.probe_max_share,
+        seed=args.seed,
+    )
+    return [probe]
 
 
 def save(trainer: MTSLVRTrainer, metrics: dict[str, float]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from run_files import RunReader, save_values
 
 from mtslvr_hf.configuration_mtslvr import AUGMENTATIONS, TASKS
-from mtslvr_hf.trainer import MTSLVRTrainingArguments
+from mtslvr_hf.trainer import PROBE_KINDS, MTSLVRTrainingArguments
 
 SAVED_CONFIG = "pretrain.yaml"
 NOT_SAVED = ("resume_from_checkpoint", "hub_token")  # what belongs to one start of a run, or to nobody else
@@ -76,12 +76,48 @@ class DataArguments:
     max_bad_share: float = field(default=0.05, metadata={"help": "Stop if more of the rows than this are unusable."})
 
 
-ARGUMENTS = (ModelArguments, DataArguments, MTSLVRTrainingArguments)
+@dataclass
+class ProbeArguments:
+    """What to probe the embeddings on while they are trained."""
+
+    _argument_group_name = "probe"
+
+    probe_data: str | None = field(
+        default=None,
+        metadata={
+            "help": "Labelled audio to probe on: a folder per class, a data set on the Hub, a benchmark's name as for "
+            "`mtslvr evaluate`. Default: no probe."
+        },
+    )
+    probe_data_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    probe_split: str | None = field(default=None, metadata={"help": "Its split. Default: the benchmark's, or train."})
+    probe_audio_column: str | None = field(default=None, metadata={"help": "Its column of the audio."})
+    probe_label_column: str | None = field(default=None, metadata={"help": "Its column of the classes."})
+    probe_group_column: str | None = field(
+        default=None, metadata={"help": "Its column of the groups (speakers, recordings)."}
+    )
+    probe_kind: str = field(
+        default="linear",
+        metadata={"help": f"What is measured: {', '.join(PROBE_KINDS)}, as eval_probe_accuracy_both."},
+    )
+    probe_steps: int | None = field(
+        default=None, metadata={"help": "Probe every so many steps. Default: with every evaluation."}
+    )
+    probe_max_clips: int = field(
+        default=1000, metadata={"help": "Clips to use at most, in memory all the time; all classes keep their share."}
+    )
+    probe_max_share: float = field(
+        default=0.1,
+        metadata={"help": "Probes that would take more than this share of the training time are left out."},
+    )
+
+
+ARGUMENTS = (ModelArguments, DataArguments, ProbeArguments, MTSLVRTrainingArguments)
 
 
 def read_arguments(
     argv: Sequence[str],
-) -> tuple[dict[str, Any], ModelArguments, DataArguments, MTSLVRTrainingArguments]:
+) -> tuple[dict[str, Any], ModelArguments, DataArguments, ProbeArguments, MTSLVRTrainingArguments]:
     """Reads the configuration file and the command line; what is wrong with them ends the program with a message.
 
     Returns:
@@ -98,7 +134,7 @@ def read_arguments(
 def _own_defaults() -> dict[str, Any]:
     """Defaults of the fields that this package declares."""
     own = {option.name: option for arguments in ARGUMENTS for option in dataclasses.fields(arguments)}
-    names = [option.name for arguments in ARGUMENTS[:2] for option in dataclasses.fields(arguments)]
+    names = [option.name for arguments in ARGUMENTS[:-1] for option in dataclasses.fields(arguments)]
     names += [name for name in MTSLVRTrainingArguments.__annotations__ if own[name].init]
     factory = {name: own[name].default_factory for name in names}
     missing = dataclasses.MISSING
@@ -111,4 +147,11 @@ def save_arguments(values: dict[str, Any], args: MTSLVRTrainingArguments) -> Non
         save_values(values, Path(args.output_dir) / SAVED_CONFIG, NOT_SAVED, "pretrain.py")
 
 
-__all__ = ["SAVED_CONFIG", "DataArguments", "ModelArguments", "read_arguments", "save_arguments"]
+__all__ = [
+    "SAVED_CONFIG",
+    "DataArguments",
+    "ModelArguments",
+    "ProbeArguments",
+    "read_arguments",
+    "save_arguments",
+]

@@ -67,6 +67,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the runs, one folder each")
+    parser.add_argument("--config", type=Path, default=SHARED, help="what all rows share (default: %(default)s)")
     parser.add_argument("--rows", type=names, default=ROWS, help="rows to train (default: all ten of the table)")
     parser.add_argument(
         "--seeds", type=int, default=3, help=f"seeds of {', '.join(REPEATED)}; others have one (default: %(default)s)"
@@ -99,7 +100,7 @@ def train(run: Run, options: argparse.Namespace, fields: Sequence[str]) -> int:
     folder.parent.mkdir(parents=True, exist_ok=True)
     own = yaml.safe_load((TRAINING / "configs" / "paper" / f"{run.row}.yaml").read_text(encoding="utf-8"))
     own = {name: value for name, value in own.items() if name != "base"}
-    command = [sys.executable, TRAINING / "pretrain.py", SHARED, "--output_dir", folder, "--seed", run.seed]
+    command = [sys.executable, TRAINING / "pretrain.py", options.config, "--output_dir", folder, "--seed", run.seed]
     for name, value in own.items():
         command += [f"--{name}", *(value if isinstance(value, list) else [value])]
     threads = max(1, (os.cpu_count() or 1) // options.parallel)

@@ -118,9 +118,10 @@ def test_wrong_input(model, folder):
 
 @pytest.mark.gpu
 def test_on_a_gpu(folder, model):
+    """Within what a flipped phase makes, as in tests/test_invariance.py."""
     audio = noise(2, 1.5)
     on_gpu = hear.load_model(str(folder)).to("cuda")
     for embed in (hear.get_scene_embeddings, lambda *args: hear.get_timestamp_embeddings(*args)[0]):
-        found = embed(audio.cuda(), on_gpu)
+        found, expected = embed(audio.cuda(), on_gpu), embed(audio, model)
         assert found.device.type == "cuda"
-        torch.testing.assert_close(found.cpu(), embed(audio, model), rtol=1e-2, atol=1e-2)
+        assert (found.cpu() - expected).norm() <= 5e-2 * expected.norm()
