@@ -23,8 +23,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForPreTraining
 
-from mtslvr_hf.classification import LabelledAudio, load_labelled_audio, make_folds
-from mtslvr_hf.evaluation import log_mel_statistics
+from mtslvr_hf.classification import make_folds
+from mtslvr_hf.data import LabelledAudio, load_labelled_audio
+from mtslvr_hf.evaluation import LogMelStatistics
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
 
@@ -85,7 +86,7 @@ def timed(run: Callable[[int], tuple[float, float]], folds: int) -> tuple[list[t
 def log_mel(data: LabelledAudio, folds: np.ndarray) -> tuple[list[tuple[float, float]], float]:
     """Accuracy and macro F1 on each fold, and the seconds of all."""
     start = time.perf_counter()
-    features = log_mel_statistics([row["path"] for row in data.audio], show_progress=False).numpy()
+    features = LogMelStatistics().embed(data.audio)[""].numpy()
     labels = data.labels.argmax(1)
     results = []
     for fold in range(folds.max() + 1):

@@ -10,8 +10,8 @@ import torch
 from classifier_runs import HERTZ, RATE, make_rows, tone, write_folder
 
 from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRModel
-from mtslvr_hf.classification import ClipCollator, ClipDataset, from_dataset, load_labelled_audio, prepare
-from mtslvr_hf.data import BadClip, TooManyBadRows
+from mtslvr_hf.classification import ClipCollator, ClipDataset, prepare
+from mtslvr_hf.data import BadClip, TooManyBadRows, from_dataset, load_labelled_audio
 
 NAMES = list(HERTZ)
 CLASS_LABEL = datasets.ClassLabel(names=NAMES)

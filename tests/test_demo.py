@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mtslvr_hf.evaluation import read_labelled_folder
+from mtslvr_hf.data import read_labelled_folder
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "training"))

@@ -21,8 +21,8 @@ from transformers import (
     AutoModelForAudioClassification,
 )
 
-from mtslvr_hf.classification import ClipCollator, ClipDataset, load_labelled_audio, make_folds
-from mtslvr_hf.data import TooManyBadRows
+from mtslvr_hf.classification import ClipCollator, ClipDataset, make_folds
+from mtslvr_hf.data import TooManyBadRows, load_labelled_audio
 
 sys.path.insert(0, str(ROOT / "training"))
 

@@ -38,19 +38,18 @@ from mtslvr_hf.classification import (
     ClipCollator,
     ClipDataset,
     EmbeddedClips,
-    LabelledAudio,
     LinearProbeTrainer,
     SetEpoch,
     WeightedLoss,
     balanced_weights,
     divide,
-    load_labelled_audio,
     make_folds,
     multi_label_metrics,
     prepare,
     single_label_metrics,
 )
 from mtslvr_hf.classification.card import METRICS, ClassifierSummary, create_classifier_card
+from mtslvr_hf.data import LabelledAudio, load_labelled_audio
 
 logger = logging.getLogger("finetune")
 

@@ -15,9 +15,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..data import BadClip, SkippedRows
 from ..data.decoding import hash_integers
+from ..data.labelled_audio import LabelledAudio
 from ..data.long_audio import open_recording
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
-from .labelled_audio import LabelledAudio
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,8 @@
 """Audio for pre-training: data sets from the Hub or from disk, decoded to batches of clips."""
 
 from .decoding import REASONS, BadClip, decode_clip
+from .labelled_audio import LabelledAudio, from_dataset, load_labelled_audio
+from .labelled_folder import LabelledClips, read_labelled_folder
 from .reading import usable_workers
 from .skipped import SkippedRows, TooManyBadRows
 from .sources import AUDIO_SUFFIXES, EncodedAudio, audio_rows, find_audio_files, load_audio
@@ -12,13 +14,18 @@ __all__ = [
     "AudioStream",
     "BadClip",
     "EncodedAudio",
+    "LabelledAudio",
+    "LabelledClips",
     "SkippedRows",
     "TooManyBadRows",
     "audio_rows",
     "decode_clip",
     "dequantize_clips",
     "find_audio_files",
+    "from_dataset",
     "load_audio",
     "load_clips",
+    "load_labelled_audio",
+    "read_labelled_folder",
     "usable_workers",
 ]

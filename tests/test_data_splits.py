@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mtslvr_hf.classification import divide, make_folds
+from mtslvr_hf.data.splits import divide, make_folds
 
 
 def one_hot(classes, count=None):

@@ -15,9 +15,8 @@ import datasets
 import numpy as np
 from huggingface_hub import DatasetCard
 
-from ..data import audio_rows
-from ..data.sources import AUDIO_COLUMN, SPLITS, find_audio_files
-from ..evaluation import read_labelled_folder
+from .labelled_folder import read_labelled_folder
+from .sources import AUDIO_COLUMN, SPLITS, audio_rows, find_audio_files
 
 MANIFEST = "manifest.csv"
 GROUP = "group"
