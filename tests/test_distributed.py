@@ -1,5 +1,6 @@
 """Several processes train as one does with the whole batch."""
 
+import json
 import os
 import subprocess
 import sys
@@ -99,7 +100,15 @@ def test_two_processes_train_through_the_script(tmp_path):
         "logging_steps": 1,
         "eval_steps": 2,
         "dataloader_num_workers": 0,
+        "probe_data": "labelled",
+        "metric_for_best_model": "eval_probe_accuracy_both",
     }
+    for label in ("even", "odd"):
+        (tmp_path / "labelled" / label).mkdir(parents=True)
+        for number in range(12):
+            (tmp_path / "labelled" / label / f"{number}.wav").write_bytes(
+                wav_bytes(tone(2 * number + (label == "odd")))
+            )
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
     command = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", ROOT / "training/pretrain.py", "run.yaml"]
@@ -110,5 +119,8 @@ def test_two_processes_train_through_the_script(tmp_path):
     rows = sum(state["stream"]["skipped"]["rows"] for state in states)
     assert rows == logged(tmp_path / "out", "rows_read")[2] == 2 * 2 * 4
     assert 2 in logged(tmp_path / "out", "eval_loss")
+    state = json.loads((tmp_path / "out/trainer_state.json").read_text())
+    assert state["best_metric"] == logged(tmp_path / "out", "eval_probe_accuracy_both")[2]
+    assert states[0]["probes"]["probe"]["seconds"] > 0 == states[1]["probes"]["probe"]["seconds"]  # the first probes
     assert "| Processes | 2 |" in Path(tmp_path / "out/README.md").read_text()
     assert AutoModel.from_pretrained(tmp_path / "out").config.base_width == 8

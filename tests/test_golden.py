@@ -34,8 +34,8 @@ import torch
 
 from mtslvr_hf import MTSLVRConfig, MTSLVRForPreTraining, MTSLVRModel
 from mtslvr_hf.conversion import model_from_state_dict
+from mtslvr_hf.evaluation import mean_average_precision
 from mtslvr_hf.losses import AugmentationPredictionLoss, NegativeCosineLoss, NTXentLoss
-from mtslvr_hf.trainer.metrics import mean_average_precision
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -111,7 +112,7 @@ def test_model_arguments_are_the_fields_of_the_configuration():
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_configuration_is_read_and_builds_its_network(path):
     on_a_cpu = ["--bf16", "false", "--sync_batch_norm", "false"]
-    _, model_args, data_args, args = read(path, *on_a_cpu)
+    _, model_args, data_args, _, args = read(path, *on_a_cpu)
     assert data_args.dataset_name and args.max_steps > 0
     assert args.load_best_model_at_end == (path.parent.name != "ordering") and args.save_steps == args.eval_steps
     assert args.output_dir == str(Path("outputs") / path.stem)
@@ -127,7 +128,7 @@ def test_every_row_of_the_papers_tables_has_a_configuration():
 
 @pytest.mark.parametrize("name", PAPER_ROWS)
 def test_paper_configurations_are_the_papers(name):
-    _, model_args, data_args, args = read(CONFIGS / f"paper/{name}.yaml")
+    _, model_args, data_args, _, args = read(CONFIGS / f"paper/{name}.yaml")
     config = MTSLVRConfig(**vars(model_args))
     assert variant_name(config) == PAPER_ROWS[name]
     assert (config.depth, config.base_width, config.frontend, config.embedding_size) == (18, 64, "mel_stft", 1000)
@@ -160,7 +161,7 @@ def test_command_line_wins_over_the_file_and_the_file_over_its_base(tmp_path):
 
 def test_values_of_yaml_mean_what_they_say(tmp_path):
     text = 'eval_strategy: no\nsave_strategy: "no"\nbf16: no\nlr_scheduler_kwargs: {num_cycles: 0.4}\n'
-    _, _, _, args = read(write(tmp_path, "run.yaml", text), "--output_dir", tmp_path)
+    *_, args = read(write(tmp_path, "run.yaml", text), "--output_dir", tmp_path)
     assert args.eval_strategy == args.save_strategy == "no" and args.lr_scheduler_kwargs == {"num_cycles": 0.4}
     assert not args.load_best_model_at_end
 
@@ -284,6 +285,59 @@ def test_a_run_needs_data_and_something_to_evaluate_on(run_file):
     with pytest.raises(SystemExit, match="Evaluation needs `eval_split` or a `held_out_fraction`"):
         pretrain.main([run_file, "--output_dir", "out", "--held_out_fraction", "0"])
     assert not pretrain.main([run_file, "--output_dir", "out", "--eval_strategy", "no", "--max_steps", "1"])
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """A folder per class: rumbling and hissing."""
+    for name, low, high in (("hiss", 2000, 4000), ("rumble", 100, 300)):
+        (tmp_path / "labelled" / name).mkdir(parents=True)
+        for number in range(12):
+            generator = np.random.default_rng([number, low])
+            spectrum = np.fft.rfft(generator.standard_normal(RATE // 2))
+            spectrum[np.arange(len(spectrum)) < low // 2] = spectrum[high // 2 :] = 0
+            waveform = np.fft.irfft(spectrum).astype(np.float32)
+            path = tmp_path / "labelled" / name / f"{number}.wav"
+            path.write_bytes(wav_bytes(0.3 * waveform / np.abs(waveform).max()))
+    return str(tmp_path / "labelled")
+
+
+def test_a_probe_chooses_the_best_checkpoint(run_file, labelled):
+    best = ["--metric_for_best_model", "eval_probe_accuracy_both", "--probe_max_share", "1"]
+    metrics = pretrain.main([run_file, "--output_dir", "out", "--probe_data", labelled, *best])
+    measured = logged("out", "eval_probe_accuracy_both")
+    state = json.loads(Path("out/trainer_state.json").read_text())
+    assert 2 in measured and state["best_metric"] == max(measured.values()) > 0.5
+    assert metrics["eval_probe_accuracy_both"] == state["best_metric"]  # of the weights that are saved
+    assert f"probe_data: {labelled}" in Path("out/pretrain.yaml").read_text()
+
+
+def test_probes_run_as_often_as_asked(run_file, labelled):
+    options = ["--eval_strategy", "no", "--probe_data", labelled, "--probe_kind", "knn", "--probe_steps", "3"]
+    pretrain.main([run_file, "--output_dir", "out", *options])
+    assert logged("out", "eval_probe_accuracy_contrastive").keys() == {3}
+
+
+def test_groups_that_are_named_are_kept_apart(labelled, tmp_path):
+    files = [path.relative_to(labelled).as_posix() for path in sorted(Path(labelled).rglob("*.wav"))]
+    rows = "".join(f"{file},{number % 4}\n" for number, file in enumerate(files))
+    write(Path(labelled), "manifest.csv", "file,session\n" + rows)
+    *_, args = read("--output_dir", tmp_path, "--max_steps", "1", "--use_cpu", "true")
+    for column, apart in (("session", True), (None, False)):
+        (probe,) = pretrain.make_probes(arguments.ProbeArguments(probe_data=labelled, probe_group_column=column), args)
+        assert probe.data.group_disjoint == apart and (probe.data.groups is not None) == apart
+
+
+def test_a_best_checkpoint_by_a_probe_needs_one(run_file):
+    with pytest.raises(SystemExit, match="'eval_probe_accuracy_both', which needs `probe_data`"):
+        pretrain.main([run_file, "--output_dir", "out", "--metric_for_best_model", "eval_probe_accuracy_both"])
+
+
+def test_too_few_evaluation_clips_are_found_out_before_the_first_step(run_file):
+    options = ["--per_device_eval_batch_size", "64", "--eval_steps", "1000"]
+    with pytest.raises(ValueError, match="do not fill a batch of 64"):
+        pretrain.main([run_file, "--output_dir", "out", *options])
+    assert not list(Path("out").glob("checkpoint-*"))
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from pretraining_runs import (
     make_stream,
     make_trainer,
 )
-from sklearn.metrics import average_precision_score
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.training_args import OptimizerNames
@@ -28,7 +27,8 @@ import mtslvr_hf.trainer.metrics as metrics_module
 from mtslvr_hf import MTSLVRFeatureExtractor
 from mtslvr_hf.augmentations import TwoViews
 from mtslvr_hf.data import TooManyBadRows
-from mtslvr_hf.trainer import MTSLVRTrainer, embedding_spread, last_checkpoint, mean_average_precision
+from mtslvr_hf.evaluation import mean_average_precision
+from mtslvr_hf.trainer import MTSLVRTrainer, embedding_spread, last_checkpoint
 from mtslvr_hf.trainer.checkpoints import load_run_state, save_run_state
 from mtslvr_hf.trainer.metrics import StepAverages, Stopwatch
 
@@ -48,22 +48,6 @@ TRAINING_MEASURES = {
 
 
 # Measures
-
-
-@pytest.mark.parametrize("ties", [False, True])
-def test_mean_average_precision_is_scikit_learns(ties):
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(200, 7, generator=generator)
-    logits = logits.round() if ties else logits
-    labels = (torch.rand(200, 7, generator=generator) + 0.2 * logits > 0.6).float()
-    expected = np.mean([average_precision_score(labels[:, a], logits[:, a]) for a in range(7)])
-    assert mean_average_precision(logits, labels).item() == pytest.approx(expected, rel=1e-6)
-
-
-def test_mean_average_precision_leaves_out_what_nobody_had():
-    labels = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
-    assert mean_average_precision(torch.tensor([[2.0, 0.0], [1.0, 0.0]]), labels).item() == 1.0
-    assert mean_average_precision(torch.tensor([[1.0, 0.0], [2.0, 0.0]]), labels).item() == 0.5
 
 
 def test_embedding_spread_is_one_on_the_sphere_and_zero_in_a_point():
@@ -311,6 +295,14 @@ def test_evaluation_clips_that_do_not_fit_are_refused(tmp_path):
         trainer.evaluate(make_clips(3))
     with pytest.raises(TypeError, match=r"Evaluation needs a \(clips, samples\) tensor"):
         trainer.evaluate(make_stream())
+
+
+def test_evaluation_clips_that_do_not_fit_are_refused_before_the_first_step(tmp_path):
+    trainer = make_trainer(tmp_path, eval_steps=1000)
+    trainer.eval_dataset = {"enough": make_clips(), "too few": make_clips(3)}
+    with pytest.raises(ValueError, match="3 evaluation clips in a process do not fill a batch of 4"):
+        trainer.train()
+    assert trainer.state.global_step == 0
 
 
 def scripted(trainer, losses):

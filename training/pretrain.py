@@ -210,6 +210,8 @@ def make_probes(probe_args: ProbeArguments, args: MTSLVRTrainingArguments) -> li
         label_column=probe_args.probe_label_column,
         group_column=probe_args.probe_group_column,
     )
+    if probe_args.probe_group_column is not None:
+        data = dataclasses.replace(data, group_disjoint=True)
     probe = ProbeCallback(
         data,
         probe_args.probe_kind,

@@ -94,11 +94,12 @@ class ProbeArguments:
     probe_audio_column: str | None = field(default=None, metadata={"help": "Its column of the audio."})
     probe_label_column: str | None = field(default=None, metadata={"help": "Its column of the classes."})
     probe_group_column: str | None = field(
-        default=None, metadata={"help": "Its column of the groups (speakers, recordings)."}
+        default=None,
+        metadata={"help": "Its column of the groups (speakers, recordings) to keep apart. Default: as the benchmark."},
     )
     probe_kind: str = field(
         default="linear",
-        metadata={"help": f"What is measured: {', '.join(PROBE_KINDS)}, as eval_probe_accuracy_both."},
+        metadata={"help": f"One of {', '.join(PROBE_KINDS)}. It measures eval_probe_accuracy_both and the like."},
     )
     probe_steps: int | None = field(
         default=None, metadata={"help": "Probe every so many steps. Default: with every evaluation."}

@@ -15,31 +15,11 @@ from accelerate import Accelerator
 from torch.nn import functional as F
 from transformers.modeling_outputs import ModelOutput
 
+from ..evaluation.average_precision import mean_average_precision
+
 LOSSES = ("loss", "contrastive_loss", "predictive_loss")
 TASKS = ("contrastive", "predictive")
 MAX_RANKED_VIEWS = 16384  # newest views of a window that average precision is computed on, in each process
-
-
-def mean_average_precision(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Average precision of each augmentation's logits as a ranking of views, averaged over the augmentations.
-
-    Equal logits share a rank, as in scikit-learn's `average_precision_score`. Augmentations that no view had are left
-    out. Guessing scores the share of views that had the augmentation: 4/7 with one to seven of seven.
-
-    Args:
-        logits: (N, A).
-        labels: (N, A), 1 where the augmentation was applied.
-
-    Returns:
-        () between 0 and 1; NaN if no view had any augmentation.
-    """
-    scores, order = logits.float().T.contiguous().sort(dim=1)  # (A, N) ascending
-    positive = labels.float().T.gather(1, order)  # (A, N)
-    first = torch.searchsorted(scores, scores)  # (A, N) index of the first view with the same score
-    before = positive.cumsum(dim=1) - positive  # (A, N) positives that score less
-    total = positive.sum(dim=1, keepdim=True)  # (A, 1)
-    precision = (total - before.gather(1, first)) / (scores.shape[1] - first)  # (A, N) among views from this score up
-    return ((precision * positive).sum(dim=1) / total[:, 0]).nanmean()
 
 
 def embedding_spread(embeddings: torch.Tensor) -> torch.Tensor:
@@ -145,4 +125,4 @@ class Stopwatch:
                 self.start()
 
 
-__all__ = ["StepAverages", "Stopwatch", "embedding_spread", "mean_average_precision"]
+__all__ = ["StepAverages", "Stopwatch", "embedding_spread"]

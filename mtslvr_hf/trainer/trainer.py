@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from .callbacks import own_callbacks
 from .checkpoints import last_checkpoint, load_run_state, save_run_state
 from .checks import check_stream, kind_of
 from .metrics import LOSSES, TASKS, StepAverages, Stopwatch
+from .probe_callback import ProbeCallback
 from .progress import StreamProgress
 from .side_stream import SideStream
 
@@ -51,14 +53,15 @@ class MTSLVRTrainer(Trainer):
             full batches are used, with the same augmentations in each evaluation, so that losses can be compared.
         processing_class: The feature extractor that is saved beside the model and names the normalisation; AudioSet's
             statistics unless given.
-        callbacks: As for Trainer.
+        callbacks: As for Trainer; among them any number of `ProbeCallback`s, of different names.
         optimizers: As for Trainer.
         augmentation: What makes the two views; all of `model.config.augmentations` unless given.
         summary: What the model card shall say that the Trainer cannot know: the data set's name.
 
     Raises:
         TypeError: If the data sets are of other kinds.
-        ValueError: If the stream was made for another batch size, or number of processes; or `max_steps` is missing.
+        ValueError: If the stream was made for another batch size, or number of processes; `max_steps` is missing; or
+            two probes have the same name.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class MTSLVRTrainer(Trainer):
         self._clips = 0  # of this process since the last log
         self._micro_step = (0, -1)  # optimizer step, batch within it
         self._watch = Stopwatch()
+        self._attach_probes()
 
     # Data
 
@@ -115,6 +119,9 @@ class MTSLVRTrainer(Trainer):
             state = load_run_state(self._resumed_from, self.args.process_index, self.args.world_size)
             self.progress.load_state_dict(state["stream"])
             self._watch = Stopwatch(state["training_seconds"])
+        costs = {} if self._resumed_from is None else state.get("probes", {})
+        for probe in self._probes():
+            probe.load_state_dict(costs.get(probe.name, {}))
         return self.progress.dataloader(
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             prefetch_factor=self.args.dataloader_prefetch_factor,
@@ -143,6 +150,12 @@ class MTSLVRTrainer(Trainer):
             )
         batches = clips[: fewest // batch * batch].unflatten(0, (-1, batch))  # (batches, B, samples)
         return DataLoader(batches, batch_size=None)
+
+    def _check_eval_clips(self) -> None:
+        """Raises before the first step what the first evaluation would, which may come after the last."""
+        if self.eval_dataset is not None:
+            for clips in self.eval_dataset if isinstance(self.eval_dataset, dict) else [self.eval_dataset]:
+                self.get_eval_dataloader(clips)
 
     def make_views(self, values: torch.Tensor, step: int, split: str, scales: torch.Tensor | None = None) -> TwoViews:
         """Normalises and augments this process's share of a batch on the model's device.
@@ -177,13 +190,14 @@ class MTSLVRTrainer(Trainer):
 
         Raises:
             ValueError: If there is no complete checkpoint to resume from, or it was written by another number of
-                processes.
+                processes; or the evaluation clips do not fill a batch in every process.
             TooManyBadRows: If more rows of the stream than its `max_bad_share` cannot be used.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
+        self._check_eval_clips()
         self._resumed_from = resume_from_checkpoint or None
         self._weights_step = None
         output = super().train(self._resumed_from, trial, ignore_keys_for_eval)
@@ -264,8 +278,42 @@ class MTSLVRTrainer(Trainer):
                 clips += len(waveforms) * self.args.world_size
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
             metrics = averages.compute(self.accelerator)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+            metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+            if metric_key_prefix == self._first_prefix():
+                for probe in self._probes():
+                    metrics.update(probe.metrics())
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=clips)
+
+    # Probes
+
+    @property
+    def training_seconds(self) -> float:
+        """Time spent training, that before a resume included and that of evaluations, probes and checkpoints not."""
+        return self._watch.seconds
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Keeps what is done meanwhile out of `training_seconds` and of the clips per second."""
+        return self._watch.paused()
+
+    def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
+        """As Trainer's."""
+        super().add_callback(callback)
+        self._attach_probes()
+
+    def _attach_probes(self) -> None:
+        names = [probe.name for probe in self._probes()]
+        if len(set(names)) < len(names):
+            raise ValueError(f"The probes are named {', '.join(names)}; give each a `name` of its own.")
+        for probe in self._probes():
+            probe.attach(self)
+
+    def _probes(self) -> list[ProbeCallback]:
+        return [callback for callback in self.callback_handler.callbacks if isinstance(callback, ProbeCallback)]
+
+    def _first_prefix(self) -> str:
+        """Prefix of the first data set's measures in an evaluation of all: probes belong to the whole of it."""
+        several = isinstance(self.eval_dataset, dict)
+        return f"eval_{next(iter(self.eval_dataset))}" if several else "eval"
 
     # Logging
 
@@ -294,7 +342,11 @@ class MTSLVRTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         with self._watch.paused():
             folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            state = {"training_seconds": self._watch.seconds, "stream": self.progress.state_dict()}
+            state = {
+                "training_seconds": self._watch.seconds,
+                "stream": self.progress.state_dict(),
+                "probes": {probe.name: probe.state_dict() for probe in self._probes()},
+            }
             save_run_state(folder, self.args.process_index, self.args.world_size, state)
             self.accelerator.wait_for_everyone()  # so that transformers' state, written last, completes it
             super()._save_checkpoint(model, trial)
@@ -366,6 +418,7 @@ class MTSLVRTrainer(Trainer):
     def _figures(self, step: int) -> dict[str, float]:
         """The last value of each measure that was logged up to a step."""
         names = {f"{prefix}{name}" for prefix in ("", "eval_") for name in CARD_METRICS}
+        names.update(name for probe in self._probes() for name in probe.metric_names())
         figures: dict[str, float] = {}
         for entry in self.state.log_history:
             if entry["step"] <= step:
