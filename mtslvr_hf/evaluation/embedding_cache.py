@@ -1,88 +1,105 @@
 """Embeddings kept on disk, so that the same network embeds the same files once."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers import PreTrainedModel
+from torch import Tensor
 
-from .. import __version__
-from ..encoding.embed_dataset import weights_sha256
-from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
+from ..data.decoding import open_audio
+
+if TYPE_CHECKING:
+    from .embedders import Embedder
 
 logger = logging.getLogger(__name__)
 
 
 def cached_embeddings(
     folder: str | Path,
-    model: PreTrainedModel,
-    extractor: MTSLVRFeatureExtractor,
-    files: Sequence[str | Path],
-    compute: Callable[[], torch.Tensor],
-) -> torch.Tensor:
-    """Embeddings (files, D) from a folder of earlier ones, or computed and written there.
+    embedder: Embedder,
+    audio: Sequence[Mapping[str, Any]],
+    show_progress: bool = False,
+) -> dict[str, Tensor]:
+    """An embedder's embeddings of audio from a folder of earlier ones, or computed and written there.
 
-    An entry belongs to the model's weights and configuration (the tasks of its embedding among them), the extractor's
-    settings, the files' content in their order, and this package's version. What changes the code alone needs another
-    folder. An entry that is damaged is computed again, with a warning.
+    An entry belongs to the embedder's fingerprint and to the audio's content in its order. What changes the code alone
+    needs another folder. An entry that is damaged is computed again, with a warning.
 
     Args:
-        folder: made if it does not exist.
-        model: what embeds.
-        extractor: what prepares its input.
-        files: the audio.
-        compute: makes the embeddings.
+        folder: Made if it does not exist.
+        embedder: What embeds.
+        audio: N undecoded rows, `{"bytes", "path"}`.
+        show_progress: Whether to show the embedder's progress bar.
+
+    Returns:
+        As `Embedder.embed`.
 
     Raises:
-        OSError: when the folder cannot be written, or a file cannot be read.
+        OSError: If the folder cannot be written, or a file cannot be read.
+        BadClip: A ValueError that names the row that has no audio, or cannot be decoded.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{_key(model, extractor, files)}.safetensors"
+    path = folder / f"{_key(embedder, audio)}.safetensors"
     if path.is_file():
         embeddings = _read(path)
         if embeddings is not None:
             return embeddings
         logger.warning("%s is damaged; its embeddings are computed again.", path)
-    embeddings = compute().cpu().contiguous()
+    embeddings = embedder.embed(audio, show_progress=show_progress)
+    # Tensors are numbered: safetensors does not keep their order.
+    numbered = {str(number): values.cpu().contiguous().clone() for number, values in enumerate(embeddings.values())}
+    names = json.dumps(list(embeddings))
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    save_file({"embeddings": embeddings}, partial, metadata={"sha256": _digest(embeddings)})
+    save_file(numbered, partial, metadata={"names": names, "sha256": _digest(names, list(numbered.values()))})
     os.replace(partial, path)  # another process sees the whole entry or none
     return embeddings
 
 
-def _read(path: Path) -> torch.Tensor | None:
+def _read(path: Path) -> dict[str, Tensor] | None:
     """The entry's embeddings, or None if they are not what was written."""
     try:
         with safe_open(path, framework="pt") as entry:
-            embeddings = entry.get_tensor("embeddings")
-            written = (entry.metadata() or {}).get("sha256")
+            written = entry.metadata() or {}
+            names = written.get("names", "[]")
+            values = [entry.get_tensor(str(number)) for number in range(len(entry.keys()))]
     except SafetensorError:
         return None
-    return embeddings if written == _digest(embeddings) else None
+    if written.get("sha256") != _digest(names, values):
+        return None
+    return dict(zip(json.loads(names), values))
 
 
-def _digest(embeddings: torch.Tensor) -> str:
-    return hashlib.sha256(embeddings.view(torch.uint8).numpy().tobytes()).hexdigest()
+def _digest(names: str, embeddings: Sequence[Tensor]) -> str:
+    digest = hashlib.sha256(names.encode())
+    for values in embeddings:
+        digest.update(values.contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
-def _key(model: PreTrainedModel, extractor: MTSLVRFeatureExtractor, files: Sequence[str | Path]) -> str:
-    config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
-    settings = {
-        "version": __version__,
-        "weights": weights_sha256(model),
-        "dtype": str(model.dtype),
-        "config": config,
-        "extractor": extractor.to_dict(),
-        "files": [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files],
-    }
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:32]
+def _key(embedder: Embedder, audio: Sequence[Mapping[str, Any]]) -> str:
+    digest = hashlib.sha256(embedder.fingerprint.encode())
+    for index in range(len(audio)):
+        with open_audio(audio[index]) as file:
+            digest.update(_content(file))
+    return digest.hexdigest()[:32]
+
+
+def _content(file: Any) -> bytes:
+    """Sha256 of a file, a mebibyte at a time."""
+    digest = hashlib.sha256()
+    while block := file.read(2**20):
+        digest.update(block)
+    return digest.digest()
 
 
 __all__ = ["cached_embeddings"]

@@ -6,83 +6,117 @@ import pytest
 import torch
 from transformers import AutoFeatureExtractor, AutoModel
 
-from mtslvr_hf.evaluation import FewShotTask, evaluate_few_shot
+from mtslvr_hf.data import BadClip
+from mtslvr_hf.evaluation.embedders import MTSLVREmbedder, load_embedder
 from mtslvr_hf.evaluation.embedding_cache import cached_embeddings
 
 
-@pytest.fixture
-def parts(save_model, sounds, tmp_path):
-    """Folder, model, extractor and two files; and a counter of computations."""
-    folder = save_model()
-    files = []
-    for name in ("a.flac", "b.flac"):
-        files.append(tmp_path / name)
-        shutil.copy(sorted((sounds / "anvil").iterdir())[len(files)], files[-1])
-    return tmp_path / "cache", AutoModel.from_pretrained(folder), AutoFeatureExtractor.from_pretrained(folder), files
+class Counting:
+    """An embedder whose every computation gives something else, with names that are not in alphabetical order."""
 
+    name = "counting"
 
-class Compute:
-    def __init__(self):
+    def __init__(self, fingerprint="a"):
+        self.fingerprint = fingerprint
         self.calls = 0
 
-    def __call__(self):
+    def embed(self, audio, show_progress=False):
         self.calls += 1
-        return torch.arange(6.0).reshape(2, 3) + self.calls
+        whole = torch.arange(4.0 * len(audio)).reshape(len(audio), 4) + self.calls
+        return {"predictive": whole[:, :2], "contrastive": whole[:, 2:], "both": whole}
 
 
-def test_second_time_reads(parts):
-    compute = Compute()
-    first, second = (cached_embeddings(*parts, compute) for _ in range(2))
-    assert compute.calls == 1
-    assert torch.equal(first, second)
-    assert len(list(parts[0].iterdir())) == 1  # nothing partial is left
+@pytest.fixture
+def audio(sounds, tmp_path):
+    files = sorted((sounds / "anvil").iterdir())[:2]
+    for number, file in enumerate(files):
+        shutil.copy(file, tmp_path / f"{number}.flac")
+    return [{"bytes": None, "path": str(tmp_path / f"{number}.flac")} for number in range(2)]
 
 
-@pytest.mark.parametrize("change", ["weights", "tasks", "extractor", "file", "order"])
-def test_what_changes_embeddings_has_an_entry_of_its_own(parts, change):
-    cache, model, extractor, files = parts
-    compute = Compute()
-    cached_embeddings(*parts, compute)
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "cache"
+
+
+def assert_same(first, second):
+    assert list(first) == list(second)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_second_time_reads(cache, audio):
+    embedder = Counting()
+    first, second = (cached_embeddings(cache, embedder, audio) for _ in range(2))
+    assert embedder.calls == 1
+    assert_same(first, second)
+    assert len(list(cache.iterdir())) == 1  # nothing partial is left
+
+
+@pytest.mark.parametrize("change", ["embedder", "file", "order", "fewer"])
+def test_what_changes_embeddings_has_an_entry_of_its_own(cache, audio, change):
+    embedder = Counting()
+    cached_embeddings(cache, embedder, audio)
+    if change == "embedder":
+        embedder.fingerprint = "b"
+    elif change == "file":
+        shutil.copy(audio[1]["path"], audio[0]["path"])
+    else:
+        audio = audio[::-1] if change == "order" else audio[:1]
+    cached_embeddings(cache, embedder, audio)
+    assert embedder.calls == 2
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_bytes_and_the_file_they_came_from_share_an_entry(cache, audio):
+    embedder = Counting()
+    cached_embeddings(cache, embedder, audio)
+    read = []
+    for row in audio:
+        with open(row["path"], "rb") as file:
+            read.append({"bytes": file.read(), "path": "elsewhere"})
+    cached_embeddings(cache, embedder, read)
+    assert embedder.calls == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "text"])
+def test_damaged_entry_is_computed_again(cache, audio, damage, caplog):
+    embedder = Counting()
+    cached_embeddings(cache, embedder, audio)
+    (entry,) = cache.iterdir()
+    content = bytearray(entry.read_bytes())
+    if damage == "bit":
+        content[-2] ^= 1
+    entry.write_bytes({"cut": content[:-5], "bit": content, "text": b"hello"}[damage])
+    again = cached_embeddings(cache, embedder, audio)
+    assert "is damaged" in caplog.text
+    assert_same(again, cached_embeddings(cache, embedder, audio))
+    assert embedder.calls == 2
+
+
+def test_row_without_audio_is_named(cache):
+    with pytest.raises(BadClip, match=r"song\.wav: no data"):
+        cached_embeddings(cache, Counting(), [{"bytes": b"", "path": "song.wav"}])
+
+
+def test_a_models_embeddings_come_back_as_they_were(save_model, cache, audio):
+    embedder = load_embedder(save_model())
+    first, second = (cached_embeddings(cache, embedder, audio) for _ in range(2))
+    assert_same(embedder.embed(audio), first)
+    assert_same(first, second)
+
+
+@pytest.mark.parametrize("change", ["weights", "tasks", "extractor"])
+def test_fingerprint_follows_the_model(save_model, change):
+    folder = save_model()
+    model, extractor = AutoModel.from_pretrained(folder), AutoFeatureExtractor.from_pretrained(folder)
+    embedder = MTSLVREmbedder(model, extractor)
+    before = embedder.fingerprint
+    assert before == load_embedder(folder).fingerprint
     if change == "weights":
         with torch.no_grad():
             next(model.parameters()).add_(1e-3)
     elif change == "tasks":
         model.set_adapter(["contrastive"])
-    elif change == "extractor":
-        extractor.normalization = "sample"
-    elif change == "file":
-        shutil.copy(files[1], files[0])
     else:
-        files = files[::-1]
-    cached_embeddings(cache, model, extractor, files, compute)
-    assert compute.calls == 2
-    assert len(list(cache.iterdir())) == 2
-
-
-@pytest.mark.parametrize("damage", ["cut", "bit", "text"])
-def test_damaged_entry_is_computed_again(parts, damage, caplog):
-    compute = Compute()
-    cached_embeddings(*parts, compute)
-    (entry,) = parts[0].iterdir()
-    content = bytearray(entry.read_bytes())
-    if damage == "bit":
-        content[-2] ^= 1
-    entry.write_bytes({"cut": content[:-5], "bit": content, "text": b"hello"}[damage])
-    again = cached_embeddings(*parts, compute)
-    assert "is damaged" in caplog.text
-    assert torch.equal(again, cached_embeddings(*parts, compute))
-    assert compute.calls == 2
-
-
-def fail(*args, **kwargs):
-    raise AssertionError("embeddings were computed")
-
-
-def test_evaluation_gives_the_same_from_the_cache(save_model, sounds, tmp_path, monkeypatch):
-    model, task = save_model(), FewShotTask(ways=3, queries=4, tasks=50)
-    options = {"task": task, "show_progress": False, "classifier": "logistic"}
-    plain = evaluate_few_shot([model], sounds, **options)
-    first = evaluate_few_shot([model], sounds, cache=tmp_path, **options)
-    assert len(list(tmp_path.iterdir())) == 2  # the model and the untrained network
-    monkeypatch.setattr("mtslvr_hf.evaluation.report.encode", fail)
-    assert plain == first == evaluate_few_shot([model], sounds, cache=tmp_path, **options)
+        extractor.normalization = "sample"
+    assert embedder.fingerprint != before
