@@ -4,7 +4,6 @@ What a subcommand needs is imported when it runs, so that none waits for what on
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -172,19 +171,45 @@ def _cache(options: argparse.Namespace) -> None:
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "evaluate",
-        help="few-shot accuracy of models on labelled audio",
-        description="Prints the few-shot accuracy of each model's embeddings on a folder of labelled audio, beside "
-        "that of log-mel statistics and of the untrained network, as a Markdown table with 95 %% intervals.",
-        epilog="example: mtslvr evaluate --model outputs/my-model --data sounds --ways 5 --shots 1",
+        help="models side by side on labelled audio: few-shot accuracy, probes, invariance",
+        description="Prints the few-shot accuracy of each model's embeddings on each data set, beside that of log-mel "
+        "statistics and of an untrained network, with 95 %% intervals, average ranks and differences on the same "
+        "tasks, as Markdown. With --output, writes report.md, report.json, report.html and heat maps (needs `pip "
+        "install 'mtslvr-hf[evaluation]'`), and keeps embeddings, so that an interrupted run goes on where it was.",
+        epilog="example: mtslvr evaluate --model outputs/my-model --model facebook/wav2vec2-base --data sounds "
+        "--data esc50 --output outputs/report",
     )
     parser.add_argument(
         "--model",
         action="append",
         required=True,
         metavar="FOLDER_OR_NAME",
-        help="a model's folder or its name on the Hub; may be given several times",
+        help="a model's folder or its name on the Hub: ours, or any audio model of transformers; may be repeated",
     )
-    parser.add_argument("--data", required=True, metavar="FOLDER", help="holds a folder of audio files per class")
+    parser.add_argument(
+        "--data",
+        action="append",
+        required=True,
+        metavar="DATA",
+        help="a folder with a folder of audio files per class, a folder that mtslvr embed wrote, a data set on the "
+        "Hub, a name of the registry, or a suite of it: paper, labelled (--list-data shows them); may be repeated",
+    )
+    parser.add_argument("--list-data", action=_ListData, nargs=0, help="list the registry of data sets and exit")
+    own = parser.add_argument_group("data sets that are not in the registry")
+    own.add_argument("--config", help="configuration of the data set")
+    own.add_argument("--split", help="its split (default: its only one; all files of a folder)")
+    own.add_argument("--revision", help="branch, tag or commit on the Hub")
+    own.add_argument("--audio-column", metavar="NAME", help="needed where several columns could be meant")
+    own.add_argument(
+        "--label-column", metavar="NAME", help="(default: label, labels, human_labels, target, category, class)"
+    )
+    own.add_argument("--group-column", metavar="NAME", help="speaker, recording, ... (default of folders: group)")
+    parser.add_argument(
+        "--data-root",
+        type=Path,
+        metavar="FOLDER",
+        help="holds the registry's local sets (default: MTSLVR_EVALUATION_DATA)",
+    )
     classes = parser.add_mutually_exclusive_group()
     classes.add_argument("--classes", metavar="A,B,...", type=_names, help="classes to use (default: all)")
     classes.add_argument(
@@ -199,42 +224,77 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--seed", type=int, default=0, help="draws the tasks (default: %(default)s)")
     parser.add_argument(
         "--group-disjoint",
-        action="store_true",
-        help="keep the groups of a task's queries (column group of the folder's manifest.csv) out of its support",
+        action=argparse.BooleanOptionalAction,
+        help="keep the groups of a task's queries out of its support (default: as the registry says, else no)",
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one, else cpu)")
-    parser.add_argument("--batch-size", type=int, default=16, help="windows embedded at once (default: %(default)s)")
     parser.add_argument(
         "--classifier", choices=("centroid", "logistic"), default="centroid", help="(default: %(default)s)"
     )
-    parser.add_argument("--cache", metavar="FOLDER", help="keep embeddings there, and reuse those that are there")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
+    parser.add_argument(
+        "--probe",
+        action="append",
+        choices=("linear", "knn"),
+        default=[],
+        help="measure a linear probe or nearest neighbours on 30 %% of each data set as well; may be repeated",
+    )
+    parser.add_argument(
+        "--invariance",
+        type=int,
+        metavar="CLIPS",
+        default=0,
+        help="measure what each augmentation does to the embeddings of so many clips (default: not at all)",
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one, else cpu)")
+    parser.add_argument("--batch-size", type=int, default=16, help="windows embedded at once (default: %(default)s)")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write the report there")
+    parser.add_argument(
+        "--cache",
+        metavar="FOLDER",
+        help="keep embeddings there, and reuse those that are there (default: OUTPUT/embeddings)",
+    )
     parser.set_defaults(run=_evaluate)
 
 
-def _evaluate(options: argparse.Namespace) -> None:
-    from .evaluation import FewShotTask, evaluate_few_shot, read_class_list
+class _ListData(argparse.Action):
+    """Prints the registry, like --help, whatever else was given."""
 
-    task = FewShotTask(
-        options.ways, options.shots, options.queries, options.tasks, options.seed, options.group_disjoint
-    )
-    device = _device(options.device)
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from .evaluation.registry import describe_registry
+
+        sys.stdout.write(describe_registry() + "\n")
+        parser.exit()
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from .evaluation import FewShotTask, evaluate, read_class_list, to_markdown, write_report
+    from .evaluation.plots import check_matplotlib
+
+    if options.output:
+        try:
+            check_matplotlib()
+        except ImportError as error:
+            raise ValueError(str(error)) from error
     for model in options.model:
         _check_model_folder(model)
-    classes = read_class_list(options.class_list) if options.class_list else options.classes
-    report = evaluate_few_shot(
+    names = "ways shots queries tasks seed group_disjoint"
+    columns = "config split revision audio_column label_column group_column"
+    report = evaluate(
         options.model,
         options.data,
-        classes,
-        task,
-        device,
-        options.batch_size,
+        FewShotTask(**{name: getattr(options, name) for name in names.split()}),
         classifier=options.classifier,
-        cache=options.cache,
+        classes=read_class_list(options.class_list) if options.class_list else options.classes,
+        probes=options.probe,
+        invariance_clips=options.invariance,
+        device=_device(options.device),
+        batch_size=options.batch_size,
+        cache=options.cache or (options.output and options.output / "embeddings"),
+        root=options.data_root,
+        **{name: getattr(options, name) for name in columns.split()},
     )
-    sys.stdout.write(report.to_markdown() + "\n")
-    if options.json:
-        options.json.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    if options.output:
+        write_report(report, options.output)
+    sys.stdout.write(to_markdown(report) + "\n")
 
 
 def _device(name: str | None) -> str:

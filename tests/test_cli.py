@@ -1,6 +1,7 @@
 """The `mtslvr` command: what it prints, and what it says of mistakes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ def sounds(tmp_path_factory):
     generator = np.random.default_rng(0)
     for name in ("one", "two", "three"):
         (folder / name).mkdir()
-        for clip in range(3):
+        for clip in range(4):
             soundfile.write(folder / name / f"{clip}.wav", generator.uniform(-0.5, 0.5, 4000), 16_000)
     return folder
 
@@ -73,18 +74,53 @@ def test_version_and_help(capsys):
 
 
 class TestEvaluate:
-    def test_prints_the_table_and_writes_json(self, evaluate, model, tmp_path, capsys):
-        assert main([*evaluate, "--seed", "3", "--json", str(tmp_path / "out.json")]) == 0
-        output = capsys.readouterr().out
-        assert output.startswith("2-way 1-shot accuracy on")
-        assert output.count("\n| ") == 2 + 5
-        data = json.loads((tmp_path / "out.json").read_text())
+    def test_prints_tables_and_writes_the_report(self, evaluate, model, tmp_path, capsys):
+        output = tmp_path / "report"
+        options = ["--seed", "3", "--probe", "knn", "--invariance", "10", "--output", str(output)]
+        assert main([*evaluate, *options]) == 0
+        printed = capsys.readouterr().out
+        assert printed.startswith("2-way 1-shot accuracy: ")
+        assert printed == (output / "report.md").read_text()
+        data = json.loads((output / "report.json").read_text())
         assert data["task"]["seed"] == 3
-        assert [row["model"] for row in data["rows"]][2:] == [str(model)] * 3
+        assert [row["model"] for row in data["results"][0]["rows"]][2:] == [str(model)] * 3
+        assert (output / "report.html").read_text().startswith("<!DOCTYPE html>")
+        (heat_map,) = output.glob("invariance-*.png")
+        assert heat_map.read_bytes().startswith(b"\x89PNG")
+        assert list((output / "embeddings").glob("*.safetensors"))
+        assert not list(output.glob("*.partial"))
+
+    def test_without_matplotlib_the_report_is_refused_before_the_work(self, evaluate, tmp_path, capsys, monkeypatch):
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+        message = failure([*evaluate, "--output", str(tmp_path / "report")], capsys)
+        assert "pip install 'mtslvr-hf[evaluation]'" in message
+        assert not (tmp_path / "report").exists()
+
+    def test_several_models_and_data_sets(self, evaluate, model, sounds, tmp_path, capsys):
+        for source, copy in ((model, "other"), (sounds, "more")):
+            shutil.copytree(source, tmp_path / copy)
+        assert main([*evaluate, "--model", str(tmp_path / "other"), "--data", str(tmp_path / "more")]) == 0
+        output = capsys.readouterr().out
+        assert "average rank" in output and "## more" in output
+        between = [line for line in output.splitlines() if str(model) in line and str(tmp_path / "other") in line]
+        assert len(between) == 2  # the same weights: no difference, task by task
+        assert all(line.count("+0.0 ± 0.0") == 1 for line in between)
+
+    def test_lists_the_registry(self, capsys):
+        with pytest.raises(SystemExit) as stop:
+            main(["evaluate", "--list-data"])
+        assert stop.value.code == 0
+        output = capsys.readouterr().out
+        assert "esc50: mteb/esc50, 2,000 clips of 50 classes" in output
+        assert "voxceleb1: missing" in output
+
+    def test_a_suite_that_nobody_can_reach(self, evaluate, model, tmp_path, capsys):
+        arguments = ["evaluate", "--model", str(model), "--data", "labelled", "--data-root", str(tmp_path)]
+        assert "no data set could be reached: drum_hits: " in failure(arguments, capsys)
 
     def test_only_the_classes_asked_for(self, evaluate, capsys):
         assert main([*evaluate, "--classes", "one, three"]) == 0
-        assert "6 clips of 2 classes" in capsys.readouterr().out
+        assert "8 clips of 2 classes" in capsys.readouterr().out
 
     def test_classes_of_a_file_classifier_and_cache(self, evaluate, tmp_path, capsys):
         (tmp_path / "classes.txt").write_text("three\none\n")
@@ -101,7 +137,7 @@ class TestEvaluate:
     def test_runs_as_a_command(self, evaluate):
         command = [sys.executable, "-m", "mtslvr_hf.cli", *evaluate]
         result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-        assert result.stdout.startswith("2-way 1-shot accuracy on")
+        assert result.stdout.startswith("2-way 1-shot accuracy: ")
         assert "embedding" in result.stderr  # the progress bar keeps out of the table's way
 
     def test_wrong_arguments(self, evaluate, capsys):
@@ -117,14 +153,15 @@ class TestEvaluate:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            (["--ways", "4"], "mtslvr evaluate: error: 4-way tasks need at least 4 classes, and 3 can be drawn from"),
-            (["--shots", "0"], "mtslvr evaluate: error: shots is 0; expected at least 1"),
-            (["--classes", "one,four"], "has no class four; its classes are one, three, two"),
-            (["--data", "./nowhere"], "no folder nowhere"),
-            (["--group-disjoint"], "there is no such file"),
+            (["--ways", "4"], ": 4-way tasks need at least 4 classes, and 3 can be drawn from"),
+            (["--shots", "0"], ": shots is 0; expected at least 1"),
+            (["--classes", "one,four"], "has no class four; it has: one, three, two"),
+            (["--data", "./nowhere"], "nowhere; nor is it one of the registry: esc50, "),
+            (["--group-disjoint"], "has no groups, which group-disjoint tasks need"),
             (["--model", "./nowhere"], "no model in ./nowhere: there is no ./nowhere/config.json"),
             (["--device", "gpu0"], "cannot use the device 'gpu0'"),
             (["--batch-size", "0"], "batch_size is 0"),
+            (["--classes", "one,two", "--invariance", "10"], "8 clips are too few to measure invariance on"),
         ],
     )
     def test_mistakes(self, evaluate, changes, message, capsys):

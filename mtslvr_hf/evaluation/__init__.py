@@ -1,34 +1,75 @@
 """How good embeddings are: few-shot tasks over folders of labelled audio, and what they are compared with."""
 
-from .baselines import log_mel_statistics, read_audio
+from .average_precision import mean_average_precision
+from .baselines import LogMelStatistics
 from .class_lists import read_class_list
+from .data import DataNotReachable, EvaluationData, open_data
+from .embedders import Embedder, MTSLVREmbedder, load_embedder, untrained
 from .episodes import Episodes, sample_episodes
 from .fewshot import CLASSIFIERS, FewShotResult, few_shot_accuracy, mean_and_interval, score_episodes, standardized
-from .folders import LabelledClips, read_labelled_folder
+from .html_report import to_html
+from .invariance import InvarianceReport, measure_invariance
 from .labelled_embeddings import LabelledEmbeddings, read_labelled_embeddings
-from .report import EvaluationReport, EvaluationRow, FewShotTask, evaluate_few_shot
-from .solvers import logistic_regression, nearest_centroid
+from .markdown_report import to_markdown
+from .plots import heat_map, save_heat_map
+from .probes import ProbeResult, knn_probe, linear_probe, probe, split
+from .projection import Projection, project
+from .registry import BENCHMARKS, SUITES, Benchmark
+from .report import average_ranks, evaluate, paired_differences
+from .report_folder import write_report
+from .results import DataResult, Difference, EvaluationReport, FewShotTask, Row
+from .solvers import logistic_regression, logistic_regression_duals, nearest_centroid
+from .weight_shares import WeightShares, weight_shares
 
 __all__ = [
+    "BENCHMARKS",
     "CLASSIFIERS",
+    "SUITES",
+    "Benchmark",
+    "DataNotReachable",
+    "DataResult",
+    "Difference",
+    "Embedder",
     "Episodes",
+    "EvaluationData",
     "EvaluationReport",
-    "EvaluationRow",
     "FewShotResult",
     "FewShotTask",
-    "LabelledClips",
+    "InvarianceReport",
     "LabelledEmbeddings",
-    "evaluate_few_shot",
+    "LogMelStatistics",
+    "MTSLVREmbedder",
+    "ProbeResult",
+    "Projection",
+    "Row",
+    "WeightShares",
+    "average_ranks",
+    "evaluate",
     "few_shot_accuracy",
-    "log_mel_statistics",
+    "heat_map",
+    "knn_probe",
+    "linear_probe",
+    "load_embedder",
     "logistic_regression",
+    "logistic_regression_duals",
     "mean_and_interval",
+    "mean_average_precision",
+    "measure_invariance",
     "nearest_centroid",
-    "read_audio",
+    "open_data",
+    "paired_differences",
+    "probe",
+    "project",
     "read_class_list",
     "read_labelled_embeddings",
-    "read_labelled_folder",
     "sample_episodes",
+    "save_heat_map",
     "score_episodes",
+    "split",
     "standardized",
+    "to_html",
+    "to_markdown",
+    "untrained",
+    "weight_shares",
+    "write_report",
 ]

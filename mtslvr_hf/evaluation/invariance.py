@@ -17,6 +17,7 @@ from ..augmentations import Augmentation, TwoViewAugmentation
 
 STRENGTHS = (0.25, 0.5, 1.0)
 FOLDS = 5
+FEWEST_CLIPS = 2 * FOLDS
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the ridge probe, per clip and standardised dimension
 # The parameters that make an augmentation strong, the first being the one that is read back, and the value at which
 # they change least: None for the top of their range.
@@ -40,6 +41,8 @@ class Displacement:
     mahalanobis: Distance between a clip's embedding and that of its augmented copy, by the originals' covariance.
     relative: The same over that of two different clips: 0 is invariant, 1 as far as another clip.
     cosine: Similarity of the two; 1 is invariant.
+    presence: Share of right answers of a linear probe to whether a clip is augmented, on clips that it was not fitted
+        to; guesses reach 0.5.
     """
 
     augmentation: str
@@ -48,11 +51,14 @@ class Displacement:
     mahalanobis: float
     relative: float
     cosine: float
+    presence: float
 
 
 @dataclass(frozen=True)
 class Readability:
     """What linear probes read from one embedding about an augmentation, on clips that they were not fitted to.
+
+    Its parameters are drawn as in pre-training, over their whole range: at one strength there is none to be read.
 
     presence: Share of right answers to whether a clip is augmented; guesses reach 0.5.
     parameter: The parameter that is read from augmented clips.
@@ -125,8 +131,8 @@ def measure_invariance(
     Raises:
         ValueError: If there are fewer than 10 clips, or a strength is not in (0, 1].
     """
-    if waveforms.ndim != 2 or len(waveforms) < 2 * FOLDS:
-        raise ValueError(f"Expected (clips, samples) of at least {2 * FOLDS} clips, got {tuple(waveforms.shape)}.")
+    if waveforms.ndim != 2 or len(waveforms) < FEWEST_CLIPS:
+        raise ValueError(f"Expected (clips, samples) of at least {FEWEST_CLIPS} clips, got {tuple(waveforms.shape)}.")
     if not strengths or not all(0 < strength <= 1 for strength in strengths):
         raise ValueError(f"Strengths must lie in (0, 1], got {tuple(strengths)}.")
     augmentations = TwoViewAugmentation(sampling_rate=sampling_rate).augmentations
@@ -149,7 +155,8 @@ def measure_invariance(
                 drawn = draw_strength(augmentation, strength, len(waveforms), generator)
                 for task, moved in embed_all(augmentation, drawn).items():
                     figures = metrics[task].displacement(moved)
-                    displacements.append(Displacement(augmentation.name, strength, task, *figures))
+                    presence = _read_presence(originals[task], moved, folds)
+                    displacements.append(Displacement(augmentation.name, strength, task, *figures, presence))
             drawn = augmentation.sample_parameters(len(waveforms), generator)
             for task, moved in embed_all(augmentation, drawn).items():
                 readabilities.append(_read(augmentation.name, task, originals[task], moved, drawn, folds))
@@ -232,14 +239,18 @@ def shrunk_covariance(values: Tensor) -> Tensor:
 def _read(
     name: str, task: str, originals: Tensor, moved: Tensor, drawn: Mapping[str, Tensor], folds: Tensor
 ) -> Readability:
-    both, labels = torch.cat([originals, moved]), torch.ones(2 * len(moved), dtype=torch.float64)
-    labels[: len(originals)] = -1
-    presence = (_predict(both, labels, folds.repeat(2)) * labels > 0).double().mean()
     parameter = next(iter(PARAMETERS[name]))
     truth = drawn[parameter].double()
     error = (_predict(moved, truth, folds) - truth).square().sum()
     r2 = 1 - error / (truth - truth.mean()).square().sum()
-    return Readability(name, task, float(presence), parameter, float(r2))
+    return Readability(name, task, _read_presence(originals, moved, folds), parameter, float(r2))
+
+
+def _read_presence(originals: Tensor, moved: Tensor, folds: Tensor) -> float:
+    """Accuracy of probes that tell augmented clips (N, D) from their originals, each fold's by the other folds."""
+    both, labels = torch.cat([originals, moved]), torch.ones(2 * len(moved), dtype=torch.float64)
+    labels[: len(originals)] = -1
+    return float((_predict(both, labels, folds.repeat(2)) * labels > 0).double().mean())
 
 
 def _predict(inputs: Tensor, targets: Tensor, folds: Tensor) -> Tensor:
@@ -254,17 +265,31 @@ def _predict(inputs: Tensor, targets: Tensor, folds: Tensor) -> Tensor:
 def _ridge(inputs: Tensor, targets: Tensor, queries: Tensor) -> Tensor:
     """Ridge regression; of PENALTIES it takes the one with the least leave-one-out error."""
     mean, std = inputs.mean(0), inputs.std(0).clamp(min=1e-12)
-    left, values, right = torch.linalg.svd((inputs - mean) / std, full_matrices=False)
-    centred, squares = targets - targets.mean(), values.square()
-    along = left.T @ centred
+    inputs = (inputs - mean) / std
+    squares, directions = _principal_directions(inputs)  # (R,), (D, R)
+    scores, centred = inputs @ directions, targets - targets.mean()  # (N, R), (N,)
+    along = scores.T @ centred
     best, least = None, torch.inf
     for penalty in PENALTIES:
-        kept = squares / (squares + penalty * len(inputs))
-        leverage = 1 / len(inputs) + left.square() @ kept
-        error = ((centred - left @ (kept * along)) / (1 - leverage).clamp(min=1e-6)).square().sum()
+        scale = squares + penalty * len(inputs)
+        leverage = 1 / len(inputs) + scores.square() @ (1 / scale)
+        error = ((centred - scores @ (along / scale)) / (1 - leverage).clamp(min=1e-6)).square().sum()
         if error < least:
-            best, least = right.T @ (kept * along / values.clamp(min=1e-12)), error
+            best, least = directions @ (along / scale), error
     return targets.mean() + (queries - mean) / std @ best
+
+
+def _principal_directions(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared singular values (R,) and right singular vectors (D, R) of inputs (N, D), R no more than N or D.
+
+    From the smaller of the two products with itself, which is faster than a singular value decomposition. Singular
+    values below 1e-6 of the largest are left out: every penalty outweighs them.
+    """
+    wide = len(inputs) <= inputs.shape[1]
+    squares, vectors = torch.linalg.eigh(inputs @ inputs.T if wide else inputs.T @ inputs)
+    kept = squares > 1e-12 * squares[-1]
+    squares, vectors = squares[kept], vectors[:, kept]
+    return squares, inputs.T @ vectors / squares.sqrt() if wide else vectors
 
 
 __all__ = [

@@ -1,237 +1,323 @@
-"""Few-shot accuracy of models beside that of what they must beat, as one table."""
+"""Models side by side on several data sets: few-shot accuracy, ranks, differences task by task, invariance.
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+Shapes: N clips, D embedding size, E tasks, S samples.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrainedConfig, PreTrainedModel
+from torch import Tensor
+from transformers import AutoConfig
 
-from ..encoding import encode
-from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
-from .baselines import log_mel_statistics
+from ..data import decode_clip
+from .baselines import LogMelStatistics
+from .data import DataNotReachable, EvaluationData, open_data
+from .embedders import Embedder, load_embedder, untrained
 from .embedding_cache import cached_embeddings
 from .episodes import Episodes, sample_episodes
 from .fewshot import CLASSIFIERS, mean_and_interval, score_episodes
-from .folders import LabelledClips, read_labelled_folder
+from .invariance import FEWEST_CLIPS, InvarianceReport, measure_invariance
+from .probes import KINDS, probe
+from .projection import Projection, project
+from .registry import expand
+from .results import DataResult, Difference, EvaluationReport, FewShotTask, Row
+from .weight_shares import WeightShares, weight_shares
 
-_CLASSIFIER_WORDS = {
-    "centroid": "nearest centroid by cosine similarity",
-    "logistic": "multinomial logistic regression (L2, C = 1, free intercepts) on embeddings of length 1",
-}
+logger = logging.getLogger(__name__)
+
+INVARIANCE_SECONDS = 2.0  # of each clip that is augmented
+GIVEN = "given embeddings"  # the only row of a data set that brings embeddings in place of audio
+_SAMPLING_RATE = 16_000
 # What differs between configurations of one and the same network.
 _NOT_ARCHITECTURE = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 
 
-@dataclass(frozen=True)
-class FewShotTask:
-    """How few-shot tasks are drawn; the words are those of `sample_episodes`."""
-
-    ways: int = 5
-    shots: int = 1
-    queries: int = 5
-    tasks: int = 10_000
-    seed: int = 0
-    group_disjoint: bool = False
-
-
-@dataclass(frozen=True)
-class EvaluationRow:
-    """One embedding's result.
+@dataclass
+class _Evaluated:
+    """A data set with its tasks, and what has been found on it so far.
 
     Attributes:
-        model: where the model came from, or what the baseline is.
-        embedding: "contrastive", "predictive" or "both"; empty for a baseline that has only one.
-        size: the embedding's size D.
-        accuracy: mean over tasks, 0 to 1.
-        interval: half width of its 95 % interval.
+        data: the clips of classes that tasks are drawn from; others would enter the standardisation.
+        accuracies: of each task, (E,), by each model's main embedding.
     """
 
-    model: str
-    embedding: str
-    size: int
-    accuracy: float
-    interval: float
+    data: EvaluationData
+    episodes: Episodes
+    group_disjoint: bool
+    sha256: str
+    rows: list[Row] = field(default_factory=list)
+    accuracies: dict[str, Tensor] = field(default_factory=dict)
+    shares: dict[str, WeightShares] = field(default_factory=dict)
+    projections: list[Projection] = field(default_factory=list)
+
+    def result(self) -> DataResult:
+        return DataResult(
+            data=self.data.name,
+            source=self.data.source,
+            note=self.data.note,
+            classes=sorted(set(self.data.label_names())),
+            clips=len(self.data),
+            group_disjoint=self.group_disjoint,
+            episodes_sha256=self.sha256,
+            left_out=dict(self.episodes.left_out),
+            rows=self.rows,
+            differences=paired_differences(self.accuracies),
+            weight_shares=self.shares,
+            projections=self.projections,
+        )
 
 
-@dataclass(frozen=True)
-class EvaluationReport:
-    """All rows of an evaluation, all of them scored on the same tasks.
-
-    Attributes:
-        data: the folder evaluated on.
-        classes: the classes that tasks were drawn from.
-        clips: number of clips of those classes.
-        task: how the tasks were drawn.
-        classifier: "centroid" or "logistic".
-        episodes_sha256: digest of the task list, as indices of all clips of the classes asked for.
-        left_out: classes too small for the tasks, each with the reason.
-        rows: a result per embedding, the baselines first.
-    """
-
-    data: str
-    classes: list[str]
-    clips: int
-    task: FewShotTask
-    classifier: str
-    episodes_sha256: str
-    left_out: dict[str, str]
-    rows: list[EvaluationRow]
-
-    def to_markdown(self) -> str:
-        """The table, with the protocol above it."""
-        cells = [("model", "embedding", "size", "accuracy %")]
-        for row in self.rows:
-            accuracy = f"{100 * row.accuracy:.1f} ± {100 * row.interval:.1f}"
-            cells.append((row.model, row.embedding, str(row.size), accuracy))
-        widths = [max(map(len, column)) for column in zip(*cells)]
-        lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in cells]
-        lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
-        return "\n".join([self.protocol(), "", *lines])
-
-    def protocol(self) -> str:
-        """What was measured, how and on what, in a few sentences."""
-        task = self.task
-        sentences = [
-            f"{task.ways}-way {task.shots}-shot accuracy on {self.data}: {self.clips} clips of {len(self.classes)} "
-            f"classes, {task.tasks:,} tasks of {task.queries} queries a class, seed {task.seed}, mean and 95 % "
-            f"interval over tasks; chance is {100 / task.ways:.1f} %. Task list {self.episodes_sha256[:12]}.",
-            "Every row: dimensions standardised over all these clips without their labels, then "
-            f"{_CLASSIFIER_WORDS[self.classifier]}.",
-            f"The untrained network has the weights of seed {task.seed}; another seed's may differ by more than the "
-            "interval.",
-        ]
-        if task.group_disjoint:
-            sentences.append("A task's queries come from other groups than its support.")
-        if self.left_out:
-            sentences.append("Left out: " + "; ".join(f"{name} ({why})" for name, why in self.left_out.items()) + ".")
-        return "\n".join(sentences)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
-        return asdict(self)
-
-
-def evaluate_few_shot(
-    models: Sequence[str | Path],
-    data: str | Path,
-    classes: Sequence[str] | None = None,
+def evaluate(
+    models: Sequence[str | Path | Embedder],
+    data: Sequence[str | Path | EvaluationData],
     task: FewShotTask | None = None,
+    *,
+    classifier: str = "centroid",
+    classes: Sequence[str] | None = None,
+    probes: Sequence[str] = (),
+    invariance_clips: int = 0,
     device: str | torch.device = "cpu",
     batch_size: int = 16,
-    show_progress: bool = True,
-    classifier: str = "centroid",
     cache: str | Path | None = None,
+    show_progress: bool = True,
+    **columns: Any,
 ) -> EvaluationReport:
-    """Few-shot accuracy of log-mel statistics, of untrained networks and of each model, on the same tasks.
+    """Compares models on data sets by few-shot tasks; every model does the same tasks.
 
-    The untrained network of a model's configuration has the weights that seed `task.seed` gives and BatchNorm
-    statistics of 0 and 1; models of one architecture share that row.
+    Log-mel statistics and an untrained network of each MT-SLVR model's architecture, with the weights that seed
+    `task.seed` gives, are always among the rows.
 
     Args:
-        models: folders or Hub names of MT-SLVR models.
-        data: a folder with a folder of audio files per class.
-        classes: the classes to use; all if None.
+        models: folders or Hub names of MT-SLVR models or of other audio models of transformers, see `load_embedder`.
+        data: names of the registry or of a suite of it, folders or Hub names, see `open_data`.
         task: how tasks are drawn.
+        classifier: "centroid" or "logistic", see `score_episodes`.
+        classes: the classes to use of every data set; all if None.
+        probes: "linear", "knn" or both: measured on a part of each data set as well, see `probe`.
+        invariance_clips: how many clips, evenly from all data sets, are augmented for `measure_invariance`; or 0.
         device: where the models run.
         batch_size: windows embedded at once.
+        cache: a folder to keep embeddings in, and to take them from, see `cached_embeddings`.
         show_progress: whether to show progress bars on standard error.
-        classifier: "centroid" or "logistic", see `score_episodes`.
-        cache: a folder to keep the models' embeddings in, and to take them from, see `cached_embeddings`.
+        columns: what else `open_data` takes, for data sets that are not in the registry.
 
     Raises:
-        FileNotFoundError: when the folder does not exist.
-        ValueError: when the data do not allow such tasks, a file is not audio, or a model is not an MT-SLVR model.
-        OSError: when a model cannot be found or loaded.
+        FileNotFoundError: when a data set does not exist.
+        ValueError: when a word is unknown, the data do not allow such tasks, or a clip is not audio.
+        OSError: when a model cannot be found or loaded, or no data set of a suite can be reached.
     """
-    if classifier not in CLASSIFIERS:  # before anything is embedded
-        raise ValueError(f"classifier is {classifier!r}; expected one of {', '.join(CLASSIFIERS)}")
     task = task or FewShotTask()
-    clips = read_labelled_folder(data, classes, with_groups=task.group_disjoint)
-    episodes = sample_episodes(clips.labels, task.ways, task.shots, task.queries, task.tasks, task.seed, clips.groups)
-    configs = [_load_config(model) for model in models]
-    digest = episodes.sha256
-    clips, episodes = _without_unused(clips, episodes)
+    _check(models, classifier, probes, invariance_clips)
+    opened, missing = _open_all(data, classes, columns)
+    evaluated = [_with_tasks(each, task) for each in opened]
+    waveforms, heard = _waveforms(opened, invariance_clips)
+    invariance: dict[str, InvarianceReport] = {}
+    for each in evaluated:
+        if each.data.audio is None:
+            _add(each, GIVEN, {"": each.data.embeddings}, classifier, probes, task.seed)
+    for embedder, is_baseline in _embedders(models, task.seed, device, batch_size):
+        for each in evaluated:
+            if each.data.audio is not None:
+                found = _embed(embedder, each.data.audio, cache, show_progress)
+                if is_baseline:
+                    found = dict([list(found.items())[-1]])  # only the embedding that stands for it
+                _add(each, embedder.name, found, classifier, probes, task.seed)
+                if not is_baseline:
+                    _look_closer(each, embedder.name, found)
+        if waveforms is not None and not is_baseline:
+            logger.info("invariance of %s", embedder.name)
+            invariance[embedder.name] = measure_invariance(
+                embedder.embed_waveforms, waveforms, show_progress_bar=show_progress
+            )
+    return EvaluationReport(
+        task=task,
+        classifier=classifier,
+        results=[each.result() for each in evaluated],
+        average_ranks=average_ranks([each.accuracies for each in evaluated if each.data.audio is not None]),
+        missing=missing,
+        invariance=invariance,
+        invariance_data=heard,
+    )
 
-    row = partial(_row, episodes=episodes, classifier=classifier)
-    rows = [row("log-mel statistics", "", log_mel_statistics(clips.files, show_progress))]
-    embed = partial(_embeddings, files=clips.files, batch_size=batch_size, show_progress=show_progress, cache=cache)
+
+def _check(models: Sequence[Any], classifier: str, probes: Sequence[str], invariance_clips: int) -> None:
+    """What can be said before anything is loaded."""
+    if classifier not in CLASSIFIERS:
+        raise ValueError(f"classifier is {classifier!r}; expected one of {', '.join(CLASSIFIERS)}")
+    for kind in probes:
+        if kind not in KINDS:
+            raise ValueError(f"there is no probe {kind!r}; expected some of {', '.join(KINDS)}")
+    if invariance_clips and invariance_clips < FEWEST_CLIPS:
+        raise ValueError(f"invariance_clips is {invariance_clips}; expected 0 for none, or at least {FEWEST_CLIPS}")
+    names = [str(model) if isinstance(model, (str, Path)) else model.name for model in models]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(twice)} is given twice; name each model once")
+
+
+# Data
+
+
+def _open_all(
+    data: Sequence[str | Path | EvaluationData], classes: Sequence[str] | None, columns: Mapping[str, Any]
+) -> tuple[list[EvaluationData], dict[str, str]]:
+    """The data sets, and the reason for each of a suite that cannot be reached."""
+    opened, missing = [], {}
+    for asked in data:
+        if isinstance(asked, EvaluationData):
+            opened.append(asked)
+            continue
+        for spec in expand([asked]):
+            try:
+                opened.append(open_data(spec, **columns))
+            except DataNotReachable as error:
+                if spec == asked:
+                    raise
+                missing[str(spec)] = str(error)
+    if not opened:
+        raise OSError(
+            "no data set could be reached: " + "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+        )
+    names = [each.name for each in opened]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"two data sets are called {', '.join(twice)}; name each one once")
+    return [each if classes is None else each.with_classes(classes) for each in opened], missing
+
+
+def _with_tasks(data: EvaluationData, task: FewShotTask) -> _Evaluated:
+    """The data set's tasks, and its clips without those of classes that no task is drawn from."""
+    group_disjoint = data.group_disjoint if task.group_disjoint is None else task.group_disjoint
+    if group_disjoint and data.groups is None:
+        raise ValueError(
+            f"{data.name} has no groups, which group-disjoint tasks need: a column group in the folder's "
+            "manifest.csv, or a data set's column that is named as the group column"
+        )
+    labels = data.label_names()
+    groups = data.groups if group_disjoint else None
+    try:
+        episodes = sample_episodes(labels, task.ways, task.shots, task.queries, task.tasks, task.seed, groups)
+    except ValueError as error:
+        raise ValueError(f"{data.name}: {error}") from error
+    kept = [index for index, label in enumerate(labels) if label not in episodes.left_out]
+    place = torch.full((len(labels),), -1)
+    place[kept] = torch.arange(len(kept))
+    moved = Episodes(place[episodes.support], place[episodes.query], episodes.left_out)
+    return _Evaluated(data.select(kept), moved, group_disjoint, episodes.sha256)
+
+
+def _waveforms(data: Sequence[EvaluationData], clips: int) -> tuple[Tensor | None, str]:
+    """The beginnings of clips spread evenly over the data sets, (clips, S), and the data sets' names."""
+    data = [each for each in data if each.audio is not None]
+    if not clips or not data:
+        return None, ""
+    samples = int(INVARIANCE_SECONDS * _SAMPLING_RATE)
+    waveforms = []
+    for number, each in enumerate(data):
+        count = min(len(each), clips // len(data) + (number < clips % len(data)))
+        for place in range(count):
+            clip = torch.from_numpy(decode_clip(each.audio[place * len(each) // count], sampling_rate=_SAMPLING_RATE))
+            waveforms.append(clip.repeat(-(-samples // len(clip)))[:samples])  # a short one is repeated
+    if len(waveforms) < FEWEST_CLIPS:
+        raise ValueError(f"{len(waveforms)} clips are too few to measure invariance on; it needs {FEWEST_CLIPS}")
+    return torch.stack(waveforms), ", ".join(each.name for each in data)
+
+
+# Models
+
+
+def _embedders(
+    models: Sequence[str | Path | Embedder], seed: int, device: str | torch.device, batch_size: int
+) -> Iterator[tuple[Embedder, bool]]:
+    """The baselines and then the models, one in memory at a time; and whether each is a baseline."""
+    yield LogMelStatistics(), True
     seen: list[dict[str, Any]] = []
-    for source, config in zip(models, configs):
-        extractor = AutoFeatureExtractor.from_pretrained(source)
+    for source in models:
+        if not isinstance(source, (str, Path)):
+            continue
+        config = AutoConfig.from_pretrained(source)
         architecture = {name: value for name, value in config.to_dict().items() if name not in _NOT_ARCHITECTURE}
-        if architecture not in seen:
+        if config.model_type == "mtslvr" and architecture not in seen:
             seen.append(architecture)
             name = "untrained network" if len(seen) == 1 else f"untrained network of {source}"
-            embedding, values = list(embed(_untrained(config, task.seed).to(device), extractor).items())[-1]
-            rows.append(row(name, embedding, values))
-        embeddings = embed(AutoModel.from_pretrained(source).to(device), extractor)
-        rows += [row(str(source), embedding, values) for embedding, values in embeddings.items()]
-    used = sorted(set(clips.labels))
-    return EvaluationReport(str(data), used, len(clips), task, classifier, digest, dict(episodes.left_out), rows)
+            yield untrained(source, seed, device=device, batch_size=batch_size, name=name), True
+    for source in models:
+        if isinstance(source, (str, Path)):
+            source = load_embedder(source, device=device, batch_size=batch_size, name=str(source))
+        yield source, False
 
 
-def _embeddings(
-    model: PreTrainedModel,
-    extractor: MTSLVRFeatureExtractor,
-    files: Sequence[str | Path],
-    batch_size: int,
-    show_progress: bool,
-    cache: str | Path | None,
-) -> dict[str, torch.Tensor]:
-    """Each task's embeddings (files, head size), and all of them concatenated (files, D) as `both`, or `all` of three.
+def _embed(
+    embedder: Embedder, audio: Sequence[Mapping[str, Any]], cache: str | Path | None, show_progress: bool
+) -> dict[str, Tensor]:
+    if cache is None:
+        return embedder.embed(audio, show_progress=show_progress)
+    return cached_embeddings(cache, embedder, audio, show_progress=show_progress)
 
-    Tasks that share head and adapters have one embedding between them, and one entry.
+
+def _add(
+    each: _Evaluated, model: str, found: Mapping[str, Tensor], classifier: str, probes: Sequence[str], seed: int
+) -> None:
+    """A model's rows; the last embedding stands for it."""
+    for number, (embedding, values) in enumerate(found.items(), 1):
+        main = number == len(found)
+        accuracies = score_episodes(values, each.episodes, classifier=classifier)
+        probed = [
+            probe(values, each.data.labels, each.data.multi_label, each.data.groups, kind, seed) for kind in probes
+        ]
+        row = Row(model, embedding, values.shape[1], *mean_and_interval(accuracies), main, probed)
+        each.rows.append(row)
+        if main:
+            each.accuracies[model] = accuracies
+
+
+def _look_closer(each: _Evaluated, model: str, found: Mapping[str, Tensor]) -> None:
+    """What the report shows of a model beside its accuracy: its heads' shares, and a projection of each embedding."""
+    heads = dict(list(found.items())[:-1])
+    if len(heads) > 1:
+        each.shares[model] = weight_shares(heads, each.episodes)
+    for embedding, values in found.items():
+        each.projections.append(
+            project(values, each.data.label_names(), data=each.data.name, model=model, embedding=embedding)
+        )
+
+
+# Comparison
+
+
+def paired_differences(accuracies: Mapping[str, Tensor]) -> list[Difference]:
+    """Each model's accuracy less that of each one before it, over the same tasks.
+
+    Args:
+        accuracies: each model's accuracy of every task, (E,), in the same order of tasks.
     """
-    config = model.config
-    compute = partial(
-        encode,
-        model,
-        files,
-        feature_extractor=extractor,
-        batch_size=batch_size,
-        convert_to="torch",
-        show_progress_bar=show_progress,
-    )
-    embeddings = compute() if cache is None else cached_embeddings(cache, model, extractor, files, compute)
-    parts: dict[str, list[str]] = {}  # in the embedding's order, with the tasks that each belongs to
-    for task in config.embedding_tasks:
-        parts.setdefault(config.embedding_parts[task], []).append(task)
-    names = [tasks[0] if len(tasks) == 1 else "both" for tasks in parts.values()]
-    named = dict(zip(names, embeddings.split(config.head_size, dim=1)))
-    if len(parts) > 1:
-        named["both" if len(config.embedding_tasks) == 2 else "all"] = embeddings
-    return named
+    names = list(accuracies)
+    return [
+        Difference(name, other, *mean_and_interval(accuracies[name].double() - accuracies[other].double()))
+        for place, name in enumerate(names)
+        for other in names[:place]
+    ]
 
 
-def _row(model: str, embedding: str, values: torch.Tensor, episodes: Episodes, classifier: str) -> EvaluationRow:
-    accuracies = score_episodes(values, episodes, classifier=classifier)
-    return EvaluationRow(model, embedding, values.shape[1], *mean_and_interval(accuracies))
+def average_ranks(accuracies: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """Mean over data sets of each model's rank by mean accuracy, ascending; ties share the mean of their ranks.
+
+    Args:
+        accuracies: for each data set, each model's accuracies of its tasks, (E,). All have the same models.
+    """
+    if not accuracies:
+        return {}
+    names = list(accuracies[0])
+    means = torch.tensor([[float(found[name].double().mean()) for name in names] for found in accuracies])
+    others, own = means[:, None, :], means[:, :, None]  # (data sets, 1, models), (data sets, models, 1)
+    ranks = (others > own).sum(-1) + ((others == own).sum(-1) + 1) / 2  # (data sets, models)
+    return dict(sorted(zip(names, ranks.mean(0).tolist()), key=lambda pair: pair[1]))
 
 
-def _without_unused(clips: LabelledClips, episodes: Episodes) -> tuple[LabelledClips, Episodes]:
-    """Drops the clips of classes that no task is drawn from, so that they do not enter the standardisation."""
-    kept = [index for index, label in enumerate(clips.labels) if label not in episodes.left_out]
-    place = torch.full((len(clips),), -1)
-    place[kept] = torch.arange(len(kept))
-    groups = None if clips.groups is None else [clips.groups[index] for index in kept]
-    remaining = LabelledClips([clips.files[index] for index in kept], [clips.labels[index] for index in kept], groups)
-    return remaining, Episodes(place[episodes.support], place[episodes.query], episodes.left_out)
-
-
-def _load_config(source: str | Path) -> PreTrainedConfig:
-    config = AutoConfig.from_pretrained(source)
-    if config.model_type != "mtslvr":
-        raise ValueError(f"{source} is a model of type {config.model_type}; expected an MT-SLVR model (type mtslvr)")
-    return config
-
-
-def _untrained(config: PreTrainedConfig, seed: int) -> torch.nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return AutoModel.from_config(config).eval()
-
-
-__all__ = ["EvaluationReport", "EvaluationRow", "FewShotTask", "evaluate_few_shot"]
+__all__ = ["average_ranks", "evaluate", "paired_differences"]

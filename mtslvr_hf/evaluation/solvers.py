@@ -43,6 +43,24 @@ def logistic_regression(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Multinomial logistic regression, the objective of scikit-learn's LogisticRegression(C=1.0).
 
+    Args:
+        support_gram: inner products of the support clips, float64 (E, S, S).
+        query_gram: inner products of queries and support clips, float64 (E, Q, S).
+        ways: classes of a task.
+
+    Returns:
+        The queries' log-probabilities, (E, Q, W), and which tasks converged, (E,), see `logistic_regression_duals`.
+    """
+    dual, intercept, converged = logistic_regression_duals(support_gram, ways)
+    scores = query_gram @ dual.transpose(1, 2) + intercept[:, None]  # (E, Q, W)
+    return log_softmax(scores, -1), converged
+
+
+def logistic_regression_duals(
+    support_gram: torch.Tensor, ways: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The regressions of `logistic_regression` themselves, as coefficients of the support clips.
+
     Minimises, over weights w_k and intercepts b_k of the classes k,
 
         sum over support clips of cross-entropy(softmax(w_k . x + b_k)) + 1/2 sum over k of |w_k|^2
@@ -53,11 +71,11 @@ def logistic_regression(
 
     Args:
         support_gram: inner products of the support clips, float64 (E, S, S).
-        query_gram: inner products of queries and support clips, float64 (E, Q, S).
         ways: classes of a task.
 
     Returns:
-        The queries' log-probabilities, (E, Q, W), and which tasks converged: a and y - p differ by 1e-9 at most, (E,).
+        The coefficients a, (E, W, S); the intercepts b, (E, W); and which tasks converged: a and y - p differ by 1e-9
+        at most, (E,).
 
     Source:
         Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, section 3.5: the Newton step for a
@@ -77,8 +95,7 @@ def logistic_regression(
             break
         step = _newton_point(support_gram, logits, probabilities, targets)
         dual, intercept, value = _advance(dual, intercept, value, step, support_gram, targets)
-    scores = query_gram @ dual.transpose(1, 2) + intercept[:, None]  # (E, Q, W)
-    return log_softmax(scores, -1), converged
+    return dual, intercept, converged
 
 
 def _objective(dual: torch.Tensor, intercept: torch.Tensor, gram: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -138,4 +155,4 @@ def _advance(
     return new_dual, new_intercept, new_value
 
 
-__all__ = ["logistic_regression", "nearest_centroid"]
+__all__ = ["logistic_regression", "logistic_regression_duals", "nearest_centroid"]

@@ -1,11 +1,14 @@
 """The invariance report, on embeddings whose answers are known."""
 
+import numpy as np
 import pytest
 import torch
 from sklearn.covariance import LedoitWolf
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import LeaveOneOut, cross_val_score
 
 from mtslvr_hf.augmentations import AUGMENTATIONS, PitchShift, TwoViewAugmentation
-from mtslvr_hf.evaluation.invariance import draw_strength, measure_invariance, shrunk_covariance
+from mtslvr_hf.evaluation.invariance import PENALTIES, _ridge, draw_strength, measure_invariance, shrunk_covariance
 
 CLIPS = 60
 
@@ -70,6 +73,37 @@ def test_probes_read_what_is_there_and_nothing_else():
     fade, noise = own["fade"], own["noise"]
     assert fade.parameter == "in_fraction" and fade.r2 > 0.95 and fade.presence > 0.9
     assert abs(noise.presence - 0.5) < 0.1 and noise.r2 < 0.05
+
+
+def test_presence_is_read_at_each_strength():
+    """How much of constant clips a fade takes away, read through noise that hides a weak one."""
+    generator = torch.Generator().manual_seed(2)
+
+    def embed(waveforms):
+        noise = 0.05 * torch.randn(len(waveforms), 1, generator=generator)
+        return {"faded": waveforms.mean(1, keepdim=True) + noise}
+
+    report = measure_invariance(embed, torch.ones(200, 4000), strengths=(0.01, 1.0), show_progress_bar=False)
+    weak, strong = (entry.presence for entry in of(report, "fade", "faded"))
+    assert abs(weak - 0.5) < 0.1 and strong > 0.95
+
+
+@pytest.mark.parametrize("count, size", [(40, 5), (20, 60)])
+def test_probes_are_scikit_learn_s_ridge_regressions(count, size):
+    """Of the penalties the one with the least leave-one-out error, found by leaving clips out."""
+    generator = torch.Generator().manual_seed(4)
+    inputs = torch.randn(count, size, generator=generator, dtype=torch.float64)
+    targets = inputs[:, 0] + 0.5 * torch.randn(count, generator=generator, dtype=torch.float64)
+    queries = torch.randn(7, size, generator=generator, dtype=torch.float64)
+    x, z = ((values - inputs.mean(0)) / inputs.std(0) for values in (inputs, queries))
+    x = x.numpy()
+    models = [Ridge(penalty * count) for penalty in PENALTIES]
+    errors = [
+        -cross_val_score(model, x, targets.numpy(), cv=LeaveOneOut(), scoring="neg_mean_squared_error").mean()
+        for model in models
+    ]
+    expected = models[int(np.argmin(errors))].fit(x, targets.numpy()).predict(z.numpy())
+    assert np.abs(_ridge(inputs, targets, queries).numpy() - expected).max() < 1e-9
 
 
 @pytest.mark.parametrize("count, size", [(40, 5), (20, 60)])

@@ -1,0 +1,238 @@
+"""What models are evaluated on: labelled audio, or embeddings of it that were made before.
+
+Shapes: N clips, C classes, D embedding size.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from ..data import LabelledAudio, load_labelled_audio
+from ..data.sources import AUDIO_COLUMN
+from .labelled_embeddings import read_labelled_embeddings
+from .registry import BENCHMARKS, SUITES, Benchmark
+
+ROOT_VARIABLE = "MTSLVR_EVALUATION_DATA"
+
+
+class DataNotReachable(OSError):
+    """A data set of the registry that is not here: no network, no folder, or nobody has it."""
+
+
+class DatasetRows(Sequence[Mapping[str, Any]]):
+    """Undecoded rows `{"bytes", "path"}` of a data set's column `audio`, read as they are asked for."""
+
+    def __init__(self, dataset: datasets.Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        return self.dataset[index][AUDIO_COLUMN]
+
+    def select(self, indices: Sequence[int]) -> DatasetRows:
+        return DatasetRows(self.dataset.select(indices))
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """A labelled data set.
+
+    Attributes:
+        name: what tables call it.
+        source: where it came from, in a phrase.
+        note: how it differs from the paper's set of that name; empty if it does not, or is no set of the paper's.
+        audio: undecoded rows `{"bytes", "path"}`, or None where there are embeddings.
+        embeddings: float32 (N, D), or None where there is audio.
+        classes: names of the classes, in the order of `labels`' columns.
+        labels: (N, C) bool, which classes each clip is of.
+        multi_label: whether a clip may be of several classes or none; otherwise it is of exactly one.
+        groups: the group (speaker, recording session) of each clip, or None.
+        group_disjoint: whether its few-shot tasks keep groups apart unless the user says otherwise.
+    """
+
+    name: str
+    source: str
+    note: str
+    audio: Sequence[Mapping[str, Any]] | None
+    embeddings: torch.Tensor | None
+    classes: list[str]
+    labels: np.ndarray
+    multi_label: bool
+    groups: list[str] | None
+    group_disjoint: bool
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def label_names(self) -> list[str]:
+        """The class of each clip.
+
+        Raises:
+            ValueError: If clips have several classes or none.
+        """
+        if self.multi_label:
+            raise ValueError(
+                f"{self.name}: clips have several classes or none, which few-shot tasks cannot be drawn from; "
+                "measure a probe, or name a label column with one class a clip"
+            )
+        return [self.classes[column] for column in self.labels.argmax(1)]
+
+    def select(self, indices: Sequence[int]) -> EvaluationData:
+        """Only these clips, in this order."""
+        indices = [int(index) for index in indices]
+        audio = self.audio
+        if isinstance(audio, DatasetRows):
+            audio = audio.select(indices)
+        elif audio is not None:
+            audio = [audio[index] for index in indices]
+        return replace(
+            self,
+            audio=audio,
+            embeddings=None if self.embeddings is None else self.embeddings[indices],
+            labels=self.labels[indices],
+            groups=None if self.groups is None else [self.groups[index] for index in indices],
+        )
+
+    def with_classes(self, names: Sequence[str]) -> EvaluationData:
+        """Only the clips of these classes.
+
+        Raises:
+            ValueError: If there is no such class.
+        """
+        absent = [name for name in names if name not in self.classes]
+        if absent:
+            raise ValueError(f"{self.name} has no class {', '.join(absent)}; it has: {', '.join(self.classes)}")
+        kept = [column for column, name in enumerate(self.classes) if name in set(names)]
+        labels = self.labels[:, kept]
+        chosen = replace(self, classes=[self.classes[column] for column in kept], labels=labels)
+        return chosen.select(np.flatnonzero(labels.any(1)))
+
+
+def open_data(
+    spec: str | Path,
+    *,
+    config: str | None = None,
+    split: str | None = None,
+    audio_column: str | None = None,
+    label_column: str | None = None,
+    group_column: str | None = None,
+    revision: str | None = None,
+    root: str | Path | None = None,
+) -> EvaluationData:
+    """Opens labelled audio, or embeddings that `mtslvr embed --columns label` wrote.
+
+    Args:
+        spec: a name of the registry; a folder or parquet file; or a data set on the Hub, see `load_labelled_audio`. A
+            folder of that name comes before the registry.
+        config: configuration, like what follows not for names of the registry, which bring their own.
+        split: "train" unless given.
+        audio_column: needed where several could be meant.
+        label_column: see `load_labelled_audio`.
+        group_column: column of the data set or of the folder's manifest.csv.
+        revision: branch, tag or commit on the Hub.
+        root: folder of the registry's local sets; the environment's MTSLVR_EVALUATION_DATA unless given.
+
+    Raises:
+        DataNotReachable: If a set of the registry cannot be had here. The message says why.
+        FileNotFoundError: If there is neither such a folder nor such a data set. The message names the registry's.
+        ValueError: If there are no labels, or no such column, configuration or split.
+    """
+    path = Path(spec).expanduser()
+    if str(spec) in BENCHMARKS and not path.exists():
+        return _open_benchmark(BENCHMARKS[str(spec)], root)
+    if path.is_dir() and _holds_embeddings(path):
+        return _open_embeddings(path, label_column or "label", group_column)
+    try:
+        audio = load_labelled_audio(spec, config, split or "train", audio_column, label_column, group_column, revision)
+    except FileNotFoundError as error:
+        names = ", ".join((*BENCHMARKS, *SUITES))
+        raise FileNotFoundError(f"{error}; nor is it one of the registry: {names}") from error
+    if path.exists():
+        return _of_audio(audio, path.resolve().name, f"the folder {path.resolve().name}")
+    details = [f"split {split or 'train'}", *([f"revision {revision}"] if revision else [])]
+    return _of_audio(audio, str(spec), f"{spec} ({', '.join(details)})")
+
+
+def _open_benchmark(benchmark: Benchmark, root: str | Path | None) -> EvaluationData:
+    if benchmark.missing:
+        raise DataNotReachable(f"{benchmark.name} ({benchmark.paper_name}): {benchmark.missing}")
+    if not benchmark.repository:
+        return _open_local(benchmark, root)
+    place = f"{benchmark.repository} (revision {benchmark.revision}, split {benchmark.split})"
+    try:
+        audio = load_labelled_audio(
+            benchmark.repository,
+            split=benchmark.split,
+            audio_column=benchmark.audio_column,
+            label_column=benchmark.label_column,
+            group_column=benchmark.group_column,
+            revision=benchmark.revision,
+        )
+    except (OSError, ValueError) as error:  # no network, or not what it was
+        raise DataNotReachable(f"{benchmark.name}: {place} cannot be opened: {error}") from error
+    return _of_audio(audio, benchmark.name, place, benchmark)
+
+
+def _open_local(benchmark: Benchmark, root: str | Path | None) -> EvaluationData:
+    root = root or os.environ.get(ROOT_VARIABLE)
+    if root is None:
+        raise DataNotReachable(
+            f"{benchmark.name} is a folder on disk: say where with --data-root (root=...) or the environment's "
+            f"{ROOT_VARIABLE}"
+        )
+    folder = Path(root).expanduser() / benchmark.name
+    if not folder.is_dir():
+        raise DataNotReachable(f"{benchmark.name}: there is no folder {folder}")
+    return _of_audio(load_labelled_audio(folder), benchmark.name, f"the folder {benchmark.name}", benchmark)
+
+
+def _of_audio(audio: LabelledAudio, name: str, source: str, benchmark: Benchmark | None = None) -> EvaluationData:
+    return EvaluationData(
+        name=name,
+        source=source,
+        note=benchmark.note if benchmark else "",
+        audio=DatasetRows(audio.audio) if isinstance(audio.audio, datasets.Dataset) else audio.audio,
+        embeddings=None,
+        classes=list(audio.classes),
+        labels=audio.labels,
+        multi_label=audio.multi_label,
+        groups=audio.groups,
+        group_disjoint=benchmark.group_disjoint if benchmark else False,
+    )
+
+
+def _holds_embeddings(folder: Path) -> bool:
+    """Whether the first shard of a folder has a column `embedding`."""
+    shard = min(folder.rglob("*.parquet"), default=None)
+    return shard is not None and "embedding" in pq.read_schema(shard).names
+
+
+def _open_embeddings(folder: Path, label_column: str, group_column: str | None) -> EvaluationData:
+    found = read_labelled_embeddings(folder, label_column, group_column)
+    classes = sorted(set(found.labels))
+    return EvaluationData(
+        name=folder.resolve().name,
+        source=f"embeddings in the folder {folder.resolve().name}",
+        note="",
+        audio=None,
+        embeddings=found.embeddings,
+        classes=classes,
+        labels=np.array([[label == name for name in classes] for label in found.labels]),
+        multi_label=False,
+        groups=found.groups,
+        group_disjoint=False,
+    )
+
+
+__all__ = ["DataNotReachable", "EvaluationData", "open_data"]

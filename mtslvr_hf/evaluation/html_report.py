@@ -1,0 +1,100 @@
+"""An evaluation as one HTML file that needs nothing else: plots are inside, and there are no scripts."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, StrictUndefined
+
+from . import tables
+from .invariance import InvarianceReport
+from .plots import accuracy_plot, heat_map, projection_plot, to_png
+from .projection import Projection
+from .protocol import data_protocol, protocol
+from .results import DataResult, EvaluationReport
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TEMPLATE = "html_report.html"
+TITLE = "Few-shot evaluation of audio embeddings"
+_CSS_DPI = 96
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A picture (base64 of a PNG), its width in CSS pixels, and what it shows in words."""
+
+    png: str
+    width: int
+    words: str
+
+
+def to_html(report: EvaluationReport) -> str:
+    """The whole report as a page: tables that can be copied, plots, and how everything was measured.
+
+    Names and reasons come from users and from data sets: they are shown as text, whatever they hold.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    template = environment.from_string(files(__package__).joinpath(TEMPLATE).read_text("utf-8"))
+    return template.render(
+        title=TITLE,
+        protocol=protocol(report),
+        accuracies=tables.accuracies(report),
+        missing=report.missing,
+        results=[_data(result, report.task.ways) for result in report.results],
+        invariance=[_invariance(model, found) for model, found in report.invariance.items()],
+        invariance_data=report.invariance_data,
+    )
+
+
+def _data(result: DataResult, ways: int) -> dict[str, object]:
+    """What the template shows of one data set."""
+    return {
+        "name": result.data,
+        "protocol": data_protocol(result),
+        "classes": result.classes,
+        "plot": _show(accuracy_plot(result, ways), f"{result.data}: few-shot accuracy with 95 % intervals"),
+        "rows": tables.rows(result),
+        "probes": tables.probes(result.rows),
+        "differences": tables.differences(result),
+        "weight_shares": tables.weight_shares(result.weight_shares),
+        "projections": [
+            _show(projection_plot(shown), f"{result.data}: embeddings of {model}, coloured by class")
+            for model, shown in _by_model(result.projections).items()
+        ],
+    }
+
+
+def _invariance(model: str, report: InvarianceReport) -> dict[str, object]:
+    """What the template shows of what augmentations do to one model's embeddings."""
+    return {
+        "model": model,
+        "clips": report.clips,
+        "seed": report.seed,
+        "plot": _show(heat_map(report), f"{model}: what augmentations do to its embeddings; dark is not invariant"),
+        "displacements": tables.displacements(report),
+        "readabilities": tables.readabilities(report),
+    }
+
+
+def _by_model(projections: Iterable[Projection]) -> dict[str, list[Projection]]:
+    models: dict[str, list[Projection]] = {}
+    for projection in projections:
+        models.setdefault(projection.model, []).append(projection)
+    return models
+
+
+def _show(figure: Figure, words: str) -> _Shown:
+    png = base64.b64encode(to_png(figure)).decode("ascii")
+    return _Shown(png, round(_CSS_DPI * figure.get_figwidth()), words)
+
+
+__all__ = ["to_html"]

@@ -1,0 +1,190 @@
+"""Figures of an evaluation.
+
+They need matplotlib, which brings pillow, but neither a display nor pyplot's global state.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .invariance import InvarianceReport
+from .projection import Projection
+from .results import DataResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 144
+_MAIN_COLOUR, _OTHER_COLOUR = "#1f77b4", "#8a8a8a"
+_COLOURS, _MARKERS = 10, "os^Dv"  # the colours of matplotlib's "tab10"; a marker for every ten classes
+# The measures of a heat map: their title, and the values that are shown light (invariant) and dark.
+_MEASURES = {
+    "relative": ("distance\n(1: of another clip)", 0.0, 1.0),
+    "cosine": ("cosine similarity", 1.0, 0.0),
+    "presence": ("presence is read\n(0.5: guessed)", 0.5, 1.0),
+    "r2": ("parameter is read\n(R²)", 0.0, 1.0),
+}
+
+
+def check_matplotlib() -> None:
+    """Imports matplotlib, so that a long evaluation does not find out at its end that it cannot draw.
+
+    Raises:
+        ImportError: If it is not installed; the message says how to.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: `pip install 'mtslvr-hf[evaluation]'`") from error
+
+
+def heat_map(report: InvarianceReport, title: str = "") -> Figure:
+    """What each augmentation does to each embedding: a row of panels per embedding, dark where it is not invariant.
+
+    Distance, cosine similarity and how well the augmentation's presence is read at each strength, and how well its
+    parameter is read over its whole range. Colours have the same meaning in every report; values are printed.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    embeddings = list(dict.fromkeys(reading.task for reading in report.readabilities))
+    augmentations = list(dict.fromkeys(reading.augmentation for reading in report.readabilities))
+    strengths = sorted({entry.strength for entry in report.displacements})
+    figure = _figure(width=5.5 + 1.35 * len(strengths), height=0.9 + 2.6 * len(embeddings))
+    ratios = [len(strengths)] * 3 + [1]
+    panels = figure.subplots(len(embeddings), len(ratios), squeeze=False, gridspec_kw={"width_ratios": ratios})
+    for embedding, row in zip(embeddings, panels):
+        at = {(e.augmentation, e.strength): e for e in report.displacements if e.task == embedding}
+        read = {reading.augmentation: reading for reading in report.readabilities if reading.task == embedding}
+        for measure, axes in zip(_MEASURES, row):
+            if measure == "r2":
+                values = [[read[name].r2] for name in augmentations]
+                _draw_cells(axes, values, measure, ["any"], [read[name].parameter for name in augmentations])
+                axes.yaxis.tick_right()
+            else:
+                values = [[getattr(at[name, strength], measure) for strength in strengths] for name in augmentations]
+                labels = augmentations if measure == "relative" else []
+                _draw_cells(axes, values, measure, [f"{strength:g}" for strength in strengths], labels)
+        row[0].set_ylabel(_plain(embedding or "embedding"), fontweight="bold")
+    for axes in panels[-1]:
+        axes.set_xlabel("strength")
+    figure.suptitle(_plain(title) or None)
+    return figure
+
+
+def save_heat_map(report: InvarianceReport, path: str | Path, title: str = "") -> None:
+    """Writes `heat_map` as PNG.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    Path(path).write_bytes(to_png(heat_map(report, title)))
+
+
+def accuracy_plot(result: DataResult, ways: int) -> Figure:
+    """Each embedding's few-shot accuracy with its 95 % interval; a model's main one is coloured.
+
+    Args:
+        result: what was found on one data set.
+        ways: classes of a task, for the line at chance level.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    names = [" · ".join(part for part in (row.model, row.embedding) if part) for row in result.rows]
+    figure = _figure(width=5 + _width(names), height=1.1 + 0.3 * len(names))
+    axes = figure.subplots()
+    for place, row in enumerate(result.rows):
+        colour = _MAIN_COLOUR if row.main else _OTHER_COLOUR
+        axes.errorbar(
+            100 * row.accuracy, place, xerr=100 * row.interval, fmt="o", color=colour, markersize=4, capsize=4
+        )
+    chance = 100 / ways
+    axes.axvline(chance, color=_OTHER_COLOUR, linestyle=":")
+    axes.text(chance, 1, "chance", transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize="small")
+    axes.set_yticks(range(len(names)), [_plain(name) for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel("accuracy, %, with 95 % interval")
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def projection_plot(projections: Sequence[Projection]) -> Figure:
+    """Embeddings of the same clips side by side, coloured by class.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    classes = sorted({label for projection in projections for label in projection.labels})
+    figure = _figure(width=3.4 * len(projections) + 0.8 + _width(classes), height=3.9)
+    panels = figure.subplots(1, len(projections), squeeze=False)[0]
+    for projection, axes in zip(projections, panels):
+        for place, name in enumerate(classes):
+            points = [point for point, label in zip(projection.points, projection.labels) if label == name]
+            x, y = zip(*points) if points else ((), ())
+            marker = _MARKERS[place // _COLOURS % len(_MARKERS)]
+            axes.plot(x, y, marker, color=f"C{place % _COLOURS}", markersize=3.5, alpha=0.75)
+        title = projection.embedding or projection.model
+        axes.set_title(f"{_plain(title)}\n{_plain(projection.method)}", fontsize="small")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_aspect("equal", "datalim")
+    legend = figure.legend(
+        panels[0].lines, [f"class {place}" for place in range(len(classes))], loc="outside right center"
+    )
+    for text, name in zip(legend.get_texts(), classes):  # as labels, names that begin with "_" would be left out
+        text.set_text(_plain(name))
+    return figure
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG file, of 64 colours to be small; equal figures give equal bytes."""
+    from PIL import Image
+
+    drawn, packed = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI)
+    Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(packed, "PNG", optimize=True)
+    return packed.getvalue()
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches."""
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def _width(texts: Sequence[str]) -> float:
+    """About how many inches the longest of some texts takes in matplotlib's own font and size."""
+    return 0.09 * max(map(len, texts), default=0)
+
+
+def _draw_cells(
+    axes: Axes, values: list[list[float]], measure: str, columns: Sequence[str], rows: Sequence[str]
+) -> None:
+    """A panel of coloured cells with their values in them; without row labels if there are none."""
+    title, light, dark = _MEASURES[measure]
+    shades = [[min(max((value - light) / (dark - light), 0), 1) for value in line] for line in values]
+    axes.imshow(shades, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for y, line in enumerate(values):
+        for x, value in enumerate(line):
+            colour = "white" if shades[y][x] > 0.6 else "black"
+            shown = f"{round(value, 2) + 0.0:.2f}"  # not "-0.00"
+            axes.text(x, y, shown, ha="center", va="center", fontsize="small", color=colour)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), [_plain(name) for name in rows])
+    axes.tick_params(length=0)
+    axes.set_title(title, fontsize="small")
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib shows as it is: between two dollar signs it would read a formula."""
+    return text.replace("$", r"\$")
+
+
+__all__ = ["accuracy_plot", "check_matplotlib", "heat_map", "projection_plot", "save_heat_map", "to_png"]

@@ -1,0 +1,48 @@
+"""How an evaluation measured, in words."""
+
+from .results import DataResult, EvaluationReport
+
+CLASSIFIER_WORDS = {
+    "centroid": "nearest centroid by cosine similarity",
+    "logistic": "multinomial logistic regression (L2, C = 1, free intercepts) on embeddings of length 1",
+}
+
+
+def protocol(report: EvaluationReport) -> list[str]:
+    """What holds for every data set, sentence by sentence."""
+    task = report.task
+    sentences = [
+        f"{task.ways}-way {task.shots}-shot accuracy: {task.tasks:,} tasks of {task.queries} queries a class, seed "
+        f"{task.seed}, mean and 95 % interval over tasks; chance is {100 / task.ways:.1f} %.",
+        "All embeddings of a data set are scored on the same tasks: dimensions standardised over its clips without "
+        f"their labels, then {CLASSIFIER_WORDS[report.classifier]}.",
+    ]
+    if any(row.model.startswith("untrained network") for result in report.results for row in result.rows):
+        sentences.append(
+            f"An untrained network has the weights of seed {task.seed}; another seed's may differ by more than the "
+            "interval."
+        )
+    if report.average_ranks:
+        sentences.append(
+            "Average ranks are those of the models' main embeddings, 1 being the best; ties share the mean of their "
+            "ranks. A difference is that of two main embeddings' accuracies, task by task."
+        )
+    return sentences
+
+
+def data_protocol(result: DataResult) -> list[str]:
+    """What holds for one data set, sentence by sentence."""
+    sentences = [
+        f"{result.clips:,} clips of {len(result.classes)} classes from {result.source}. "
+        f"Task list {result.episodes_sha256[:12]}."
+    ]
+    if result.group_disjoint:
+        sentences.append("A task's queries come from other groups than its support.")
+    if result.note:
+        sentences.append(result.note.rstrip(".") + ".")
+    if result.left_out:
+        sentences.append("Left out: " + "; ".join(f"{name} ({why})" for name, why in result.left_out.items()) + ".")
+    return sentences
+
+
+__all__ = ["CLASSIFIER_WORDS", "data_protocol", "protocol"]

@@ -1,0 +1,182 @@
+"""Data sets that have a name here: those of the paper that the Hub has, and labelled sets on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Where a labelled data set is, and what it is.
+
+    Attributes:
+        name: what the command line and tables call it.
+        paper_name: the paper's set that it is, or stands in for; empty for sets of our own.
+        repository: on the Hub; empty if it is a folder `ROOT/name` on disk, or there is none.
+        revision: commit of the repository.
+        split: its split.
+        audio_column: its column of audio.
+        label_column: its column of classes.
+        group_column: its column of groups, or None.
+        clips: how many, as counted by those who keep it.
+        classes: how many.
+        group_disjoint: whether few-shot tasks keep groups apart unless the user says otherwise.
+        note: how it differs from the paper's set.
+        missing: why it cannot be had; empty if it can.
+    """
+
+    name: str
+    paper_name: str = ""
+    repository: str = ""
+    revision: str | None = None
+    split: str = "train"
+    audio_column: str | None = None
+    label_column: str | None = None
+    group_column: str | None = None
+    clips: int = 0
+    classes: int = 0
+    group_disjoint: bool = False
+    note: str = ""
+    missing: str = ""
+
+
+_NO_COPY = "no copy on the Hub with audio and these labels in parquet shards is known to us"
+# Repositories, revisions, columns, splits and counts of the paper's sets are those of mteb 2.26's audio tasks. The
+# names of the ten are MetaAudio's seven and three of speech.
+_ALL = (
+    Benchmark(
+        "esc50",
+        paper_name="ESC-50",
+        repository="mteb/esc50",
+        revision="31ea534771aaf92c116698355e5cdc2ffda4bb6d",
+        audio_column="audio",
+        label_column="target",
+        clips=2000,
+        classes=50,
+        note="all 50 classes; the paper keeps to MetaAudio's test classes, which --class-list reads",
+    ),
+    Benchmark(
+        "nsynth",
+        paper_name="NSynth",
+        repository="mteb/nsynth-mini",
+        revision="e32dfe9b65e121e64229a821fe1ff177e8962635",
+        split="test",
+        audio_column="audio",
+        label_column="instrument_family",
+        clips=3002,
+        classes=10,
+        note="a part of NSynth; classes are families of instruments, the paper's are instruments",
+    ),
+    Benchmark(
+        "fsdkaggle18",
+        paper_name="FSDKaggle18",
+        repository="artist/FSDKaggle2018",
+        revision="f1fa466b5a226463d5b6ba1f8ecbe05f2f74262f",
+        split="test",
+        audio_column="audio",
+        label_column="label",
+        clips=1600,
+        classes=41,
+        note="the verified test split alone, and all 41 classes",
+    ),
+    Benchmark(
+        "birdclef25",
+        paper_name="BirdClef2020 (pruned)",
+        repository="mteb/birdclef25-mini",
+        revision="582215665b247604b555da7ff4e071f82d3617db",
+        audio_column="recording",
+        label_column="primary_label",
+        clips=1000,
+        classes=50,
+        note="another set: 50 species of the edition of 2025, 20 recordings each, in place of the pruned one of 2020",
+    ),
+    Benchmark("voxceleb1", paper_name="VoxCeleb1", missing=_NO_COPY),
+    Benchmark("watkins", paper_name="Watkins Marine Mammal Sounds", missing=_NO_COPY),
+    Benchmark(
+        "speech_commands",
+        paper_name="SpeechCommandsV2",
+        repository="mteb/speech-commands-mini",
+        revision="3ac713aa0829eeadda73182f38bbbd788d21254b",
+        split="test",
+        audio_column="audio",
+        label_column="label",
+        clips=4890,
+        classes=36,
+        note="the test split alone",
+    ),
+    Benchmark(
+        "crema_d",
+        paper_name="CREMA-D",
+        repository="mteb/crema-d",
+        revision="a9d0821955c418752248b8310438854e56a1cf34",
+        audio_column="audio",
+        label_column="label",
+        clips=7442,
+        classes=6,
+        note="classes are emotions, and speakers are not kept apart",
+    ),
+    Benchmark(
+        "vctk_accents",
+        paper_name="Speech Accent Archive",
+        repository="mteb/cstr-vctk-accent-mini",
+        revision="ceb854ae5018298bd1b5edb5983b78515ef8ded6",
+        audio_column="audio",
+        label_column="accents",
+        clips=12_000,
+        classes=13,
+        note="another set: accents of VCTK's speakers, who are not kept apart, in place of the Speech Accent Archive",
+    ),
+    Benchmark(
+        "common_language",
+        paper_name="Common Voice v12 Delta",
+        repository="mteb/commonlanguage-lang-mini",
+        revision="445bd662ffd3883ac662e2f1df18724c10688304",
+        split="test",
+        audio_column="audio",
+        label_column="language",
+        clips=2000,
+        classes=44,
+        note="another set: languages of CommonLanguage, an earlier part of Common Voice",
+    ),
+    Benchmark("drum_hits", clips=449, classes=15, group_disjoint=True),
+    Benchmark("game_effects", clips=628, classes=21),
+    Benchmark("gm_instruments", clips=1140, classes=95),
+    Benchmark("digit_speakers", clips=165, classes=17),
+    Benchmark("languages", clips=592, classes=11, group_disjoint=True),
+    Benchmark("mandarin_tones", clips=503, classes=5, group_disjoint=True),
+)
+BENCHMARKS = {benchmark.name: benchmark for benchmark in _ALL}
+SUITES = {
+    "paper": [benchmark.name for benchmark in _ALL if benchmark.paper_name],
+    "labelled": [benchmark.name for benchmark in _ALL if not benchmark.paper_name],
+}
+
+
+def expand(specs: Iterable[str | Path]) -> list[str | Path]:
+    """The same with the members of each suite in its place, unless a file or folder has its name."""
+    return [
+        member
+        for spec in specs
+        for member in (SUITES[spec] if spec in SUITES and not Path(spec).exists() else [spec])  # type: ignore[index]
+    ]
+
+
+def describe_registry() -> str:
+    """A line for each data set, suite by suite."""
+    lines = []
+    for suite, names in SUITES.items():
+        lines.append(f"{suite}:")
+        for name in names:
+            benchmark = BENCHMARKS[name]
+            where = benchmark.repository or ("missing" if benchmark.missing else "ROOT/" + name)
+            size = f", {benchmark.clips:,} clips of {benchmark.classes} classes" if benchmark.clips else ""
+            paper = f", for the paper's {benchmark.paper_name}" if benchmark.paper_name else ""
+            details = benchmark.missing or benchmark.note
+            lines.append(f"  {name}: {where}{size}{paper}{'. ' + details if details else ''}")
+    lines.append("ROOT is --data-root, or else the environment's MTSLVR_EVALUATION_DATA.")
+    return "\n".join(lines)
+
+
+__all__ = ["BENCHMARKS", "SUITES", "Benchmark", "describe_registry", "expand"]
