@@ -1,16 +1,18 @@
-"""Pre-trains every row of the paper's table on one data set, for the comparison in docs/results.md.
+"""Pre-trains every row of the paper's table on one data set and compares them: the tables of docs/results.md.
 
     python training/pack_audio.py FOLDER data/pool
-    python training/reproduce_ordering.py --output outputs/ordering
-    python training/reproduce_ordering.py --output outputs/ordering --rows pred_only,mt_parallel_simclr --max_steps 100
+    python training/reproduce_ordering.py --output outputs/ordering --data-root FOLDER_OF_THE_LABELLED_SETS
+    python training/reproduce_ordering.py --output outputs/quick --rows pred_only,mt_parallel_simclr --max_steps 100
 
-Rows are the files of training/configs/paper; what they share is training/configs/ordering/base.yaml, whose fields can
-be given here, too. Started again, it goes on: finished runs are kept, the one that was cut off is resumed.
+Rows are the files of training/configs/paper; what they share is training/configs/ordering/base.yaml (two cores) or
+gpu.yaml, whose fields can be given here, too. Started again, it goes on: finished runs and embeddings are kept, a run
+that was cut off is resumed. The tables are in OUTPUT/results.md, all figures in OUTPUT/results.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -19,8 +21,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 import yaml
+from ordering_table import to_markdown
 from tqdm.auto import tqdm
+
+from mtslvr_hf.evaluation import FewShotTask, evaluate
 
 TRAINING = Path(__file__).parent
 SHARED = TRAINING / "configs" / "ordering" / "base.yaml"
@@ -56,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 tqdm.write(f"{run.name} ended with {status}; see {options.output / run.name}.log", file=sys.stderr)
     if failed:
         raise SystemExit(f"reproduce_ordering.py: {len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
+    if options.data_root is not None:
+        compare(runs, options)
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -72,6 +80,11 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--seeds", type=int, default=3, help=f"seeds of {', '.join(REPEATED)}; others have one (default: %(default)s)"
     )
+    parser.add_argument(
+        "--data-root", type=Path, help="folder of the labelled sets; without it, runs are only trained"
+    )
+    parser.add_argument("--data", type=names_of_data, default=("labelled",), help="sets of it (default: all six)")
+    parser.add_argument("--tasks", type=int, default=10_000, help="few-shot tasks on each set (default: %(default)s)")
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time, which share the cores (default: 2)")
     return parser.parse_known_args(argv)
 
@@ -82,6 +95,10 @@ def names(text: str) -> tuple[str, ...]:
     if unknown or not rows:
         raise argparse.ArgumentTypeError(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
     return rows
+
+
+def names_of_data(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def choose_runs(rows: Sequence[str], seeds: int) -> Iterator[Run]:
@@ -112,6 +129,24 @@ def train(run: Run, options: argparse.Namespace, fields: Sequence[str]) -> int:
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             check=False,
         ).returncode
+
+
+def compare(runs: Sequence[Run], options: argparse.Namespace) -> None:
+    """Few-shot tasks by logistic regression on the labelled sets, and the tables."""
+    in_order = sorted(runs, key=lambda run: (ROWS.index(run.row), run.seed))
+    report = evaluate(
+        [options.output / run.name for run in in_order],
+        options.data,
+        FewShotTask(tasks=options.tasks),
+        classifier="logistic",
+        cache=options.output / "embeddings",
+        root=options.data_root,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )
+    tables = to_markdown(report)
+    (options.output / "results.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+    (options.output / "results.md").write_text(tables, encoding="utf-8")
+    print(tables)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,171 @@
+"""The tables of docs/results.md, from an evaluation of the runs that reproduce_ordering.py trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+from mtslvr_hf.evaluation import DataResult, EvaluationReport, Row
+from mtslvr_hf.evaluation.protocol import data_protocol, protocol
+
+NAMES = {
+    "cont_only": "Cont Only",
+    "pred_only": "Pred Only",
+    "mt_simple": "MT-Simple",
+    "mt_split": "MT-Split",
+    "mt_bn": "MT-Bn",
+    "mt_series": "MT-Series",
+    "mt_parallel": "MT-Parallel",
+}
+METHODS = {"simclr": "SimCLR", "simsiam": "SimSiam"}
+# Rows whose difference is the paper's claim.
+PAIRS = (
+    ("mt_parallel_simclr", "cont_only_simclr"),
+    ("mt_parallel_simclr", "mt_simple_simclr"),
+    ("mt_simple_simclr", "cont_only_simclr"),
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of a table: one network and objective, from one or several seeds.
+
+    Attributes:
+        name: what it is called in the table.
+        embedding: which embedding was scored.
+        rows: for each data set, the results of all seeds.
+    """
+
+    name: str
+    embedding: str
+    rows: dict[str, list[Row]]
+
+    def accuracy(self, data: str) -> float:
+        return mean(row.accuracy for row in self.rows[data])
+
+    def cell(self, data: str) -> str:
+        """ "50.2 ± 0.2" of one seed, with "(49.1 to 51.0)" of several."""
+        values = [100 * row.accuracy for row in self.rows[data]]
+        # Seeds are scored on the same tasks, so that the mean's interval is no wider than theirs on average.
+        shown = f"{mean(values):.1f} ± {100 * mean(row.interval for row in self.rows[data]):.1f}"
+        return shown if len(values) == 1 else f"{shown} ({min(values):.1f} to {max(values):.1f})"
+
+    @property
+    def seeds(self) -> int:
+        return max(map(len, self.rows.values()))
+
+
+def split_name(model: str) -> tuple[str, int] | None:
+    """Row and seed of a run's folder; None for a baseline."""
+    row, _, seed = Path(model).name.rpartition("_")
+    return (row, int(seed)) if seed.isdigit() and row.split("_sim")[0] in NAMES else None
+
+
+def title(row: str) -> str:
+    """ "MT-Parallel, SimCLR" of "mt_parallel_simclr"."""
+    for method, shown in METHODS.items():
+        if row.endswith(f"_{method}"):
+            return f"{NAMES[row.removesuffix(f'_{method}')]}, {shown}"
+    return NAMES[row]
+
+
+def to_markdown(report: EvaluationReport) -> str:
+    """All tables, each with the protocol that it needs."""
+    parts = [
+        "\n".join(protocol(report)),
+        "\n".join(f"- {result.data}: {' '.join(data_protocol(result))}" for result in report.results),
+        "### Each row by its whole embedding",
+        table(entries(report, main=True), report.results, ranked=True),
+        "### Each head alone",
+        table(entries(report, main=False), report.results, ranked=False),
+        "### Differences on the same tasks",
+        differences(report.results),
+        "### Share of the classifiers' weights on the contrastive head",
+        shares(report.results),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def entries(report: EvaluationReport, main: bool) -> list[Entry]:
+    """Rows of the table, in the order in which the models were evaluated.
+
+    Args:
+        main: whether the embedding that stands for its model is taken, or the others.
+    """
+    found: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    for result in report.results:
+        for row in result.rows:
+            run = split_name(row.model)
+            if row.main == main and (main or run):
+                key = title(run[0]) if run else row.model
+                found.setdefault((key, row.embedding), {}).setdefault(result.data, []).append(row)
+    return [Entry(name, embedding, rows) for (name, embedding), rows in found.items()]
+
+
+def table(rows: Sequence[Entry], results: Sequence[DataResult], ranked: bool) -> str:
+    """Accuracy in percent; average ranks are among the rows of the paper's table, without the baselines."""
+    data = [result.data for result in results]
+    ranks = average_ranks([row for row in rows if row.name.startswith(tuple(NAMES.values()))], data) if ranked else {}
+    header = ["", "embedding", "seeds", *data, "mean", *(["average rank"] if ranked else [])]
+    lines = []
+    for row in rows:
+        cells = [row.name, row.embedding, str(row.seeds), *(row.cell(name) for name in data)]
+        cells.append(f"{100 * mean(row.accuracy(name) for name in data):.1f}")
+        if ranked:
+            cells.append(f"{ranks[row.name]:.2f}" if row.name in ranks else "")
+        lines.append(cells)
+    return markdown_table(header, lines)
+
+
+def average_ranks(rows: Sequence[Entry], data: Iterable[str]) -> dict[str, float]:
+    """Mean over the data sets of each row's rank, 1 being the best; no two rows are ever equal to the last bit."""
+    places: dict[str, list[int]] = {row.name: [] for row in rows}
+    for name in data:
+        for place, row in enumerate(sorted(rows, key=lambda row: -row.accuracy(name)), 1):
+            places[row.name].append(place)
+    return {name: mean(found) for name, found in places.items()}
+
+
+def differences(results: Sequence[DataResult]) -> str:
+    """Percentage points by which a row of PAIRS beats the other from the same seed, for each seed."""
+    lines = []
+    for better, other in PAIRS:
+        for result in results:
+            seeds = dict(sorted(_paired(result, better, other)))
+            if seeds:
+                cells = [f"{100 * value:+.1f} ± {100 * interval:.1f}" for value, interval in seeds.values()]
+                lines.append([f"{title(better)} less {title(other)}", result.data, "; ".join(cells)])
+    return markdown_table(["rows", "data set", "percentage points, a seed each"], lines)
+
+
+def _paired(result: DataResult, better: str, other: str) -> Iterator[tuple[int, tuple[float, float]]]:
+    for entry in result.differences:
+        runs = split_name(entry.model), split_name(entry.other)
+        if None in runs or runs[0][1] != runs[1][1]:
+            continue
+        if (runs[0][0], runs[1][0]) == (better, other):
+            yield runs[0][1], (entry.difference, entry.interval)
+        elif (runs[1][0], runs[0][0]) == (better, other):
+            yield runs[0][1], (-entry.difference, entry.interval)
+
+
+def shares(results: Sequence[DataResult]) -> str:
+    """Percent of the weights, of all models with two heads, which are of one size: so 50 is indifference."""
+    models = list(dict.fromkeys(model for result in results for model in result.weight_shares))
+    lines = []
+    for model in models:
+        row, seed = split_name(model)
+        cells = [
+            f"{100 * found.shares['contrastive']:.1f} ± {100 * found.intervals['contrastive']:.1f}"
+            for result in results
+            if (found := result.weight_shares.get(model))
+        ]
+        lines.append([title(row), str(seed), *cells])
+    return markdown_table(["", "seed", *(result.data for result in results)], lines)
+
+
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
