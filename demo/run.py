@@ -19,6 +19,7 @@ OUTPUT = Path("demo/output")
 UNSEEN = "flute,kick,nylon_guitar,snare,tabla,vibraphone"
 NEXT = f"""
 The model is in {OUTPUT / "model"}: load it with AutoModel.from_pretrained and AutoFeatureExtractor.from_pretrained.
+The evaluation with its plots is in {OUTPUT / "evaluation" / "report.html"}.
 
 Next:
   - your own sounds: mtslvr evaluate --model {OUTPUT / "model"} --data FOLDER_WITH_A_FOLDER_PER_CLASS
@@ -62,8 +63,8 @@ def pretrain() -> None:
 def evaluate() -> None:
     """In a new process: nothing is left of the training but the folder it saved."""
     heading("3. Reload it in a new process, and tell classes it never heard apart from one example each")
-    result = OUTPUT / "evaluation.json"
-    run("mtslvr", "evaluate", "--model", OUTPUT / "model", "--data", AUDIO, "--classes", UNSEEN, "--json", result)
+    report = OUTPUT / "evaluation"
+    run("mtslvr", "evaluate", "--model", OUTPUT / "model", "--data", AUDIO, "--classes", UNSEEN, "--output", report)
 
 
 def heading(text: str) -> None:

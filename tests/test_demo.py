@@ -52,8 +52,8 @@ def test_configuration_reads_and_writes_where_the_demo_does(demo):
 @pytest.mark.slow
 def test_trained_embedding_beats_the_untrained_network(demo):
     subprocess.run([sys.executable, ROOT / "demo/run.py"], check=True, timeout=1800)
-    report = json.loads((ROOT / demo.OUTPUT / "evaluation.json").read_text())
-    rows = {(row["model"], row["embedding"]): row for row in report["rows"]}
+    report = json.loads((ROOT / demo.OUTPUT / "evaluation" / "report.json").read_text())
+    rows = {(row["model"], row["embedding"]): row for row in report["results"][0]["rows"]}
     untrained = rows["untrained network", "both"]
     for embedding in ("contrastive", "predictive", "both"):
         trained = rows[str(demo.OUTPUT / "model"), embedding]

@@ -159,7 +159,8 @@ def open_data(
         names = ", ".join((*BENCHMARKS, *SUITES))
         raise FileNotFoundError(f"{error}; nor is it one of the registry: {names}") from error
     if path.exists():
-        return _of_audio(audio, path.resolve().name, f"the folder {path.resolve().name}")
+        kind = "folder" if path.is_dir() else "file"
+        return _of_audio(audio, path.resolve().name, f"the {kind} {path.resolve().name}")
     details = [f"split {split or 'train'}", *([f"revision {revision}"] if revision else [])]
     return _of_audio(audio, str(spec), f"{spec} ({', '.join(details)})")
 
