@@ -5,14 +5,15 @@ Shapes: N clips, D embedding size, E tasks, S samples.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import AutoConfig
 
 from ..data import decode_clip
@@ -28,8 +29,6 @@ from .projection import Projection, project
 from .registry import expand
 from .results import DataResult, Difference, EvaluationReport, FewShotTask, Row
 from .weight_shares import WeightShares, weight_shares
-
-logger = logging.getLogger(__name__)
 
 INVARIANCE_SECONDS = 2.0  # of each clip that is augmented
 GIVEN = "given embeddings"  # the only row of a data set that brings embeddings in place of audio
@@ -121,20 +120,25 @@ def evaluate(
     for each in evaluated:
         if each.data.audio is None:
             _add(each, GIVEN, {"": each.data.embeddings}, classifier, probes, task.seed)
-    for embedder, is_baseline in _embedders(models, task.seed, device, batch_size):
-        for each in evaluated:
-            if each.data.audio is not None:
+    to_load = _models(models, task.seed, device, batch_size)
+    to_embed = [each for each in evaluated if each.data.audio is not None]
+    with tqdm(total=len(to_load) * len(to_embed), desc="models x data", disable=not show_progress) as progress:
+        for load, is_baseline in to_load:
+            embedder = load()
+            for each in to_embed:
+                progress.set_postfix_str(f"{embedder.name} on {each.data.name}")
                 found = _embed(embedder, each.data.audio, cache, show_progress)
                 if is_baseline:
                     found = dict([list(found.items())[-1]])  # only the embedding that stands for it
                 _add(each, embedder.name, found, classifier, probes, task.seed)
                 if not is_baseline:
                     _look_closer(each, embedder.name, found)
-        if waveforms is not None and not is_baseline:
-            logger.info("invariance of %s", embedder.name)
-            invariance[embedder.name] = measure_invariance(
-                embedder.embed_waveforms, waveforms, show_progress_bar=show_progress
-            )
+                progress.update()
+            if waveforms is not None and not is_baseline:
+                progress.set_postfix_str(f"invariance of {embedder.name}")
+                invariance[embedder.name] = measure_invariance(
+                    embedder.embed_waveforms, waveforms, show_progress_bar=show_progress
+                )
     return EvaluationReport(
         task=task,
         classifier=classifier,
@@ -232,11 +236,12 @@ def _waveforms(data: Sequence[EvaluationData], clips: int) -> tuple[Tensor | Non
 # Models
 
 
-def _embedders(
+def _models(
     models: Sequence[str | Path | Embedder], seed: int, device: str | torch.device, batch_size: int
-) -> Iterator[tuple[Embedder, bool]]:
-    """The baselines and then the models, one in memory at a time; and whether each is a baseline."""
-    yield LogMelStatistics(), True
+) -> list[tuple[Callable[[], Embedder], bool]]:
+    """The baselines and then the models, to be loaded one at a time; and whether each is a baseline."""
+    to_load: list[tuple[Callable[[], Embedder], bool]] = [(LogMelStatistics, True)]
+    options: dict[str, Any] = {"device": device, "batch_size": batch_size}
     seen: list[dict[str, Any]] = []
     for source in models:
         if not isinstance(source, (str, Path)):
@@ -246,11 +251,17 @@ def _embedders(
         if config.model_type == "mtslvr" and architecture not in seen:
             seen.append(architecture)
             name = "untrained network" if len(seen) == 1 else f"untrained network of {source}"
-            yield untrained(source, seed, device=device, batch_size=batch_size, name=name), True
+            to_load.append((partial(untrained, source, seed, name=name, **options), True))
     for source in models:
         if isinstance(source, (str, Path)):
-            source = load_embedder(source, device=device, batch_size=batch_size, name=str(source))
-        yield source, False
+            to_load.append((partial(load_embedder, source, name=str(source), **options), False))
+        else:
+            to_load.append((partial(_given, source), False))
+    return to_load
+
+
+def _given(embedder: Embedder) -> Embedder:
+    return embedder
 
 
 def _embed(
