@@ -20,17 +20,20 @@ NAMES = {
     "mt_parallel": "MT-Parallel",
 }
 METHODS = {"simclr": "SimCLR", "simsiam": "SimSiam"}
+UNTRAINED = "untrained network"  # as the names of these baselines begin
 # Rows whose difference is the paper's claim.
 PAIRS = (
     ("mt_parallel_simclr", "cont_only_simclr"),
     ("mt_parallel_simclr", "mt_simple_simclr"),
     ("mt_simple_simclr", "cont_only_simclr"),
+    ("cont_only_simclr", "pred_only"),
+    ("mt_parallel_simsiam", "cont_only_simsiam"),
 )
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of a table: one network and objective, from one or several seeds.
+    """A row of a table: one kind of network and objective, from one or several seeds.
 
     Attributes:
         name: what it is called in the table.
@@ -53,14 +56,18 @@ class Entry:
         return shown if len(values) == 1 else f"{shown} ({min(values):.1f} to {max(values):.1f})"
 
     @property
-    def seeds(self) -> int:
+    def networks(self) -> int:
         return max(map(len, self.rows.values()))
 
 
 def split_name(model: str) -> tuple[str, int] | None:
     """Row and seed of a run's folder; None for a baseline."""
     row, _, seed = Path(model).name.rpartition("_")
-    return (row, int(seed)) if seed.isdigit() and row.split("_sim")[0] in NAMES else None
+    network = row
+    for method in METHODS:
+        network = network.removesuffix(f"_{method}")
+    is_run = network in NAMES and seed.isdigit() and not model.startswith(UNTRAINED)
+    return (row, int(seed)) if is_run else None
 
 
 def title(row: str) -> str:
@@ -98,20 +105,25 @@ def entries(report: EvaluationReport, main: bool) -> list[Entry]:
     for result in report.results:
         for row in result.rows:
             run = split_name(row.model)
-            if row.main == main and (main or run):
-                key = title(run[0]) if run else row.model
-                found.setdefault((key, row.embedding), {}).setdefault(result.data, []).append(row)
-    return [Entry(name, embedding, rows) for (name, embedding), rows in found.items()]
+            if row.main != main or not (main or run):
+                continue
+            if run:
+                key = (title(run[0]), row.embedding)
+            else:  # networks of all architectures together
+                key = (f"{UNTRAINED}s" if row.model.startswith(UNTRAINED) else row.model, "")
+            found.setdefault(key, {}).setdefault(result.data, []).append(row)
+    in_order = sorted(found.items(), key=lambda item: item[0][0].startswith(tuple(NAMES.values())))  # baselines first
+    return [Entry(name, embedding, rows) for (name, embedding), rows in in_order]
 
 
 def table(rows: Sequence[Entry], results: Sequence[DataResult], ranked: bool) -> str:
     """Accuracy in percent; average ranks are among the rows of the paper's table, without the baselines."""
     data = [result.data for result in results]
     ranks = average_ranks([row for row in rows if row.name.startswith(tuple(NAMES.values()))], data) if ranked else {}
-    header = ["", "embedding", "seeds", *data, "mean", *(["average rank"] if ranked else [])]
+    header = ["", "embedding", "networks", *data, "mean", *(["average rank"] if ranked else [])]
     lines = []
     for row in rows:
-        cells = [row.name, row.embedding, str(row.seeds), *(row.cell(name) for name in data)]
+        cells = [row.name, row.embedding, str(row.networks), *(row.cell(name) for name in data)]
         cells.append(f"{100 * mean(row.accuracy(name) for name in data):.1f}")
         if ranked:
             cells.append(f"{ranks[row.name]:.2f}" if row.name in ranks else "")
@@ -157,10 +169,10 @@ def shares(results: Sequence[DataResult]) -> str:
     lines = []
     for model in models:
         row, seed = split_name(model)
+        found = [result.weight_shares.get(model) for result in results]
         cells = [
-            f"{100 * found.shares['contrastive']:.1f} ± {100 * found.intervals['contrastive']:.1f}"
-            for result in results
-            if (found := result.weight_shares.get(model))
+            f"{100 * shares.shares['contrastive']:.1f} ± {100 * shares.intervals['contrastive']:.1f}" if shares else ""
+            for shares in found
         ]
         lines.append([title(row), str(seed), *cells])
     return markdown_table(["", "seed", *(result.data for result in results)], lines)
