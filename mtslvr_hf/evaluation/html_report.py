@@ -61,7 +61,9 @@ def _data(result: DataResult, ways: int) -> dict[str, object]:
         "name": result.data,
         "protocol": data_protocol(result),
         "classes": result.classes,
-        "plot": _show(accuracy_plot(result, ways), f"{result.data}: few-shot accuracy with 95 % intervals"),
+        "plot": _show(accuracy_plot(result, ways), f"{result.data}: few-shot accuracy with 95 % intervals")
+        if result.episodes_sha256
+        else None,
         "rows": tables.rows(result),
         "probes": tables.probes(result.rows),
         "differences": tables.differences(result),

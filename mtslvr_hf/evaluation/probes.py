@@ -321,6 +321,8 @@ def _count(part: _Part, clips: str, groups: str) -> str:
 
 def _choose(kind: _Kind, train: _Part, multi_label: bool, seed: int) -> tuple[float, str]:
     """The parameter that is best for a held-out share of the train clips, and how it was chosen, in words."""
+    if train.groups is not None and len(set(train.groups)) == 1:  # which must be torn apart
+        train = replace(train, groups=None)
     fitted, held_out = (train.select(part) for part in split(train.labels, train.groups, VALIDATION_SHARE, seed))
     grid = [value for value in kind.grid if kind.parameter != "k" or value <= len(fitted.labels)]
     scores = kind.scores(fitted, held_out.embeddings, grid, multi_label)

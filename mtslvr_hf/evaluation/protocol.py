@@ -32,10 +32,11 @@ def protocol(report: EvaluationReport) -> list[str]:
 
 def data_protocol(result: DataResult) -> list[str]:
     """What holds for one data set, sentence by sentence."""
-    sentences = [
-        f"{result.clips:,} clips of {len(result.classes)} classes from {result.source}. "
-        f"Task list {result.episodes_sha256[:12]}."
-    ]
+    sentences = [f"{result.clips:,} clips of {len(result.classes)} classes from {result.source}."]
+    if result.episodes_sha256:
+        sentences[0] += f" Task list {result.episodes_sha256[:12]}."
+    else:
+        sentences.append("Clips have several classes, or none, which few-shot tasks cannot be drawn from.")
     if result.group_disjoint:
         sentences.append("A task's queries come from other groups than its support.")
     if result.note:

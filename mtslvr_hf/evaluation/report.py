@@ -43,11 +43,12 @@ class _Evaluated:
 
     Attributes:
         data: the clips of classes that tasks are drawn from; others would enter the standardisation.
+        episodes: the tasks; None where clips have several classes.
         accuracies: of each task, (E,), by each model's main embedding.
     """
 
     data: EvaluationData
-    episodes: Episodes
+    episodes: Episodes | None
     group_disjoint: bool
     sha256: str
     rows: list[Row] = field(default_factory=list)
@@ -55,16 +56,21 @@ class _Evaluated:
     shares: dict[str, WeightShares] = field(default_factory=dict)
     projections: list[Projection] = field(default_factory=list)
 
+    @property
+    def groups(self) -> list[str] | None:
+        """Those that are kept apart."""
+        return self.data.groups if self.group_disjoint else None
+
     def result(self) -> DataResult:
         return DataResult(
             data=self.data.name,
             source=self.data.source,
             note=self.data.note,
-            classes=sorted(set(self.data.label_names())),
+            classes=sorted(name for name, used in zip(self.data.classes, self.data.labels.any(0)) if used),
             clips=len(self.data),
             group_disjoint=self.group_disjoint,
             episodes_sha256=self.sha256,
-            left_out=dict(self.episodes.left_out),
+            left_out=dict(self.episodes.left_out) if self.episodes else {},
             rows=self.rows,
             differences=paired_differences(self.accuracies),
             weight_shares=self.shares,
@@ -114,7 +120,7 @@ def evaluate(
     task = task or FewShotTask()
     _check(models, classifier, probes, invariance_clips)
     opened, missing = _open_all(data, classes, columns)
-    evaluated = [_with_tasks(each, task) for each in opened]
+    evaluated = [_with_tasks(each, task, bool(probes)) for each in opened]
     waveforms, heard = _waveforms(opened, invariance_clips)
     invariance: dict[str, InvarianceReport] = {}
     for each in evaluated:
@@ -131,7 +137,7 @@ def evaluate(
                 if is_baseline:
                     found = dict([list(found.items())[-1]])  # only the embedding that stands for it
                 _add(each, embedder.name, found, classifier, probes, task.seed)
-                if not is_baseline:
+                if not is_baseline and each.episodes is not None:
                     _look_closer(each, embedder.name, found)
                 progress.update()
             if waveforms is not None and not is_baseline:
@@ -143,7 +149,7 @@ def evaluate(
         task=task,
         classifier=classifier,
         results=[each.result() for each in evaluated],
-        average_ranks=average_ranks([each.accuracies for each in evaluated if each.data.audio is not None]),
+        average_ranks=average_ranks([each.accuracies for each in to_embed if each.accuracies]),
         missing=missing,
         invariance=invariance,
         invariance_data=heard,
@@ -195,14 +201,19 @@ def _open_all(
     return [each if classes is None else each.with_classes(classes) for each in opened], missing
 
 
-def _with_tasks(data: EvaluationData, task: FewShotTask) -> _Evaluated:
-    """The data set's tasks, and its clips without those of classes that no task is drawn from."""
+def _with_tasks(data: EvaluationData, task: FewShotTask, probed: bool) -> _Evaluated:
+    """The data set's tasks, and its clips without those of classes that no task is drawn from.
+
+    Clips of several classes have no tasks: they are for probes, if those are asked for.
+    """
     group_disjoint = data.group_disjoint if task.group_disjoint is None else task.group_disjoint
     if group_disjoint and data.groups is None:
         raise ValueError(
             f"{data.name} has no groups, which group-disjoint tasks need: a column group in the folder's "
             "manifest.csv, or a data set's column that is named as the group column"
         )
+    if data.multi_label and probed:
+        return _Evaluated(data, None, group_disjoint, "")
     labels = data.label_names()
     groups = data.groups if group_disjoint else None
     try:
@@ -278,14 +289,14 @@ def _add(
     """A model's rows; the last embedding stands for it."""
     for number, (embedding, values) in enumerate(found.items(), 1):
         main = number == len(found)
-        accuracies = score_episodes(values, each.episodes, classifier=classifier)
-        probed = [
-            probe(values, each.data.labels, each.data.multi_label, each.data.groups, kind, seed) for kind in probes
-        ]
-        row = Row(model, embedding, values.shape[1], *mean_and_interval(accuracies), main, probed)
-        each.rows.append(row)
-        if main:
-            each.accuracies[model] = accuracies
+        probed = [probe(values, each.data.labels, each.data.multi_label, each.groups, kind, seed) for kind in probes]
+        accuracy = (None, None)
+        if each.episodes is not None:
+            accuracies = score_episodes(values, each.episodes, classifier=classifier)
+            accuracy = mean_and_interval(accuracies)
+            if main:
+                each.accuracies[model] = accuracies
+        each.rows.append(Row(model, embedding, values.shape[1], *accuracy, main, probed))
 
 
 def _look_closer(each: _Evaluated, model: str, found: Mapping[str, Tensor]) -> None:

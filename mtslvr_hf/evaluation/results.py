@@ -35,8 +35,8 @@ class Row:
         model: name of the model or of the baseline.
         embedding: "contrastive", "predictive" or "both"; empty for what has only one.
         size: the embedding's size D.
-        accuracy: mean over tasks, 0 to 1.
-        interval: half width of its 95 % interval.
+        accuracy: mean over tasks, 0 to 1; None where clips have several classes, so that there are no tasks.
+        interval: half width of its 95 % interval, or None.
         main: whether this embedding stands for its model in ranks and differences.
         probes: what linear probe and nearest neighbours reach on a part of the data set, if they were asked for.
     """
@@ -44,8 +44,8 @@ class Row:
     model: str
     embedding: str
     size: int
-    accuracy: float
-    interval: float
+    accuracy: float | None
+    interval: float | None
     main: bool
     probes: list[ProbeResult] = field(default_factory=list)
 
@@ -76,7 +76,7 @@ class DataResult:
         classes: the classes that tasks were drawn from.
         clips: number of clips of these classes.
         group_disjoint: whether support and query of a task share no group.
-        episodes_sha256: digest of the task list.
+        episodes_sha256: digest of the task list; empty where there are no tasks.
         left_out: classes too small for the tasks, each with the reason.
         rows: a result per embedding, the baselines first.
         differences: of each model from each one before it, by their main embeddings.

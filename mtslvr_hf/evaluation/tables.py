@@ -35,17 +35,14 @@ def accuracies(report: EvaluationReport) -> Table:
         rows = [found.get((model, embedding, name)) for name in names]
         main = any(row.main for row in rows if row)
         rank = f"{report.average_ranks[model]:.2f}" if main and model in report.average_ranks else ""
-        accuracies = [percent(row.accuracy, row.interval) if row else "" for row in rows]
+        accuracies = [_accuracy(row) for row in rows]
         lines.append(Line([model, embedding, *accuracies, rank], main))
     return Table(["model", "embedding", *(f"{name}, %" for name in names), "average rank"], lines)
 
 
 def rows(result: DataResult) -> Table:
     """A row for each embedding."""
-    lines = [
-        Line([row.model, row.embedding, str(row.size), percent(row.accuracy, row.interval)], row.main)
-        for row in result.rows
-    ]
+    lines = [Line([row.model, row.embedding, str(row.size), _accuracy(row)], row.main) for row in result.rows]
     return Table(["model", "embedding", "size", "accuracy, %"], lines)
 
 
@@ -99,6 +96,11 @@ def readabilities(report: InvarianceReport) -> Table:
         for entry in report.readabilities
     ]
     return Table(["augmentation", "embedding", "presence", "parameter", "R²"], lines)
+
+
+def _accuracy(row: Row | None) -> str:
+    """Nothing where there are no tasks."""
+    return "" if row is None or row.accuracy is None else percent(row.accuracy, row.interval)
 
 
 def percent(value: float, interval: float, sign: str = "") -> str:

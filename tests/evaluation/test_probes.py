@@ -163,6 +163,16 @@ def test_groups_are_not_recognised_instead_of_classes(kind):
     assert with_groups.protocol.endswith("bootstrap over test groups, 500 resamples; seed 0")
 
 
+@pytest.mark.parametrize("kind", PROBES)
+def test_two_groups_are_one_to_fit_to_and_one_to_measure_on(kind):
+    embeddings, of_clip = clouds(60, 3, 8.0)
+    groups = [f"speaker {index // 30}" for index in range(60)]
+    result = probe(embeddings, one_hot(of_clip), groups=groups, kind=kind)
+    assert (result.train_clips, result.test_clips) == (30, 30)
+    assert result.value > 0.9
+    assert "6 of these clips held out" in result.protocol
+
+
 def test_the_split_keeps_shares_and_groups():
     of_clip = np.repeat([0, 1, 2], [100, 50, 20])
     train, test = split(one_hot(of_clip), fraction=0.2, seed=1)

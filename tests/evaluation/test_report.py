@@ -1,6 +1,7 @@
 """Models and baselines side by side."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -19,6 +20,7 @@ from mtslvr_hf.evaluation import (
     evaluate,
     few_shot_accuracy,
     paired_differences,
+    to_html,
     to_markdown,
 )
 
@@ -260,6 +262,29 @@ def test_probes_and_invariance(sounds, model):
         assert [probe.name for probe in row.probes] == ["linear", "knn"]
     assert set(report.invariance) == {str(model)}
     assert report.invariance[str(model)].clips == 12
+
+
+def test_clips_of_several_classes_are_for_probes(sounds, model):
+    data = labelled("several", [f"{index % 3}" for index in range(48)])
+    several = data.labels | np.roll(data.labels, 1, axis=1)
+    data = replace(data, labels=several, multi_label=True)
+    generator = torch.Generator().manual_seed(0)
+    telling = torch.from_numpy(several).float() + 0.1 * torch.randn(48, 3, generator=generator)
+    models = [Given("telling", {"": telling}), Given("noise", {"": torch.rand(48, 3, generator=generator)})]
+    with pytest.raises(ValueError, match="measure a probe"):
+        evaluate(models, [data], TASK, show_progress=False)
+    data = replace(
+        data, audio=[{"bytes": None, "path": str(path)} for path in sorted(sounds.rglob("*.flac"))][:1] * 48
+    )
+    report = evaluate(models, [data], TASK, probes=["linear"], show_progress=False)
+    found = {row.model: row for row in report.results[0].rows}
+    assert found["telling"].accuracy is None
+    assert (found["telling"].probes[0].metric, found["telling"].probes[0].value) == ("mAP", pytest.approx(1, abs=0.02))
+    assert found["noise"].probes[0].value < 0.95
+    assert report.average_ranks == {}
+    assert "which few-shot tasks cannot be drawn from" in to_markdown(report)
+    assert "mAP" in to_html(report)
+    json.dumps(report.to_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize(
