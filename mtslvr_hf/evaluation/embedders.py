@@ -115,6 +115,17 @@ class MTSLVREmbedder:
         return named
 
 
+def load_config(source: str | Path, revision: str | None = None) -> PreTrainedConfig:
+    """The configuration of a model that `load_embedder` takes; errors are the same."""
+    config = AutoConfig.from_pretrained(source, revision=revision)
+    if config.model_type != "mtslvr" and config.model_type not in FAMILIES:
+        raise ValueError(
+            f"{source} is a model of type {config.model_type}; expected an audio model of type "
+            f"{', '.join(['mtslvr', *FAMILIES])}. Embeddings of others can be evaluated as data."
+        )
+    return config
+
+
 def load_embedder(
     source: str | Path,
     *,
@@ -136,12 +147,7 @@ def load_embedder(
         OSError: If there is no such model, or no feature extractor beside it.
         ValueError: If it is of a kind whose audio embedding is not known; the message lists those that are.
     """
-    config = AutoConfig.from_pretrained(source, revision=revision)
-    if config.model_type != "mtslvr" and config.model_type not in FAMILIES:
-        raise ValueError(
-            f"{source} is a model of type {config.model_type}; expected an audio model of type "
-            f"{', '.join(['mtslvr', *FAMILIES])}. Embeddings of others can be evaluated as data."
-        )
+    config = load_config(source, revision)
     extractor = AutoFeatureExtractor.from_pretrained(source, revision=revision)
     model = AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32).to(device).eval()
     kind = MTSLVREmbedder if config.model_type == "mtslvr" else TransformersEmbedder
@@ -184,4 +190,4 @@ def untrained(
     return MTSLVREmbedder(model.to(device), extractor, name, batch_size)
 
 
-__all__ = ["Embedder", "MTSLVREmbedder", "load_embedder", "untrained"]
+__all__ = ["Embedder", "MTSLVREmbedder", "load_config", "load_embedder", "untrained"]

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoConfig
 
+from ..configuration_mtslvr import MTSLVRConfig
 from ..data import decode_clip
 from .baselines import LogMelStatistics
 from .data import DataNotReachable, EvaluationData, open_data
-from .embedders import Embedder, load_embedder, untrained
+from .embedders import Embedder, load_config, load_embedder, untrained
 from .embedding_cache import cached_embeddings
 from .episodes import Episodes, sample_episodes
 from .fewshot import CLASSIFIERS, mean_and_interval, score_episodes
@@ -95,8 +95,8 @@ def evaluate(
 ) -> EvaluationReport:
     """Compares models on data sets by few-shot tasks; every model does the same tasks.
 
-    Log-mel statistics and an untrained network of each MT-SLVR model's architecture, with the weights that seed
-    `task.seed` gives, are always among the rows.
+    Log-mel statistics and an untrained network of each MT-SLVR model's architecture (the default one beside other
+    models alone), with the weights that seed `task.seed` gives, are always among the rows.
 
     Args:
         models: folders or Hub names of MT-SLVR models or of other audio models of transformers, see `load_embedder`.
@@ -254,15 +254,16 @@ def _models(
     to_load: list[tuple[Callable[[], Embedder], bool]] = [(LogMelStatistics, True)]
     options: dict[str, Any] = {"device": device, "batch_size": batch_size}
     seen: list[dict[str, Any]] = []
-    for source in models:
-        if not isinstance(source, (str, Path)):
-            continue
-        config = AutoConfig.from_pretrained(source)
+    sources = [source for source in models if isinstance(source, (str, Path))]
+    for source in sources:
+        config = load_config(source)
         architecture = {name: value for name, value in config.to_dict().items() if name not in _NOT_ARCHITECTURE}
         if config.model_type == "mtslvr" and architecture not in seen:
             seen.append(architecture)
             name = "untrained network" if len(seen) == 1 else f"untrained network of {source}"
             to_load.append((partial(untrained, source, seed, name=name, **options), True))
+    if sources and not seen:
+        to_load.append((partial(untrained, MTSLVRConfig(), seed, **options), True))
     for source in models:
         if isinstance(source, (str, Path)):
             to_load.append((partial(load_embedder, source, name=str(source), **options), False))

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, BertConfig
+from transformers import AutoModel, BertConfig, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRModel
 from mtslvr_hf.data import decode_clip, read_labelled_folder
@@ -308,7 +308,19 @@ def test_one_name_for_each(sounds, model):
         evaluate([model], [sounds, sounds], TASK, show_progress=False)
 
 
-def test_a_model_without_audio_input_is_refused(sounds, tmp_path):
+def test_a_model_without_audio_input_is_refused_before_the_work(sounds, model, tmp_path, monkeypatch):
     BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="bert"):
-        evaluate([tmp_path], [sounds], TASK, show_progress=False)
+    monkeypatch.setattr(LogMelStatistics, "embed", lambda *args, **options: pytest.fail("began"))
+    with pytest.raises(ValueError, match="is a model of type bert; expected an audio model of type mtslvr, "):
+        evaluate([model, tmp_path], [sounds], TASK, show_progress=False)
+
+
+def test_another_model_has_both_baselines_beside_it(sounds, tmp_path, monkeypatch):
+    default = MTSLVRConfig(base_width=4, embedding_size=6, window_seconds=0.5, num_mel_bins=32)
+    monkeypatch.setattr("mtslvr_hf.evaluation.report.MTSLVRConfig", lambda: default)
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
+    Wav2Vec2Model(Wav2Vec2Config(**sizes, num_conv_pos_embedding_groups=2)).save_pretrained(tmp_path)
+    Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
+    report = evaluate([tmp_path], [sounds], TASK, classes=THREE, show_progress=False)
+    rows = [(row.model, row.size) for row in report.results[0].rows]
+    assert rows == [("log-mel statistics", 80), ("untrained network", 6), (str(tmp_path), 8)]
