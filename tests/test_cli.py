@@ -175,7 +175,9 @@ class TestEvaluate:
         (tmp_path / "two").mkdir()
         for name in ("one/a.wav", "one/b.wav", "one/c.wav", "two/a.wav", "two/b.wav", "two/c.wav"):
             (tmp_path / name).write_text("no audio")
-        assert "error: unreadable: " in failure([*evaluate, "--data", str(tmp_path)], capsys)
+        assert "none of its 6 clips can be decoded; the first one: unreadable: " in failure(
+            [*evaluate, "--data", str(tmp_path)], capsys
+        )
 
 
 class TestConvert:

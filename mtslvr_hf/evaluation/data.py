@@ -15,8 +15,9 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from tqdm.auto import tqdm
 
-from ..data import LabelledAudio, load_labelled_audio
+from ..data import BadClip, LabelledAudio, decode_clip, load_labelled_audio
 from ..data.sources import AUDIO_COLUMN
 from .labelled_embeddings import read_labelled_embeddings
 from .registry import BENCHMARKS, SUITES, Benchmark
@@ -117,6 +118,29 @@ class EvaluationData:
         labels = self.labels[:, kept]
         chosen = replace(self, classes=[self.classes[column] for column in kept], labels=labels)
         return chosen.select(np.flatnonzero(labels.any(1)))
+
+
+def without_bad_clips(data: EvaluationData, show_progress: bool = False) -> tuple[EvaluationData, list[str]]:
+    """Decodes every clip once, so that one that is broken, empty or silent does not end hours of work.
+
+    Returns:
+        The data set without them, and what is wrong with each.
+
+    Raises:
+        ValueError: If there is no other clip.
+    """
+    if data.audio is None:
+        return data, []
+    good, bad = [], []
+    for index in tqdm(range(len(data)), f"reading {data.name}", disable=not show_progress):
+        try:
+            decode_clip(data.audio[index])
+            good.append(index)
+        except BadClip as error:
+            bad.append(str(error))
+    if not good:
+        raise ValueError(f"{data.name}: none of its {len(data)} clips can be decoded; the first one: {bad[0]}")
+    return (data.select(good) if bad else data), bad
 
 
 def open_data(
@@ -236,4 +260,4 @@ def _open_embeddings(folder: Path, label_column: str, group_column: str | None) 
     )
 
 
-__all__ = ["DataNotReachable", "EvaluationData", "open_data"]
+__all__ = ["DataNotReachable", "EvaluationData", "open_data", "without_bad_clips"]

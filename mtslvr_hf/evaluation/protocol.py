@@ -39,6 +39,9 @@ def data_protocol(result: DataResult) -> list[str]:
         sentences.append("Clips have several classes, or none, which few-shot tasks cannot be drawn from.")
     if result.group_disjoint:
         sentences.append("A task's queries come from other groups than its support.")
+    if result.bad_clips:
+        first = "; ".join(result.bad_clips[:3]) + ("; ..." if len(result.bad_clips) > 3 else "")
+        sentences.append(f"Clips left out because they cannot be used: {len(result.bad_clips)} ({first}).")
     if result.note:
         sentences.append(result.note.rstrip(".") + ".")
     if result.left_out:

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..configuration_mtslvr import MTSLVRConfig
 from ..data import decode_clip
 from .baselines import LogMelStatistics
-from .data import DataNotReachable, EvaluationData, open_data
+from .data import DataNotReachable, EvaluationData, open_data, without_bad_clips
 from .embedders import Embedder, load_config, load_embedder, untrained
 from .embedding_cache import cached_embeddings
 from .episodes import Episodes, sample_episodes
@@ -48,6 +48,7 @@ class _Evaluated:
     """
 
     data: EvaluationData
+    bad_clips: list[str]
     episodes: Episodes | None
     group_disjoint: bool
     sha256: str
@@ -72,6 +73,7 @@ class _Evaluated:
             episodes_sha256=self.sha256,
             left_out=dict(self.episodes.left_out) if self.episodes else {},
             rows=self.rows,
+            bad_clips=self.bad_clips,
             differences=paired_differences(self.accuracies),
             weight_shares=self.shares,
             projections=self.projections,
@@ -97,6 +99,7 @@ def evaluate(
 
     Log-mel statistics and an untrained network of each MT-SLVR model's architecture (the default one beside other
     models alone), with the weights that seed `task.seed` gives, are always among the rows.
+    Clips that cannot be decoded, or are silent, are left out and listed.
 
     Args:
         models: folders or Hub names of MT-SLVR models or of other audio models of transformers, see `load_embedder`.
@@ -114,14 +117,15 @@ def evaluate(
 
     Raises:
         FileNotFoundError: when a data set does not exist.
-        ValueError: when a word is unknown, the data do not allow such tasks, or a clip is not audio.
+        ValueError: when a word is unknown, the data do not allow such tasks, or no clip is audio.
         OSError: when a model cannot be found or loaded, or no data set of a suite can be reached.
     """
     task = task or FewShotTask()
     _check(models, classifier, probes, invariance_clips)
     opened, missing = _open_all(data, classes, columns)
-    evaluated = [_with_tasks(each, task, bool(probes)) for each in opened]
-    waveforms, heard = _waveforms(opened, invariance_clips)
+    readable = [without_bad_clips(each, show_progress) for each in opened]
+    evaluated = [_with_tasks(each, bad, task, bool(probes)) for each, bad in readable]
+    waveforms, heard = _waveforms([each for each, _ in readable], invariance_clips)
     invariance: dict[str, InvarianceReport] = {}
     for each in evaluated:
         if each.data.audio is None:
@@ -201,7 +205,7 @@ def _open_all(
     return [each if classes is None else each.with_classes(classes) for each in opened], missing
 
 
-def _with_tasks(data: EvaluationData, task: FewShotTask, probed: bool) -> _Evaluated:
+def _with_tasks(data: EvaluationData, bad_clips: list[str], task: FewShotTask, probed: bool) -> _Evaluated:
     """The data set's tasks, and its clips without those of classes that no task is drawn from.
 
     Clips of several classes have no tasks: they are for probes, if those are asked for.
@@ -213,7 +217,7 @@ def _with_tasks(data: EvaluationData, task: FewShotTask, probed: bool) -> _Evalu
             "manifest.csv, or a data set's column that is named as the group column"
         )
     if data.multi_label and probed:
-        return _Evaluated(data, None, group_disjoint, "")
+        return _Evaluated(data, bad_clips, None, group_disjoint, "")
     labels = data.label_names()
     groups = data.groups if group_disjoint else None
     try:
@@ -224,7 +228,7 @@ def _with_tasks(data: EvaluationData, task: FewShotTask, probed: bool) -> _Evalu
     place = torch.full((len(labels),), -1)
     place[kept] = torch.arange(len(kept))
     moved = Episodes(place[episodes.support], place[episodes.query], episodes.left_out)
-    return _Evaluated(data.select(kept), moved, group_disjoint, episodes.sha256)
+    return _Evaluated(data.select(kept), bad_clips, moved, group_disjoint, episodes.sha256)
 
 
 def _waveforms(data: Sequence[EvaluationData], clips: int) -> tuple[Tensor | None, str]:

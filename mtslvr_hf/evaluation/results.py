@@ -78,6 +78,7 @@ class DataResult:
         group_disjoint: whether support and query of a task share no group.
         episodes_sha256: digest of the task list; empty where there are no tasks.
         left_out: classes too small for the tasks, each with the reason.
+        bad_clips: what is wrong with each clip that could not be decoded; no model was given those.
         rows: a result per embedding, the baselines first.
         differences: of each model from each one before it, by their main embeddings.
         weight_shares: of the heads of each model that has several, by its name.
@@ -93,6 +94,7 @@ class DataResult:
     episodes_sha256: str
     left_out: dict[str, str]
     rows: list[Row]
+    bad_clips: list[str] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
     weight_shares: dict[str, WeightShares] = field(default_factory=dict)
     projections: list[Projection] = field(default_factory=list)

@@ -1,11 +1,14 @@
 """Models and baselines side by side."""
 
+import io
 import json
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from transformers import AutoModel, BertConfig, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
@@ -174,10 +177,12 @@ def test_models_of_one_architecture_share_the_untrained_row(sounds, save_model, 
 
 
 def labelled(name, labels, groups=None, audio=True):
-    """A data set whose audio nobody decodes."""
+    """A data set of one sound over and over."""
     classes = sorted(set(labels))
     one_hot = np.array([[label == entry for entry in classes] for label in labels])
-    rows = [{"bytes": None, "path": f"{index}.wav"} for index in range(len(labels))]
+    sound = io.BytesIO()
+    soundfile.write(sound, np.random.default_rng(0).uniform(-0.5, 0.5, 2000), 16_000, format="WAV")
+    rows = [{"bytes": sound.getvalue(), "path": None}] * len(labels)
     return EvaluationData(
         name=name,
         source="memory",
@@ -264,7 +269,7 @@ def test_probes_and_invariance(sounds, model):
     assert report.invariance[str(model)].clips == 12
 
 
-def test_clips_of_several_classes_are_for_probes(sounds, model):
+def test_clips_of_several_classes_are_for_probes():
     data = labelled("several", [f"{index % 3}" for index in range(48)])
     several = data.labels | np.roll(data.labels, 1, axis=1)
     data = replace(data, labels=several, multi_label=True)
@@ -273,9 +278,6 @@ def test_clips_of_several_classes_are_for_probes(sounds, model):
     models = [Given("telling", {"": telling}), Given("noise", {"": torch.rand(48, 3, generator=generator)})]
     with pytest.raises(ValueError, match="measure a probe"):
         evaluate(models, [data], TASK, show_progress=False)
-    data = replace(
-        data, audio=[{"bytes": None, "path": str(path)} for path in sorted(sounds.rglob("*.flac"))][:1] * 48
-    )
     report = evaluate(models, [data], TASK, probes=["linear"], show_progress=False)
     found = {row.model: row for row in report.results[0].rows}
     assert found["telling"].accuracy is None
@@ -299,6 +301,19 @@ def test_clips_of_several_classes_are_for_probes(sounds, model):
 def test_mistakes(sounds, model, options, message):
     with pytest.raises(ValueError, match=message):
         evaluate([model], [sounds], TASK, show_progress=False, **options)
+
+
+def test_bad_clips_are_left_out_and_listed(sounds, model, tmp_path):
+    shutil.copytree(sounds, tmp_path / "set")
+    whole = evaluate([model], [tmp_path / "set"], TASK, show_progress=False).results[0]
+    (tmp_path / "set/anvil/broken.wav").write_text("no audio")
+    soundfile.write(tmp_path / "set/anvil/silent.wav", np.zeros(4000), 16_000)
+    report = evaluate([model], [tmp_path / "set"], TASK, show_progress=False)
+    found = report.results[0]
+    assert [row.accuracy for row in found.rows] == [row.accuracy for row in whole.rows]
+    assert (whole.bad_clips, found.clips) == ([], whole.clips)
+    assert sorted(reason.split(":")[0] for reason in found.bad_clips) == ["silent", "unreadable"]
+    assert "Clips left out because they cannot be used: 2 (unreadable: " in to_markdown(report)
 
 
 def test_one_name_for_each(sounds, model):
