@@ -111,6 +111,13 @@ def test_data_without_labels_say_what_they_have(tmp_path):
         load_labelled_audio(tmp_path / "absent")
 
 
+def test_rows_without_a_group_are_no_group_of_their_own(tmp_path):
+    speaker = {0: "a", 1: "", 2: None, 3: "b"}
+    rows = make_rows(tmp_path, CLASS_LABEL, lambda name, number: 0, speaker=lambda name, number: speaker[number])
+    with pytest.raises(ValueError, match="column 'speaker' has no group in 6 of 12 rows, first in 3"):
+        from_dataset(rows, group_column="speaker")
+
+
 # Clips
 
 

@@ -112,7 +112,7 @@ class TestEvaluate:
         assert stop.value.code == 0
         output = capsys.readouterr().out
         assert "esc50: mteb/esc50, 2,000 clips of 50 classes" in output
-        assert "voxceleb1: missing" in output
+        assert "drum_hits: ROOT/drum_hits, 449 clips of 15 classes" in output
 
     def test_a_suite_that_nobody_can_reach(self, evaluate, model, tmp_path, capsys):
         arguments = ["evaluate", "--model", str(model), "--data", "labelled", "--data-root", str(tmp_path)]

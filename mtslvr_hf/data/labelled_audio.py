@@ -179,8 +179,16 @@ def from_dataset(
                 "with label_column, the groups' with group_column."
             )
     classes, labels, multi_label = _read_labels(dataset.features[column], dataset.with_format(None)[column], column)
-    groups = None if group_column is None else [str(value) for value in dataset.with_format(None)[group_column]]
+    groups = None if group_column is None else _read_group_column(dataset, group_column)
     return LabelledAudio(audio_rows(dataset, audio_column), classes, labels, multi_label, groups)
+
+
+def _read_group_column(dataset: datasets.Dataset, column: str) -> list[str]:
+    values = dataset.with_format(None)[column]
+    empty = [number for number, value in enumerate(values) if value is None or value == ""]
+    if empty:
+        raise ValueError(f"column {column!r} has no group in {len(empty)} of {len(values)} rows, first in {empty[0]}")
+    return [str(value) for value in values]
 
 
 def _read_labels(feature: Any, values: Sequence[Any], column: str) -> tuple[list[str], np.ndarray, bool]:

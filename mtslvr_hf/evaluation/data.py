@@ -15,9 +15,11 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from datasets.exceptions import DatasetsError
 from tqdm.auto import tqdm
 
 from ..data import BadClip, LabelledAudio, decode_clip, load_labelled_audio
+from ..data.decoding import READ_ERRORS
 from ..data.sources import AUDIO_COLUMN
 from .labelled_embeddings import read_labelled_embeddings
 from .registry import BENCHMARKS, SUITES, Benchmark
@@ -26,7 +28,7 @@ ROOT_VARIABLE = "MTSLVR_EVALUATION_DATA"
 
 
 class DataNotReachable(OSError):
-    """A data set of the registry that is not here: no network, no folder, or nobody has it."""
+    """A data set of the registry that is not here: no network, no folder, or not what it was."""
 
 
 class DatasetRows(Sequence[Mapping[str, Any]]):
@@ -169,7 +171,8 @@ def open_data(
 
     Raises:
         DataNotReachable: If a set of the registry cannot be had here. The message says why.
-        FileNotFoundError: If there is neither such a folder nor such a data set. The message names the registry's.
+        FileNotFoundError: If there is neither such a folder nor such a data set, or no Hub that could be asked for it.
+            The message names the registry's.
         ValueError: If there are no labels, or no such column, configuration or split.
     """
     path = Path(spec).expanduser()
@@ -179,7 +182,7 @@ def open_data(
         return _open_embeddings(path, label_column or "label", group_column)
     try:
         audio = load_labelled_audio(spec, config, split or "train", audio_column, label_column, group_column, revision)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ConnectionError) as error:
         names = ", ".join((*BENCHMARKS, *SUITES))
         raise FileNotFoundError(f"{error}; nor is it one of the registry: {names}") from error
     if path.exists():
@@ -190,8 +193,6 @@ def open_data(
 
 
 def _open_benchmark(benchmark: Benchmark, root: str | Path | None) -> EvaluationData:
-    if benchmark.missing:
-        raise DataNotReachable(f"{benchmark.name} ({benchmark.paper_name}): {benchmark.missing}")
     if not benchmark.repository:
         return _open_local(benchmark, root)
     place = f"{benchmark.repository} (revision {benchmark.revision}, split {benchmark.split})"
@@ -204,7 +205,7 @@ def _open_benchmark(benchmark: Benchmark, root: str | Path | None) -> Evaluation
             group_column=benchmark.group_column,
             revision=benchmark.revision,
         )
-    except (OSError, ValueError) as error:  # no network, or not what it was
+    except (*READ_ERRORS, ValueError, DatasetsError) as error:  # no network, or not what it was
         raise DataNotReachable(f"{benchmark.name}: {place} cannot be opened: {error}") from error
     return _of_audio(audio, benchmark.name, place, benchmark)
 

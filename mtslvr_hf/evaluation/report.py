@@ -193,7 +193,7 @@ def _open_all(
             except DataNotReachable as error:
                 if spec == asked:
                     raise
-                missing[str(spec)] = str(error)
+                missing[str(spec)] = str(error).removeprefix(f"{spec}: ")
     if not opened:
         raise OSError(
             "no data set could be reached: " + "; ".join(f"{name}: {reason}" for name, reason in missing.items())
