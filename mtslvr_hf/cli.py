@@ -182,9 +182,10 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--model",
         action="append",
-        required=True,
+        default=[],
         metavar="FOLDER_OR_NAME",
-        help="a model's folder or its name on the Hub: ours, or any audio model of transformers; may be repeated",
+        help="a model's folder or its name on the Hub: ours, or any audio model of transformers; may be repeated. "
+        "Embeddings that are given as data need none",
     )
     parser.add_argument(
         "--data",

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import soundfile
@@ -106,6 +107,15 @@ class TestEvaluate:
         assert len(between) == 2  # the same weights: no difference, task by task
         assert all(line.count("+0.0 ± 0.0") == 1 for line in between)
 
+    def test_given_embeddings_need_no_model(self, tmp_path, capsys):
+        rows = {"embedding": np.eye(3)[np.arange(12) % 3].tolist(), "label": list("abc") * 4}
+        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "made.parquet")
+        (tmp_path / "made").mkdir()
+        (tmp_path / "made.parquet").rename(tmp_path / "made/0.parquet")
+        options = ["--ways", "3", "--queries", "2", "--tasks", "20"]
+        assert main(["evaluate", "--data", str(tmp_path / "made"), *options]) == 0
+        assert "| given embeddings |           | 100.0 ± 0.0 |" in capsys.readouterr().out
+
     def test_lists_the_registry(self, capsys):
         with pytest.raises(SystemExit) as stop:
             main(["evaluate", "--list-data"])
@@ -141,7 +151,7 @@ class TestEvaluate:
         assert "embedding" in result.stderr  # the progress bar keeps out of the table's way
 
     def test_wrong_arguments(self, evaluate, capsys):
-        assert "the following arguments are required: --model" in usage_error(["evaluate", "--data", "x"], capsys)
+        assert "the following arguments are required: --data" in usage_error(["evaluate"], capsys)
         assert "invalid int value: 'many'" in usage_error([*evaluate, "--ways", "many"], capsys)
         assert "expected names separated by commas" in usage_error([*evaluate, "--classes", ","], capsys)
         both = [*evaluate, "--classes", "one", "--class-list", "x.txt"]

@@ -132,7 +132,9 @@ def evaluate(
             _add(each, GIVEN, {"": each.data.embeddings}, classifier, probes, task.seed)
     to_load = _models(models, task.seed, device, batch_size)
     to_embed = [each for each in evaluated if each.data.audio is not None]
-    with tqdm(total=len(to_load) * len(to_embed), desc="models x data", disable=not show_progress) as progress:
+    with tqdm(
+        total=len(to_load) * len(to_embed), desc="models x data", disable=not (show_progress and to_embed)
+    ) as progress:
         for load, is_baseline in to_load:
             embedder = load()
             for each in to_embed:
