@@ -268,7 +268,7 @@ class _ListData(argparse.Action):
 
 def _evaluate(options: argparse.Namespace) -> None:
     from .evaluation import FewShotTask, evaluate, read_class_list, to_markdown, write_report
-    from .evaluation.plots import check_matplotlib
+    from .evaluation.reporting.plots import check_matplotlib
 
     if options.output:
         try:

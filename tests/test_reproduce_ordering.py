@@ -33,7 +33,7 @@ def started(monkeypatch):
 
 
 def test_every_row_once_and_three_of_them_from_three_seeds(started, tmp_path):
-    script.main(["--output", str(tmp_path)])
+    script.main(["--output", str(tmp_path), "--parallel", "1"])
     runs = [Path(command[command.index("--output_dir") + 1]).name for command in started.commands]
     assert len(runs) == len(set(runs)) == 10 + 2 * 3
     assert set(runs[:10]) == {f"{row}_0" for row in script.ROWS}  # a whole table before the repetitions

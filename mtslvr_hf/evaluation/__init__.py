@@ -7,17 +7,17 @@ from .data import DataNotReachable, EvaluationData, open_data
 from .embedders import Embedder, MTSLVREmbedder, load_embedder, untrained
 from .episodes import Episodes, sample_episodes
 from .fewshot import CLASSIFIERS, FewShotResult, few_shot_accuracy, mean_and_interval, score_episodes, standardized
-from .html_report import to_html
 from .invariance import InvarianceReport, measure_invariance
 from .labelled_embeddings import LabelledEmbeddings, read_labelled_embeddings
-from .markdown_report import to_markdown
-from .plots import heat_map, save_heat_map
 from .probes import ProbeResult, knn_probe, linear_probe, probe, split
 from .projection import Projection, project
 from .registry import BENCHMARKS, SUITES, Benchmark
 from .report import average_ranks, evaluate, paired_differences
-from .report_folder import write_report
-from .results import DataResult, Difference, EvaluationReport, FewShotTask, Row
+from .reporting.html_report import to_html
+from .reporting.markdown_report import to_markdown
+from .reporting.plots import heat_map, save_heat_map
+from .reporting.report_folder import write_report
+from .reporting.results import DataResult, Difference, EvaluationReport, FewShotTask, Row
 from .solvers import logistic_regression, logistic_regression_duals, nearest_centroid
 from .weight_shares import WeightShares, weight_shares
 

@@ -27,14 +27,17 @@ from .invariance import FEWEST_CLIPS, InvarianceReport, measure_invariance
 from .probes import KINDS, probe
 from .projection import Projection, project
 from .registry import expand
-from .results import DataResult, Difference, EvaluationReport, FewShotTask, Row
+from .reporting.results import DataResult, Difference, EvaluationReport, FewShotTask, Row
 from .weight_shares import WeightShares, weight_shares
 
 INVARIANCE_SECONDS = 2.0  # of each clip that is augmented
 GIVEN = "given embeddings"  # the only row of a data set that brings embeddings in place of audio
 _SAMPLING_RATE = 16_000
 # What differs between configurations of one and the same network.
-_NOT_ARCHITECTURE = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
+_NOT_ARCHITECTURE = {
+    *("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"),
+    *("contrastive_method", "predictive_weight", "temperature"),
+}
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from mtslvr_hf.evaluation.invariance import Displacement, InvarianceReport, Readability
 from mtslvr_hf.evaluation.probes import ProbeResult
 from mtslvr_hf.evaluation.projection import Projection
-from mtslvr_hf.evaluation.results import DataResult, Difference, EvaluationReport, FewShotTask, Row
+from mtslvr_hf.evaluation.reporting.results import DataResult, Difference, EvaluationReport, FewShotTask, Row
 from mtslvr_hf.evaluation.weight_shares import WeightShares
 
 STRENGTHS = (0.5, 1.0)

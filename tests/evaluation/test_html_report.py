@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from results_by_hand import data_result, evaluation
 
-from mtslvr_hf.evaluation.html_report import to_html
-from mtslvr_hf.evaluation.protocol import protocol
+from mtslvr_hf.evaluation.reporting.html_report import to_html
+from mtslvr_hf.evaluation.reporting.protocol import protocol
 
 VOID = {"meta", "img", "br"}
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from results_by_hand import STRENGTHS, data_result, invariance
 
-from mtslvr_hf.evaluation.plots import accuracy_plot, heat_map, projection_plot, save_heat_map, to_png
+from mtslvr_hf.evaluation.reporting.plots import accuracy_plot, heat_map, projection_plot, save_heat_map, to_png
 
 
 def texts(figure):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .invariance import InvarianceReport
-from .probes import ProbeResult
-from .projection import Projection
-from .weight_shares import WeightShares
+from ..invariance import InvarianceReport
+from ..probes import ProbeResult
+from ..projection import Projection
+from ..weight_shares import WeightShares
 
 
 @dataclass(frozen=True)

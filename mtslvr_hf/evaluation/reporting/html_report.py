@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, StrictUndefined
 
+from ..invariance import InvarianceReport
+from ..projection import Projection
 from . import tables
-from .invariance import InvarianceReport
 from .plots import accuracy_plot, heat_map, projection_plot, to_png
-from .projection import Projection
 from .protocol import data_protocol, protocol
 from .results import DataResult, EvaluationReport
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .invariance import InvarianceReport
+from ..invariance import InvarianceReport
+from ..weight_shares import WeightShares
 from .results import DataResult, EvaluationReport, Row
-from .weight_shares import WeightShares
 
 
 @dataclass(frozen=True)

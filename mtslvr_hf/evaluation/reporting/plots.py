@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .invariance import InvarianceReport
-from .projection import Projection
+from ..invariance import InvarianceReport
+from ..projection import Projection
 from .results import DataResult
 
 if TYPE_CHECKING:

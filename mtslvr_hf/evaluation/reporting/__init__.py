@@ -1,0 +1,1 @@
+"""What an evaluation found, as data, tables, plots, Markdown and HTML."""
