@@ -173,7 +173,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         "evaluate",
         help="models side by side on labelled audio: few-shot accuracy, probes, invariance",
         description="Prints the few-shot accuracy of each model's embeddings on each data set, beside that of log-mel "
-        "statistics and of an untrained network, with 95 %% intervals, average ranks and differences on the same "
+        "statistics and of an untrained network, with 95 % intervals, average ranks and differences on the same "
         "tasks, as Markdown. With --output, writes report.md, report.json, report.html and heat maps (needs `pip "
         "install 'mtslvr-hf[evaluation]'`), and keeps embeddings, so that an interrupted run goes on where it was.",
         epilog="example: mtslvr evaluate --model outputs/my-model --model facebook/wav2vec2-base --data sounds "
@@ -198,7 +198,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--list-data", action=_ListData, nargs=0, help="list the registry of data sets and exit")
     own = parser.add_argument_group("data sets that are not in the registry")
     own.add_argument("--config", help="configuration of the data set")
-    own.add_argument("--split", help="its split (default: its only one; all files of a folder)")
+    own.add_argument("--split", help="its split (default: train)")
     own.add_argument("--revision", help="branch, tag or commit on the Hub")
     own.add_argument("--audio-column", metavar="NAME", help="needed where several columns could be meant")
     own.add_argument(

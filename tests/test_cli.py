@@ -71,7 +71,9 @@ def test_version_and_help(capsys):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == 0
-        assert expected in capsys.readouterr().out
+        output = capsys.readouterr().out
+        assert expected in output
+        assert "%%" not in output
 
 
 class TestEvaluate:

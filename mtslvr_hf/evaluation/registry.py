@@ -194,7 +194,7 @@ def describe_registry() -> str:
             where = benchmark.repository or "ROOT/" + name
             size = f"{benchmark.clips:,} clips" + (f" of {benchmark.classes} classes" if benchmark.classes else "")
             paper = f", for the paper's {benchmark.paper_name}" if benchmark.paper_name else ""
-            lines.append(f"  {name}: {where}, {size}{paper}{'. ' + benchmark.note if benchmark.note else ''}")
+            lines.append(f"  {name}: {where}, {size}{paper}{'; ' + benchmark.note if benchmark.note else ''}")
     lines.append("ROOT is --data-root, or else the environment's MTSLVR_EVALUATION_DATA.")
     return "\n".join(lines)
 
