@@ -150,7 +150,7 @@ class TestEvaluate:
         command = [sys.executable, "-m", "mtslvr_hf.cli", *evaluate]
         result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
         assert result.stdout.startswith("2-way 1-shot accuracy: ")
-        assert "embedding" in result.stderr  # the progress bar keeps out of the table's way
+        assert "models x data" in result.stderr  # the progress bar keeps out of the table's way
 
     def test_wrong_arguments(self, evaluate, capsys):
         assert "the following arguments are required: --data" in usage_error(["evaluate"], capsys)

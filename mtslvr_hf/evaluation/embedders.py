@@ -5,12 +5,13 @@ Shapes: N clips, n waveforms, S samples, D embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ..encoding import encode
@@ -85,13 +86,15 @@ class MTSLVREmbedder:
 
     def embed(self, audio: Sequence[Mapping[str, Any]], show_progress: bool = False) -> dict[str, Tensor]:
         """Embeds rows: "contrastive", "predictive" and "both" (or "all" of three tasks), the model's own one last."""
-        return self._named(self._encode(list(audio), None, show_progress))
+        rows = (audio[index] for index in range(len(audio)))  # a data set's are read as they are needed
+        rows = tqdm(rows, self.name, len(audio), unit="clip", disable=not show_progress)
+        return self._named(self._encode(rows, None))
 
     def embed_waveforms(self, waveforms: Tensor) -> dict[str, Tensor]:
         """Embeds waveforms (n, S) at 16 kHz, not normalised, as `embed` does files."""
-        return self._named(self._encode(list(waveforms), WAVEFORM_RATE, False))
+        return self._named(self._encode(list(waveforms), WAVEFORM_RATE))
 
-    def _encode(self, items: list[Any], sampling_rate: int | None, show_progress: bool) -> Tensor:
+    def _encode(self, items: Iterable[Any], sampling_rate: int | None) -> Tensor:
         return encode(
             self.model,
             items,
@@ -99,7 +102,7 @@ class MTSLVREmbedder:
             feature_extractor=self.feature_extractor,
             batch_size=self.batch_size,
             convert_to="torch",
-            show_progress_bar=show_progress,
+            show_progress_bar=False,
         )
 
     def _named(self, embeddings: Tensor) -> dict[str, Tensor]:
