@@ -196,41 +196,8 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         "Hub, a name of the registry, or a suite of it: paper, labelled (--list-data shows them); may be repeated",
     )
     parser.add_argument("--list-data", action=_ListData, nargs=0, help="list the registry of data sets and exit")
-    own = parser.add_argument_group("data sets that are not in the registry")
-    own.add_argument("--config", help="configuration of the data set")
-    own.add_argument("--split", help="its split (default: train)")
-    own.add_argument("--revision", help="branch, tag or commit on the Hub")
-    own.add_argument("--audio-column", metavar="NAME", help="needed where several columns could be meant")
-    own.add_argument(
-        "--label-column", metavar="NAME", help="(default: label, labels, human_labels, target, category, class)"
-    )
-    own.add_argument("--group-column", metavar="NAME", help="speaker, recording, ... (default of folders: group)")
-    parser.add_argument(
-        "--data-root",
-        type=Path,
-        metavar="FOLDER",
-        help="holds the registry's local sets (default: MTSLVR_EVALUATION_DATA)",
-    )
-    classes = parser.add_mutually_exclusive_group()
-    classes.add_argument("--classes", metavar="A,B,...", type=_names, help="classes to use (default: all)")
-    classes.add_argument(
-        "--class-list",
-        metavar="FILE",
-        help="classes to use: a name per line, or the test classes of one of MetaAudio's .npy split files",
-    )
-    parser.add_argument("--ways", type=int, default=5, help="classes in a task (default: %(default)s)")
-    parser.add_argument("--shots", type=int, default=1, help="labelled clips of each class (default: %(default)s)")
-    parser.add_argument("--queries", type=int, default=5, help="clips of each class to tell (default: %(default)s)")
-    parser.add_argument("--tasks", type=int, default=10_000, help="number of tasks (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="draws the tasks (default: %(default)s)")
-    parser.add_argument(
-        "--group-disjoint",
-        action=argparse.BooleanOptionalAction,
-        help="keep the groups of a task's queries out of its support (default: as the registry says, else no)",
-    )
-    parser.add_argument(
-        "--classifier", choices=("centroid", "logistic"), default="centroid", help="(default: %(default)s)"
-    )
+    _add_data_options(parser)
+    _add_few_shot_options(parser)
     parser.add_argument(
         "--probe",
         action="append",
@@ -254,6 +221,49 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         help="keep embeddings there, and reuse those that are there (default: OUTPUT/embeddings)",
     )
     parser.set_defaults(run=_evaluate)
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Where data sets are, and what is in them."""
+    own = parser.add_argument_group("data sets that are not in the registry")
+    own.add_argument("--config", help="configuration of the data set")
+    own.add_argument("--split", help="its split (default: train)")
+    own.add_argument("--revision", help="branch, tag or commit on the Hub")
+    own.add_argument("--audio-column", metavar="NAME", help="needed where several columns could be meant")
+    own.add_argument(
+        "--label-column", metavar="NAME", help="(default: label, labels, human_labels, target, category, class)"
+    )
+    own.add_argument("--group-column", metavar="NAME", help="speaker, recording, ... (default of folders: group)")
+    parser.add_argument(
+        "--data-root",
+        type=Path,
+        metavar="FOLDER",
+        help="holds the registry's local sets (default: MTSLVR_EVALUATION_DATA)",
+    )
+
+
+def _add_few_shot_options(parser: argparse.ArgumentParser) -> None:
+    """How tasks are drawn and classified."""
+    classes = parser.add_mutually_exclusive_group()
+    classes.add_argument("--classes", metavar="A,B,...", type=_names, help="classes to use (default: all)")
+    classes.add_argument(
+        "--class-list",
+        metavar="FILE",
+        help="classes to use: a name per line, or the test classes of one of MetaAudio's .npy split files",
+    )
+    parser.add_argument("--ways", type=int, default=5, help="classes in a task (default: %(default)s)")
+    parser.add_argument("--shots", type=int, default=1, help="labelled clips of each class (default: %(default)s)")
+    parser.add_argument("--queries", type=int, default=5, help="clips of each class to tell (default: %(default)s)")
+    parser.add_argument("--tasks", type=int, default=10_000, help="number of tasks (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="draws the tasks (default: %(default)s)")
+    parser.add_argument(
+        "--group-disjoint",
+        action=argparse.BooleanOptionalAction,
+        help="keep the groups of a task's queries out of its support (default: as the registry says, else no)",
+    )
+    parser.add_argument(
+        "--classifier", choices=("centroid", "logistic"), default="centroid", help="(default: %(default)s)"
+    )
 
 
 class _ListData(argparse.Action):

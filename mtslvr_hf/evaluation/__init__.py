@@ -15,7 +15,7 @@ from .registry import BENCHMARKS, SUITES, Benchmark
 from .report import average_ranks, evaluate, paired_differences
 from .reporting.html_report import to_html
 from .reporting.markdown_report import to_markdown
-from .reporting.plots import heat_map, save_heat_map
+from .reporting.plots import heat_map
 from .reporting.report_folder import write_report
 from .reporting.results import DataResult, Difference, EvaluationReport, FewShotTask, Row
 from .solvers import logistic_regression, logistic_regression_duals, nearest_centroid
@@ -63,7 +63,6 @@ __all__ = [
     "read_class_list",
     "read_labelled_embeddings",
     "sample_episodes",
-    "save_heat_map",
     "score_episodes",
     "split",
     "standardized",

@@ -129,31 +129,13 @@ def evaluate(
     readable = [without_bad_clips(each, show_progress) for each in opened]
     evaluated = [_with_tasks(each, bad, task, bool(probes)) for each, bad in readable]
     waveforms, heard = _waveforms([each for each, _ in readable], invariance_clips)
-    invariance: dict[str, InvarianceReport] = {}
+    add = partial(_add, classifier=classifier, probes=probes, seed=task.seed)
     for each in evaluated:
         if each.data.audio is None:
-            _add(each, GIVEN, {"": each.data.embeddings}, classifier, probes, task.seed)
-    to_load = _models(models, task.seed, device, batch_size)
+            add(each, GIVEN, {"": each.data.embeddings})
     to_embed = [each for each in evaluated if each.data.audio is not None]
-    with tqdm(
-        total=len(to_load) * len(to_embed), desc="models x data", disable=not (show_progress and to_embed)
-    ) as progress:
-        for load, is_baseline in to_load:
-            embedder = load()
-            for each in to_embed:
-                progress.set_postfix_str(f"{embedder.name} on {each.data.name}")
-                found = _embed(embedder, each.data.audio, cache, show_progress)
-                if is_baseline:
-                    found = dict([list(found.items())[-1]])  # only the embedding that stands for it
-                _add(each, embedder.name, found, classifier, probes, task.seed)
-                if not is_baseline and each.episodes is not None:
-                    _look_closer(each, embedder.name, found)
-                progress.update()
-            if waveforms is not None and not is_baseline:
-                progress.set_postfix_str(f"invariance of {embedder.name}")
-                invariance[embedder.name] = measure_invariance(
-                    embedder.embed_waveforms, waveforms, show_progress_bar=show_progress
-                )
+    to_load = _models(models, task.seed, device, batch_size) if to_embed else []
+    invariance = _run(to_load, to_embed, add, waveforms, cache, show_progress)
     return EvaluationReport(
         task=task,
         classifier=classifier,
@@ -163,6 +145,37 @@ def evaluate(
         invariance=invariance,
         invariance_data=heard,
     )
+
+
+def _run(
+    to_load: Sequence[tuple[Callable[[], Embedder], bool]],
+    to_embed: Sequence[_Evaluated],
+    add: Callable[[_Evaluated, str, Mapping[str, Tensor]], None],
+    waveforms: Tensor | None,
+    cache: str | Path | None,
+    show_progress: bool,
+) -> dict[str, InvarianceReport]:
+    """Embeds every data set by one model after the other, and adds what is found; returns each model's invariance."""
+    invariance = {}
+    total = len(to_load) * len(to_embed)
+    with tqdm(total=total, desc="models x data", disable=not (show_progress and total)) as progress:
+        for load, is_baseline in to_load:
+            embedder = load()
+            for each in to_embed:
+                progress.set_postfix_str(f"{embedder.name} on {each.data.name}")
+                found = _embed(embedder, each.data.audio, cache, show_progress)
+                if is_baseline:
+                    found = dict([list(found.items())[-1]])  # only the embedding that stands for it
+                add(each, embedder.name, found)
+                if not is_baseline and each.episodes is not None:
+                    _look_closer(each, embedder.name, found)
+                progress.update()
+            if waveforms is not None and not is_baseline:
+                progress.set_postfix_str(f"invariance of {embedder.name}")
+                invariance[embedder.name] = measure_invariance(
+                    embedder.embed_waveforms, waveforms, show_progress_bar=show_progress
+                )
+    return invariance
 
 
 def _check(models: Sequence[Any], classifier: str, probes: Sequence[str], invariance_clips: int) -> None:

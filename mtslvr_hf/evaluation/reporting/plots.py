@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..invariance import InvarianceReport
@@ -74,15 +73,6 @@ def heat_map(report: InvarianceReport, title: str = "") -> Figure:
         axes.set_xlabel("strength")
     figure.suptitle(_plain(title) or None)
     return figure
-
-
-def save_heat_map(report: InvarianceReport, path: str | Path, title: str = "") -> None:
-    """Writes `heat_map` as PNG.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-    """
-    Path(path).write_bytes(to_png(heat_map(report, title)))
 
 
 def accuracy_plot(result: DataResult, ways: int) -> Figure:
@@ -187,4 +177,4 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-__all__ = ["accuracy_plot", "check_matplotlib", "heat_map", "projection_plot", "save_heat_map", "to_png"]
+__all__ = ["accuracy_plot", "check_matplotlib", "heat_map", "projection_plot", "to_png"]
