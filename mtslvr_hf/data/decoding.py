@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import math
@@ -10,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, BinaryIO, NamedTuple
 
+import aiohttp
 import fsspec
 import numpy as np
 import soundfile
@@ -24,8 +26,9 @@ RESAMPLER_MARGIN_SECONDS = 0.02  # read around a crop, so that its edges are res
 MP3_SLACK_FRAMES = 2 * 1152  # encoders announce up to two MP3 frames more than decoders return
 KEY_BYTES = 4096  # of a file's head and tail
 MAX_ERROR_LENGTH = 200
-# What reading a file can raise, over a network too: the Hub client's HTTPError, which is no OSError, and OSError.
-READ_ERRORS = (*HfHubHTTPError.__bases__, EOFError)
+# What reading a file can raise, over a network too. Neither the HTTPError of the Hub's client (httpx) nor the ClientError
+# of fsspec's (aiohttp) is an OSError, nor is a timeout of fsspec before Python 3.11.
+READ_ERRORS = (*HfHubHTTPError.__bases__, aiohttp.ClientError, asyncio.TimeoutError, EOFError)
 # libsndfile's errors are RuntimeErrors; bad headers also give ValueError (NumPy, soxr), TypeError (no format) and,
 # with absurd sizes, MemoryError, OverflowError and ZeroDivisionError.
 DECODE_ERRORS = (*READ_ERRORS, RuntimeError, ValueError, TypeError, MemoryError, ArithmeticError)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import itertools
 import math
@@ -163,23 +162,13 @@ def _download(url: str, destination: Path, name: str) -> str:
     try:
         with fsspec.open(url, "rb") as source, open(destination, "wb") as file:
             shutil.copyfileobj(source, file, 2**20)
-    except _url_errors() as error:
+    except (*READ_ERRORS, ValueError, ImportError) as error:  # fsspec: unknown protocols, missing packages
         raise BadClip(
             "unreadable",
             f"{name}: the URL cannot be read ({type(error).__name__}: {_summary(error)}); check the address, the "
             "network and that fsspec knows the protocol, or download the file first",
         ) from error
     return str(destination)
-
-
-def _url_errors() -> tuple[type[BaseException], ...]:
-    """What fsspec raises when it cannot read a URL; ValueError and ImportError if it lacks protocol or package."""
-    errors = (*READ_ERRORS, ValueError, ImportError, asyncio.TimeoutError)
-    try:
-        from aiohttp import ClientError  # of HTTP, and no OSError for status codes like 500
-    except ImportError:
-        return errors
-    return (*errors, ClientError)
 
 
 def _open(source: str | bytes, name: str) -> Recording:

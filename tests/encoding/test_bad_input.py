@@ -1,15 +1,14 @@
 """What encode does with odd and with bad input: an embedding, or an error that names the item and the remedy."""
 
-import http.server
 import io
 import logging
 import re
-import threading
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from unreliable_server import unreliable_server
 
 from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRModel
 from mtslvr_hf.data import BadClip
@@ -41,33 +40,10 @@ def model():
     return MTSLVRModel(MTSLVRConfig(frontend="mel", base_width=4, window_seconds=1.0, embedding_size=SIZE))
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
-    """Has a /sound.wav, answers 404 to /missing.wav and 500 to everything else."""
-
-    def do_GET(self):
-        if self.path != "/sound.wav":
-            return self.send_error(404 if self.path == "/missing.wav" else 500)
-        data = encoded(noise(1.5))
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data)
-
-    do_HEAD = do_GET
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture(scope="module")
 def server():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with unreliable_server(encoded(noise(1.5))) as address:
+        yield address
 
 
 ODD = {
