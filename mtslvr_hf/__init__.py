@@ -1,7 +1,7 @@
 """MT-SLVR for the Hugging Face ecosystem: multi-task self-supervised audio representations.
 
 Importing the package registers its classes with transformers' Auto classes. All else is imported from its own module:
-`mtslvr_hf.encoding`, `.adapters`, `.export` and `.harnesses` (embeddings); `.classification`; `.trainer`,
+`mtslvr_hf.embedding`, `.adapters`, `.export` and `.harnesses` (embeddings); `.classification`; `.trainer`,
 `.augmentations`, `.losses` and `.data` (pre-training); `.evaluation`.
 """
 
@@ -15,12 +15,7 @@ from transformers import (
 
 from .configuration_mtslvr import MTSLVRConfig
 from .feature_extraction_mtslvr import MTSLVRFeatureExtractor
-from .modeling_mtslvr import (
-    MTSLVRForAudioClassification,
-    MTSLVRForPreTraining,
-    MTSLVRModel,
-    MTSLVRPreTrainedModel,
-)
+from .modeling_mtslvr import MTSLVRForAudioClassification, MTSLVRForPreTraining, MTSLVRModel, MTSLVRPreTrainedModel
 
 __version__ = "0.1.0"
 

@@ -87,8 +87,8 @@ def _add_embed(commands: argparse._SubParsersAction) -> None:
 def _embed(options: argparse.Namespace) -> None:
     from transformers import AutoModel
 
-    from .encoding.embed_dataset import embed_dataset
-    from .encoding.processes import process_state
+    from .embedding.embed_dataset import embed_dataset
+    from .shards.run import process_state
 
     _check_model_folder(options.model)
     device = options.device and _device(options.device)
@@ -278,7 +278,7 @@ class _ListData(argparse.Action):
 
 def _evaluate(options: argparse.Namespace) -> None:
     from .evaluation import FewShotTask, evaluate, read_class_list, to_markdown, write_report
-    from .evaluation.reporting.plots import check_matplotlib
+    from .evaluation.report.plots import check_matplotlib
 
     if options.output:
         try:
@@ -380,7 +380,7 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
 def _export(options: argparse.Namespace) -> None:
     from transformers import AutoModel
 
-    from .export import export_onnx
+    from .export.onnx import export_onnx
 
     _check_model_folder(options.model)
     model = AutoModel.from_pretrained(options.model)

@@ -567,11 +567,11 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
     def encode(self, audio: Any, sampling_rate: int | None = None, **options: Any) -> Any:
         """Embeds audio of any kind, length and rate: files, URLs, arrays, data set rows, or an iterator of them.
 
-        Needs the package. [`mtslvr_hf.encoding.encode`] has the arguments: `tasks`, `batch_size`, `normalize`,
+        Needs the package. [`mtslvr_hf.embedding.encode`] has the arguments: `tasks`, `batch_size`, `normalize`,
         `return_timestamps`, `convert_to`, `on_error`, `num_workers`, `compile`, `show_progress_bar` and
         `feature_extractor`.
         """
-        return _of_package("encoding").encode(self.base_model, audio, sampling_rate, **options)
+        return _of_package("embedding").encode(self.base_model, audio, sampling_rate, **options)
 
     def add_adapter(self, name: str, adapter_type: str | None = None, init_from: str | None = None) -> None:
         """Adds a task with adapters and a head of its own; the other tasks' embeddings stay what they are.
@@ -1158,7 +1158,7 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
     def _losses(
         self, embeds: torch.Tensor | None, logits: torch.Tensor | None, labels: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        losses = _of_package("losses")
+        losses = _of_package("losses_mtslvr")
         contrastive_loss = predictive_loss = None
         if embeds is not None:
             z1, z2 = (self.contrastive_projector(embeds[:, view]) for view in (0, 1))

@@ -35,7 +35,7 @@ import torch
 from mtslvr_hf import MTSLVRConfig, MTSLVRForPreTraining, MTSLVRModel
 from mtslvr_hf.conversion import model_from_state_dict
 from mtslvr_hf.evaluation import mean_average_precision
-from mtslvr_hf.losses import AugmentationPredictionLoss, NegativeCosineLoss, NTXentLoss
+from mtslvr_hf.losses_mtslvr import AugmentationPredictionLoss, NegativeCosineLoss, NTXentLoss
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))

@@ -33,6 +33,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mtslvr_hf import MTSLVRFeatureExtractor, MTSLVRForAudioClassification
+from mtslvr_hf.cards.classification import METRICS, ClassifierSummary, create_classifier_card
 from mtslvr_hf.classification import (
     ClassificationTrainer,
     ClipCollator,
@@ -48,7 +49,6 @@ from mtslvr_hf.classification import (
     prepare,
     single_label_metrics,
 )
-from mtslvr_hf.classification.card import METRICS, ClassifierSummary, create_classifier_card
 from mtslvr_hf.data import LabelledAudio, load_labelled_audio
 
 logger = logging.getLogger("finetune")

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 
 from mtslvr_hf.evaluation import DataResult, EvaluationReport, Row
-from mtslvr_hf.evaluation.reporting.protocol import data_protocol, protocol
+from mtslvr_hf.evaluation.report.protocol import data_protocol, protocol
 
 NAMES = {
     "cont_only": "Cont Only",

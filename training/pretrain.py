@@ -32,9 +32,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy
 
 from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRForPreTraining
+from mtslvr_hf.cards.pretraining import TrainingSummary
 from mtslvr_hf.data import AudioStream, load_audio, load_clips
 from mtslvr_hf.evaluation import open_data
-from mtslvr_hf.model_card import TrainingSummary
 from mtslvr_hf.trainer import MTSLVRTrainer, MTSLVRTrainingArguments, ProbeCallback, is_complete, last_checkpoint
 
 logger = logging.getLogger("pretrain")

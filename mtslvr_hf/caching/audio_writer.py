@@ -16,13 +16,13 @@ import pyarrow as pa
 import soundfile
 from tqdm.auto import tqdm
 
-from ..data.decoding import SILENCE_DBFS, BadClip, describe
-from ..data.long_audio import open_recording
+from ..audio.clips import SILENCE_DBFS, BadClip, describe
+from ..audio.prefetch import ReadAhead
+from ..audio.recording import open_recording
 from ..data.sources import AUDIO_COLUMN, AUDIO_SUFFIXES
-from ..data.threads import ReadAhead
-from ..encoding.shard_writer import ShardWriter
-from ..encoding.shards import ShardFolder
-from ..encoding.units import SourceRow
+from ..shards.folder import ShardFolder
+from ..shards.partitions import SourceRow
+from ..shards.writer import ShardWriter
 
 ROWS_PER_GROUP = 64  # what a reader holds in memory at once, and what small data sets are divided into
 BYTES_PER_GROUP = 32 * 2**20  # so that rows of an hour each do not fill the memory

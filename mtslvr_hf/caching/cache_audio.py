@@ -14,13 +14,14 @@ import datasets
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from ..data.reading import usable_cores
+from ..cards.cached_audio import write_card
 from ..data.sources import AUDIO_COLUMN
-from ..encoding.processes import check_agreement, check_apart, process_state, share_of, source_name
-from ..encoding.shards import ERRORS, FORMAT_VERSION, MANIFEST, ShardFolder, write_json
-from ..encoding.units import Source, open_source
+from ..files import write_json
+from ..shards.folder import ERRORS, FORMAT_VERSION, MANIFEST, ShardFolder
+from ..shards.partitions import Source, open_source
+from ..shards.run import check_agreement, check_apart, process_state, share_of, source_name
+from ..workers import usable_cores
 from .audio_writer import AudioWriter
-from .card import write_card
 
 MAX_RATE = 65_535  # Hz that a FLAC frame can state one by one
 COMMAND = "mtslvr cache"

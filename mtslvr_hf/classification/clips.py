@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..audio.clips import hash_integers
+from ..audio.recording import open_recording
 from ..data import BadClip, SkippedRows
-from ..data.decoding import hash_integers
-from ..data.labelled_audio import LabelledAudio
-from ..data.long_audio import open_recording
+from ..data.labelled import LabelledAudio
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import EvalPrediction
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from ..evaluation.average_precision import mean_average_precision
+from ..metrics import mean_average_precision
 
 MAX_POSITIVE_WEIGHT = 100.0  # of a class with less than one clip in a hundred: more makes training unsteady
 

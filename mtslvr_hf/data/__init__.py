@@ -1,9 +1,9 @@
 """Audio for pre-training: data sets from the Hub or from disk, decoded to batches of clips."""
 
-from .decoding import REASONS, BadClip, decode_clip
-from .labelled_audio import LabelledAudio, from_dataset, load_labelled_audio
+from ..audio.clips import REASONS, BadClip, decode_clip
+from .labelled import LabelledAudio, from_dataset, load_labelled_audio
 from .labelled_folder import LabelledClips, read_labelled_folder
-from .reading import usable_workers
+from .shuffling import usable_workers
 from .skipped import SkippedRows, TooManyBadRows
 from .sources import AUDIO_SUFFIXES, EncodedAudio, audio_rows, find_audio_files, load_audio
 from .stream import AudioStream, dequantize_clips, load_clips

@@ -15,7 +15,7 @@ from typing import Any
 import datasets
 from huggingface_hub import DatasetCard
 
-from .reading import SHARD_ERRORS
+from .shuffling import SHARD_ERRORS
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
-from .decoding import BadClip, decode_clip, fetch, hash_integers, row_key
-from .reading import Cursor, Row, ShuffledReader, as_iterable
+from ..audio.clips import BadClip, decode_clip, fetch, hash_integers, row_key
+from .shuffling import Cursor, Row, ShuffledReader, as_iterable
 from .skipped import SkippedRows
 from .sources import audio_rows
 

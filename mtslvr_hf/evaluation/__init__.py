@@ -1,25 +1,32 @@
 """How good embeddings are: few-shot tasks over folders of labelled audio, and what they are compared with."""
 
-from .average_precision import mean_average_precision
-from .baselines import LogMelStatistics
+from ..metrics import mean_average_precision
 from .class_lists import read_class_list
 from .data import DataNotReachable, EvaluationData, open_data
-from .embedders import Embedder, MTSLVREmbedder, load_embedder, untrained
-from .episodes import Episodes, sample_episodes
-from .fewshot import CLASSIFIERS, FewShotResult, few_shot_accuracy, mean_and_interval, score_episodes, standardized
+from .embedders.base import Embedder, MTSLVREmbedder, load_embedder, untrained
+from .embedders.log_mel import LogMelStatistics
+from .evaluate import average_ranks, evaluate, paired_differences
+from .few_shot.accuracy import (
+    CLASSIFIERS,
+    FewShotResult,
+    few_shot_accuracy,
+    mean_and_interval,
+    score_episodes,
+    standardized,
+)
+from .few_shot.episodes import Episodes, sample_episodes
+from .few_shot.solvers import logistic_regression, logistic_regression_duals, nearest_centroid
+from .few_shot.weight_shares import WeightShares, weight_shares
 from .invariance import InvarianceReport, measure_invariance
 from .labelled_embeddings import LabelledEmbeddings, read_labelled_embeddings
 from .probes import ProbeResult, knn_probe, linear_probe, probe, split
 from .projection import Projection, project
 from .registry import BENCHMARKS, SUITES, Benchmark
-from .report import average_ranks, evaluate, paired_differences
-from .reporting.html_report import to_html
-from .reporting.markdown_report import to_markdown
-from .reporting.plots import heat_map
-from .reporting.report_folder import write_report
-from .reporting.results import DataResult, Difference, EvaluationReport, FewShotTask, Row
-from .solvers import logistic_regression, logistic_regression_duals, nearest_centroid
-from .weight_shares import WeightShares, weight_shares
+from .report.files import write_report
+from .report.html import to_html
+from .report.markdown import to_markdown
+from .report.plots import heat_map
+from .report.results import DataResult, Difference, EvaluationReport, FewShotTask, Row
 
 __all__ = [
     "BENCHMARKS",

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize as unit_length
 
 from ..data.splits import divide
-from .average_precision import Ranking
+from ..metrics import Ranking
 from .probe_solver import LogisticRegression
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of the linear probe, the strongest regularisation first

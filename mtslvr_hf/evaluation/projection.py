@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize as unit_length
 
-from .fewshot import standardized
+from .few_shot.accuracy import standardized
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import AutoFeatureExtractor, AutoModel
 
-from ..encoding import encode
+from ..embedding import encode
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor, normalize_waveforms
 from ..modeling_mtslvr import MTSLVRModel
 

@@ -13,8 +13,8 @@ import torch
 from datasets import Audio
 from transformers import AutoFeatureExtractor, AutoModel
 
-from ..encoding import encode
-from ..encoding.embed_dataset import weights_sha256
+from ..embedding import encode
+from ..fingerprints import weights_sha256
 
 if TYPE_CHECKING:
     from mteb.models import ModelMeta

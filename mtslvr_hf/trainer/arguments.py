@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
-from ..data.reading import default_workers
+from ..workers import default_workers
 
 ADAM = "adam"
 

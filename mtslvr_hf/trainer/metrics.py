@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch.nn import functional as F
 from transformers.modeling_outputs import ModelOutput
 
-from ..evaluation.average_precision import mean_average_precision
+from ..metrics import mean_average_precision
 
 LOSSES = ("loss", "contrastive_loss", "predictive_loss")
 TASKS = ("contrastive", "predictive")

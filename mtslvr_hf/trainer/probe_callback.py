@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
 from ..data import BadClip, decode_clip
-from ..evaluation.fewshot import few_shot_accuracy
+from ..evaluation.few_shot.accuracy import few_shot_accuracy
 from ..evaluation.probes import KINDS, probe, split
 from ..feature_extraction_mtslvr import normalize_waveforms
 from .arguments import MTSLVRTrainingArguments

@@ -21,9 +21,9 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy
 
 from ..augmentations import TwoViewAugmentation, TwoViews
+from ..cards.pretraining import TrainingSummary, create_model_card
 from ..data import AudioStream, dequantize_clips
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor, normalize_waveforms
-from ..model_card import TrainingSummary, create_model_card
 from ..modeling_mtslvr import MTSLVRForPreTraining
 from .arguments import ADAM, MTSLVRTrainingArguments
 from .callbacks import own_callbacks
@@ -31,8 +31,8 @@ from .checkpoints import last_checkpoint, load_run_state, save_run_state
 from .checks import check_stream, kind_of
 from .metrics import LOSSES, TASKS, StepAverages, Stopwatch
 from .probe_callback import ProbeCallback
-from .progress import StreamProgress
 from .side_stream import SideStream
+from .stream_state import StreamProgress
 
 CARD_METRICS = (*LOSSES, "augmentation_map", *(f"{task}_spread" for task in TASKS))
 

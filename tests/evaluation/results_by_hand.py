@@ -1,10 +1,10 @@
 """An evaluation's results, made without an evaluation."""
 
+from mtslvr_hf.evaluation.few_shot.weight_shares import WeightShares
 from mtslvr_hf.evaluation.invariance import Displacement, InvarianceReport, Readability
 from mtslvr_hf.evaluation.probes import ProbeResult
 from mtslvr_hf.evaluation.projection import Projection
-from mtslvr_hf.evaluation.reporting.results import DataResult, Difference, EvaluationReport, FewShotTask, Row
-from mtslvr_hf.evaluation.weight_shares import WeightShares
+from mtslvr_hf.evaluation.report.results import DataResult, Difference, EvaluationReport, FewShotTask, Row
 
 STRENGTHS = (0.5, 1.0)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from mtslvr_hf.encoding import embed_dataset
+from mtslvr_hf.embedding import embed_dataset
 from mtslvr_hf.evaluation import few_shot_accuracy, read_labelled_embeddings
 
 

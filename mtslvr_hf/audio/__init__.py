@@ -1,0 +1,1 @@
+"""One audio file to samples: decoding, resampling, reading ahead."""

@@ -1,0 +1,143 @@
+"""Model cards of classifiers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .pretraining import library_versions
+
+if TYPE_CHECKING:
+    from ..configuration_mtslvr import MTSLVRConfig
+
+TEMPLATE = "templates/classification.md"
+METHODS = {
+    "linear_probe": "a linear classifier on the frozen embeddings",
+    "adapters": "adapters of a new task, and a linear classifier on its embedding; all else frozen",
+    "everything": "all parameters",
+}
+METRICS = {
+    "accuracy": "accuracy",
+    "macro_f1": "F1, averaged over classes",
+    "map": "average precision, averaged over classes (mAP)",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierSummary:
+    """What training a classifier reports about itself.
+
+    Args:
+        base_model: Folder or Hub name of the pre-trained model; of a folder only the last part is published.
+        method: `"linear_probe"`, `"adapters"` or `"everything"`.
+        dataset: Folder or Hub name of the data; of a folder only the last part is published.
+        train_clips: Clips trained on.
+        eval_clips: Clips evaluated on.
+        split: How these were chosen, in words.
+        class_weights: `"none"` or `"balanced"`.
+        epochs: Passes over the training clips.
+        batch_size: Clips per step, over all processes.
+        learning_rate: Peak learning rate.
+        seed: Seed of initialisation and order.
+        metrics: Measures on the evaluation clips, by name.
+        versions: Library versions by name; those installed, unless given.
+    """
+
+    base_model: str
+    method: str
+    dataset: str
+    train_clips: int
+    eval_clips: int
+    split: str
+    class_weights: str
+    epochs: float
+    batch_size: int
+    learning_rate: float
+    seed: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=library_versions)
+
+
+def create_classifier_card(config: MTSLVRConfig, summary: ClassifierSummary, repo_id: str | None = None) -> ModelCard:
+    """Writes the card of one classifier.
+
+    Args:
+        config: The model's configuration, with its classes.
+        summary: What training knows about itself.
+        repo_id: Name the model has, or will have, on the Hub.
+
+    Returns:
+        The card; `card.save(path)` writes it.
+    """
+    dataset, base_model = _public_name(summary.dataset), _public_name(summary.base_model)
+    title = f"{dataset}: {config.num_labels} classes of sounds"
+    measured = [(METRICS[name], name, value) for name, value in summary.metrics.items() if name in METRICS]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="audio-classification",
+        tags=["mtslvr", "audio", "audio-classification"],
+        base_model=base_model if _is_hub_name(summary.base_model) else None,
+        datasets=[dataset] if _is_hub_name(summary.dataset) else None,
+        model_name=title,
+        eval_results=[_eval_result(dataset, summary.split, name, value) for _, name, value in measured] or None,
+    )
+    return ModelCard.from_template(
+        data,
+        template_str=files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"),
+        title=title,
+        repo=repo_id or "NAME_OR_FOLDER_OF_THIS_MODEL",
+        classes=_shown([config.id2label[number] for number in range(config.num_labels)]),
+        several=config.problem_type == "multi_label_classification",
+        rows=_rows(summary, dataset, base_model),
+        measured=[(words, value) for words, _, value in measured],
+        summary=summary,
+        versions=dict(summary.versions),
+        sampling_rate=config.sampling_rate,
+    )
+
+
+def _rows(summary: ClassifierSummary, dataset: str, base_model: str) -> list[tuple[str, Any]]:
+    return [
+        ("Pre-trained model", base_model),
+        ("What was trained", METHODS[summary.method]),
+        ("Data", f"{dataset}, {summary.train_clips:,} clips"),
+        ("Class weights", summary.class_weights),
+        ("Epochs", f"{summary.epochs:g}"),
+        ("Batch", f"{summary.batch_size} clips"),
+        ("Learning rate", f"{summary.learning_rate:g}"),
+        ("Seed", summary.seed),
+    ]
+
+
+def _shown(classes: Sequence[str], limit: int = 50) -> str:
+    rest = len(classes) - limit
+    return ", ".join(classes[:limit]) + (f" and {rest} more (`id2label` in config.json)" if rest > 0 else "")
+
+
+def _eval_result(dataset: str, split: str, metric: str, value: float) -> EvalResult:
+    return EvalResult(
+        task_type="audio-classification",
+        dataset_type=dataset,
+        dataset_name=dataset,
+        dataset_split=split,
+        metric_type=metric,
+        metric_value=value,
+    )
+
+
+def _is_hub_name(name: str) -> bool:
+    """Whether a name is `owner/name` as on the Hub, and no folder that happens to be called so."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None and not Path(name).exists()
+
+
+def _public_name(name: str) -> str:
+    return name if _is_hub_name(name) else Path(name).resolve().name
+
+
+__all__ = ["ClassifierSummary", "create_classifier_card"]

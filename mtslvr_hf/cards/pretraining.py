@@ -1,0 +1,337 @@
+"""Model cards: what is known about a checkpoint, poured into `templates/pretraining.md`.
+
+A card states the architecture (read from the configuration), what the training run reports about itself
+(`TrainingSummary`, filled by the Trainer) and what was measured (`MeasuredResult`). What is not known is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+if TYPE_CHECKING:
+    from ..configuration_mtslvr import MTSLVRConfig
+
+TEMPLATE = "templates/pretraining.md"
+CARD_LIBRARIES = ("mtslvr-hf", "torch", "transformers", "accelerate", "datasets")
+METHOD_NAMES = {"simclr": "SimCLR", "simsiam": "SimSiam"}
+FRONTEND_NAMES = {
+    "mel_stft": "log-mel, and magnitude and phase of a complex mel STFT (three channels)",
+    "mel": "log-mel spectrogram (one channel)",
+    "waveform": "raw waveform (1-D convolutions)",
+}
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries a checkpoint depends on, by name; those not installed are left out."""
+    found = {}
+    for name in CARD_LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSummary:
+    """What a pre-training run reports about itself. `None` or empty means unknown: the card then does not mention it.
+
+    Args:
+        dataset: The Hub's name of the data set (`"agkphysics/AudioSet"`), or the path of a local one, of which only
+            the last part is published.
+        dataset_config: Its configuration (`"balanced"`).
+        dataset_split: Its split (`"train"`).
+        steps: Optimiser steps.
+        batch_size: Clips per optimiser step, over all processes and accumulated batches.
+        learning_rate: Peak learning rate.
+        weight_decay: Weight decay.
+        optimizer: The optimiser's name (`"Adam"`).
+        lr_scheduler: Name of the learning-rate schedule (`"cosine"`).
+        clips_seen: Clips trained on, repetitions counted.
+        clips_skipped: Clips left out because they could not be used.
+        clip_seconds: Length of a training clip in seconds.
+        normalization: How waveforms were normalised (`"global"`, `"sample"`, `"none"`).
+        num_processes: Processes that trained together.
+        precision: Numeric format of the forward pass (`"float32"`, `"bf16"`).
+        device: What it ran on, in words (`"2 CPU cores"`).
+        training_seconds: Wall-clock time in seconds.
+        seed: Seed of data order, augmentations and initialisation.
+        metrics: The last logged value of each metric, by the name it was logged under (`{"eval_loss": 3.21}`).
+        versions: Library versions by name; those installed, unless given.
+    """
+
+    dataset: str | None = None
+    dataset_config: str | None = None
+    dataset_split: str | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    optimizer: str | None = None
+    lr_scheduler: str | None = None
+    clips_seen: int | None = None
+    clips_skipped: int | None = None
+    clip_seconds: float | None = None
+    normalization: str | None = None
+    num_processes: int | None = None
+    precision: str | None = None
+    device: str | None = None
+    training_seconds: float | None = None
+    seed: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=library_versions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredResult:
+    """One measured number, with all that is needed to measure it again.
+
+    Args:
+        dataset: Name of the evaluation data set; the Hub's name if it is there.
+        dataset_split: Its split, or which classes were used.
+        protocol: What was done (`"5-way 1-shot, nearest centroid, 10,000 tasks"`).
+        embedding: Which embedding: a task's name, or `"both"`.
+        metric: The metric's Hub identifier (`"accuracy"`).
+        value: The metric's value, between 0 and 1.
+        interval: Half width of its 95 % interval, in the same unit.
+        seed: Seed of the protocol.
+        command: The command that prints the number.
+        measured_by: Who measured it.
+    """
+
+    dataset: str
+    protocol: str
+    value: float
+    metric: str = "accuracy"
+    embedding: str = "both"
+    dataset_split: str | None = None
+    interval: float | None = None
+    seed: int | None = None
+    command: str | None = None
+    measured_by: str | None = None
+
+
+def create_model_card(
+    config: MTSLVRConfig,
+    training: TrainingSummary | None = None,
+    results: Sequence[MeasuredResult] = (),
+    *,
+    model_name: str | None = None,
+    repo_id: str | None = None,
+    license: str = "apache-2.0",
+) -> ModelCard:
+    """Writes the card of one checkpoint.
+
+    Args:
+        config: The checkpoint's configuration: everything said about the architecture comes from it.
+        training: What the training run knows about itself; without it the card says nothing about training.
+        results: Measured numbers; without any the card has no results, nor does its metadata.
+        model_name: Title of the card; by default the variant's name in the paper.
+        repo_id: Name the checkpoint has, or will have, on the Hub, for the code that loads it.
+        license: License of the weights, as the Hub spells it.
+
+    Returns:
+        The card; `card.save(path)` writes it, `card.push_to_hub(repo_id)` publishes it.
+    """
+    title = model_name or variant_name(config)
+    data = ModelCardData(
+        license=license,
+        library_name="transformers",
+        pipeline_tag="feature-extraction",
+        tags=_tags(config),
+        datasets=_hub_datasets(training),
+        metrics=sorted({result.metric for result in results}) or None,
+        model_name=title,
+        eval_results=[_eval_result(result) for result in results] or None,
+    )
+    return ModelCard.from_template(
+        data,
+        template_str=files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"),
+        title=title,
+        repo=repo_id or "NAME_OR_FOLDER_OF_THIS_MODEL",
+        architecture=_architecture(config),
+        outputs=_outputs(config),
+        tasks=config.tasks,
+        window_seconds=config.window_seconds,
+        sampling_rate=config.sampling_rate,
+        training=_training_rows(training),
+        metrics=dict(training.metrics) if training else {},
+        versions=dict(training.versions) if training else {},
+        results=[_result_text(result) for result in results],
+    )
+
+
+def variant_name(config: MTSLVRConfig) -> str:
+    """The variant's name in the paper's tables (`"MT-Parallel (SimCLR)"`), or the nearest description."""
+    method = METHOD_NAMES[config.contrastive_method]
+    adapter = config.adapter_type
+    if len(config.tasks) == 1:
+        name = "Cont Only" if config.tasks[0] == "contrastive" else "Pred Only"
+        name += "" if adapter == "none" else f" with {adapter} adapters"
+    elif adapter == "none":
+        name = "MT-Simple" if config.shared_head else "MT-Split"
+    else:
+        name = f"MT-{adapter.capitalize()}"
+    return f"{name} ({method})" if "contrastive" in config.tasks else name
+
+
+def _tags(config: MTSLVRConfig) -> list[str]:
+    tags = ["mtslvr", "audio", "audio-embeddings", "self-supervised-learning"]
+    return tags + list(config.tasks) + (["adapters"] if config.adapter_type != "none" else [])
+
+
+def _architecture(config: MTSLVRConfig) -> list[tuple[str, str]]:
+    """Rows of the card's first table: what, and its value in words."""
+    heads = f"one per task, {config.head_size} each" if len(config.tasks) > 1 else f"one, {config.head_size}"
+    if config.shared_head:
+        heads = f"one for all tasks, {config.head_size}"
+    adapters = config.adapter_type
+    if adapters != "none":
+        adapters += ", one set per task in layer2 to layer4"
+    rows = [
+        ("Variant", variant_name(config)),
+        ("Encoder", f"ResNet-{config.depth}, base width {config.base_width}"),
+        ("Adapters", adapters),
+        ("Tasks", ", ".join(config.tasks)),
+        ("Heads", heads),
+        ("Input", FRONTEND_NAMES[config.frontend]),
+    ]
+    if config.frontend != "waveform":
+        rows.append(
+            ("Spectrogram", f"{config.num_mel_bins} mel bands, n_fft {config.n_fft}, hop {config.hop_length} samples")
+        )
+    rows.append(("Audio", f"mono, {config.sampling_rate} Hz, windows of {config.window_seconds:g} s"))
+    if "contrastive" in config.tasks:
+        method = METHOD_NAMES[config.contrastive_method]
+        if config.contrastive_method == "simclr":
+            method += f", temperature {config.temperature:g}"
+        rows.append(("Contrastive objective", method))
+    if "predictive" in config.tasks:
+        rows.append(("Predictive objective", f"which of {', '.join(config.augmentations)} were applied"))
+    if len(config.tasks) > 1:
+        rows.append(("Loss", f"contrastive + {config.predictive_weight:g} x predictive"))
+    return rows
+
+
+def _outputs(config: MTSLVRConfig) -> list[tuple[str, int]]:
+    """What the model returns for a clip, with its size: the lines of the card's example."""
+    one_for_all = config.shared_head and config.adapter_type == "none"  # then both tasks' embeddings are the same
+    sizes = [("pooler_output", config.head_size * (1 if one_for_all else len(config.tasks)))]
+    return sizes + [(f"{task}_embeds", config.head_size) for task in config.tasks]
+
+
+def _hub_datasets(training: TrainingSummary | None) -> list[str] | None:
+    if training is None or training.dataset is None or not _is_hub_name(training.dataset):
+        return None
+    return [training.dataset]
+
+
+def _is_hub_name(name: str) -> bool:
+    """Whether a name is `owner/name` as on the Hub, and no folder that happens to be called so."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None and not Path(name).exists()
+
+
+def _training_rows(training: TrainingSummary | None) -> list[tuple[str, str]]:
+    """Rows of the training table; what is unknown has no row."""
+    if training is None:
+        return []
+    rows = [
+        ("Data", _dataset_text(training)),
+        ("Waveform normalisation", training.normalization),
+        ("Clip length", _with_unit(training.clip_seconds, "s")),
+        ("Steps", _number(training.steps)),
+        ("Batch", _with_unit(training.batch_size, "clips")),
+        ("Clips seen", _clips_text(training)),
+        ("Clips skipped", _number(training.clips_skipped)),
+        ("Optimiser", training.optimizer),
+        ("Learning rate", _number(training.learning_rate)),
+        ("Learning-rate schedule", training.lr_scheduler),
+        ("Weight decay", _number(training.weight_decay)),
+        ("Precision", training.precision),
+        ("Processes", _number(training.num_processes)),
+        ("Device", training.device),
+        ("Duration", _duration_text(training.training_seconds)),
+        ("Seed", None if training.seed is None else str(training.seed)),
+    ]
+    return [(name, value) for name, value in rows if value is not None]
+
+
+def _dataset_text(training: TrainingSummary) -> str | None:
+    if training.dataset is None:
+        return None
+    name = training.dataset if _is_hub_name(training.dataset) else f"{Path(training.dataset).resolve().name} (local)"
+    details = [
+        f"{what} `{value}`"
+        for what, value in (("configuration", training.dataset_config), ("split", training.dataset_split))
+        if value
+    ]
+    return ", ".join([name, *details])
+
+
+def _clips_text(training: TrainingSummary) -> str | None:
+    if training.clips_seen is None or training.clip_seconds is None:
+        return _number(training.clips_seen)
+    hours = training.clips_seen * training.clip_seconds / 3600
+    return f"{training.clips_seen:,} ({hours:,.1f} hours, repetitions counted)"
+
+
+def _duration_text(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
+
+
+def _number(value: float | None) -> str | None:
+    if value is None:
+        return None
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def _with_unit(value: float | None, unit: str) -> str | None:
+    return None if value is None else f"{_number(value)} {unit}"
+
+
+def _result_text(result: MeasuredResult) -> str:
+    """One result as a sentence that says what, how and by whom."""
+    value = f"{result.value:.4f}" if result.interval is None else f"{result.value:.4f} ± {result.interval:.4f}"
+    text = f"**{result.metric} {value}**" + ("" if result.interval is None else " (95 % interval)")
+    text += f" on {result.dataset}" + (f", {result.dataset_split}" if result.dataset_split else "")
+    text += (
+        f": {result.protocol}, {_embedding_text(result)}"
+        + ("" if result.seed is None else f", seed {result.seed}")
+        + "."
+    )
+    if result.measured_by or result.command:
+        text += " Measured" + (f" by {result.measured_by}" if result.measured_by else "")
+        text += (f" with `{result.command}`" if result.command else "") + "."
+    return text
+
+
+def _embedding_text(result: MeasuredResult) -> str:
+    return "both embeddings" if result.embedding == "both" else f"{result.embedding} embedding"
+
+
+def _eval_result(result: MeasuredResult) -> EvalResult:
+    details: dict[str, Any] = {"interval_95": result.interval, "seed": result.seed, "command": result.command}
+    return EvalResult(
+        task_type="audio-classification",
+        task_name=result.protocol,
+        dataset_type=result.dataset,
+        dataset_name=result.dataset,
+        dataset_split=result.dataset_split,
+        metric_type=result.metric,
+        metric_name=f"{result.metric}, {_embedding_text(result)}",
+        metric_value=result.value,
+        metric_args={name: value for name, value in details.items() if value is not None} or None,
+    )
+
+
+__all__ = ["MeasuredResult", "TrainingSummary", "create_model_card", "library_versions", "variant_name"]

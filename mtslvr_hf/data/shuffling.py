@@ -1,0 +1,172 @@
+"""Undecoded rows of a data set in a shuffled order that can be entered at any row."""
+
+from __future__ import annotations
+
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any, NamedTuple
+
+import datasets
+import fsspec.asyn
+import numpy as np
+import pyarrow
+
+from ..audio.clips import READ_ERRORS, hash_integers
+from ..audio.prefetch import ReadAhead
+
+MAP_STYLE_SHARDS = 64
+# A corrupt shard, or one that cannot be reached.
+SHARD_ERRORS = (*READ_ERRORS, pyarrow.ArrowException, tarfile.TarError, zlib.error)
+
+
+class Row(NamedTuple):
+    """One undecoded row, or the failure to read on in a shard."""
+
+    place: int  # which of the reader's shards of this epoch it is from
+    index: int  # which row of that shard it is
+    audio: Mapping[str, Any] | None
+    error: str | None
+
+
+class Cursor(NamedTuple):
+    """A place in one epoch of a reader: the shuffle block that begins at a row, and how much of it was used."""
+
+    place: int = 0
+    index: int = 0
+    used: int = 0
+
+
+class ShuffledReader:
+    """Reads one consumer's part of a data set, shuffled anew every epoch.
+
+    Each epoch deals the shards out to the consumers (DataLoader workers of all processes), so that all consumers
+    together read each row once an epoch. With more consumers than shards, several read the same shard and keep every
+    n-th row each. The hands are passed round: in C epochs, each of C consumers has had every row.
+
+    Rows are then shuffled in blocks: a block goes out in random order while the next one is read in. The order of a
+    block depends on where it begins and nothing before it, so a reader can begin at any row after reading at most two
+    blocks; a shuffle buffer of `datasets` needs all rows since the epoch began.
+
+    Args:
+        dataset: As `load_audio` returns it.
+        seed: Seed of all epochs' orders.
+        block_rows: Rows in a block, all in memory at once (1.3 MB each in AudioSet, a path each in a folder of
+            files); 1 keeps the order within shards.
+        consumer: Which consumer this is.
+        consumers: How many there are.
+        read_ahead: Rows that a thread reads ahead of the block, so that a row group comes over the network while
+            others are decoded; 0 reads between them.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.IterableDataset,
+        seed: int,
+        block_rows: int,
+        consumer: int = 0,
+        consumers: int = 1,
+        read_ahead: int = 0,
+    ):
+        self.dataset = dataset
+        self.seed = seed
+        self.block_rows = block_rows
+        self.consumer = consumer
+        self.consumers = consumers
+        self.read_ahead = read_ahead
+
+    def read(self, epoch: int, start: Cursor) -> Iterator[tuple[Row, Cursor]]:
+        """Yields the rows of an epoch from `start` on, each with the cursor behind it."""
+        hand = self._hand(epoch)
+        rows = self._rows(hand, start)
+        if self.read_ahead:
+            rows = _in_thread(rows, self.read_ahead)
+        block = list(islice(rows, self.block_rows))
+        used = start.used
+        while block:
+            place, index = block[0].place, block[0].index
+            order = _generator(self.seed, epoch, hand.shards[place], index).permutation(len(block))
+            following = []
+            for n, i in enumerate(order, 1):
+                row, block[i] = block[i], None  # so that the memory of rows used is free for those read
+                if n > used:
+                    yield row, Cursor(place, index, n)
+                following += islice(rows, 1)
+            block, used = following, 0
+
+    def _hand(self, epoch: int) -> _Hand:
+        """What this consumer reads in an epoch. The cards are shuffled every C epochs, each hand's order in each."""
+        total = self.dataset.num_shards
+        shards = _generator(self.seed, epoch // self.consumers).permutation(total)
+        hand = (self.consumer + epoch) % self.consumers
+        mine = _generator(self.seed, epoch, hand).permutation(shards[hand % total :: self.consumers])
+        return _Hand(mine.tolist(), hand // total, len(range(hand % total, self.consumers, total)))
+
+    def _rows(self, hand: _Hand, start: Cursor) -> Iterator[Row]:
+        """Yields a hand's rows in order, those of the starting shard from `start.index` on."""
+        fsspec.asyn.reset_lock()  # a lock taken while the worker was forked would never be free
+        for place in range(start.place, len(hand.shards)):
+            yield from self._shard(hand, place, start.index if place == start.place else 0)
+
+    def _shard(self, hand: _Hand, place: int, index: int) -> Iterator[Row]:
+        """Yields a shard's rows from `index` on; a failure to read becomes its last row.
+
+        `iter(batch_size=...)` is the one way through a data set that datasets does not split by DataLoader worker.
+        """
+        shard = hand.shards[place]
+        try:
+            rows = self.dataset.shard(num_shards=self.dataset.num_shards, index=shard)
+            for batch in (rows.skip(index) if index else rows).iter(batch_size=1):
+                if index % hand.sharers == hand.share:
+                    yield Row(place, index, batch["audio"][0], None)
+                index += 1
+        except SHARD_ERRORS as error:
+            yield Row(place, index, None, f"shard {shard} at row {index}: {type(error).__name__}: {error}")
+
+
+def _in_thread(rows: Iterator[Row], limit: int) -> Iterator[Row]:
+    """Yields rows that a thread reads, which is up to `limit` of them ahead."""
+    for _, row in ReadAhead([rows], lambda _, rows: rows, num_workers=1, limit=limit):
+        yield row
+
+
+class _Hand(NamedTuple):
+    """Shards in the order they are read, and which of how many parts of each (every n-th row) is read."""
+
+    shards: list[int]
+    share: int
+    sharers: int
+
+
+def _generator(*key: int) -> np.random.Generator:
+    """A generator for each key. (NumPy's own seeding with a list does not tell [1] from [1, 0].)"""
+    return np.random.default_rng(hash_integers(*key))
+
+
+def as_iterable(dataset: datasets.IterableDataset | datasets.Dataset, seed: int = 0) -> datasets.IterableDataset:
+    """Makes a map-style data set a stream of up to 64 shards over a fixed random order; streams come back as they are.
+
+    Raises:
+        ValueError: If the data set is empty.
+    """
+    if isinstance(dataset, datasets.IterableDataset):
+        return dataset
+    if len(dataset) == 0:
+        raise ValueError("the data set has no rows")
+    shuffled = dataset.shuffle(seed=seed, keep_in_memory=True)
+    return shuffled.to_iterable_dataset(num_shards=min(len(dataset), MAP_STYLE_SHARDS))
+
+
+def usable_workers(dataset: datasets.IterableDataset | datasets.Dataset, asked: int, world_size: int = 1) -> int:
+    """Caps a number of DataLoader workers so that each has a shard of its own.
+
+    More workers than that work, too, but read the same shards again to share their rows.
+    """
+    shards = (
+        dataset.num_shards if isinstance(dataset, datasets.IterableDataset) else min(len(dataset), MAP_STYLE_SHARDS)
+    )
+    return min(asked, max(1, shards // world_size))
+
+
+__all__ = ["Cursor", "Row", "ShuffledReader", "as_iterable", "usable_workers"]

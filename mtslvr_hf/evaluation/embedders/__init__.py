@@ -1,0 +1,1 @@
+"""Embedding models under one interface."""

@@ -1,0 +1,368 @@
+"""Models side by side on several data sets: few-shot accuracy, ranks, differences task by task, invariance.
+
+Shapes: N clips, D embedding size, E tasks, S samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..configuration_mtslvr import MTSLVRConfig
+from ..data import decode_clip
+from .data import DataNotReachable, EvaluationData, open_data, without_bad_clips
+from .embedders.base import Embedder, load_config, load_embedder, untrained
+from .embedders.cache import cached_embeddings
+from .embedders.log_mel import LogMelStatistics
+from .few_shot.accuracy import CLASSIFIERS, mean_and_interval, score_episodes
+from .few_shot.episodes import Episodes, sample_episodes
+from .few_shot.weight_shares import WeightShares, weight_shares
+from .invariance import FEWEST_CLIPS, InvarianceReport, measure_invariance
+from .probes import KINDS, probe
+from .projection import Projection, project
+from .registry import expand
+from .report.results import DataResult, Difference, EvaluationReport, FewShotTask, Row
+
+INVARIANCE_SECONDS = 2.0  # of each clip that is augmented
+GIVEN = "given embeddings"  # the only row of a data set that brings embeddings in place of audio
+_SAMPLING_RATE = 16_000
+# What differs between configurations of one and the same network.
+_NOT_ARCHITECTURE = {
+    *("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"),
+    *("contrastive_method", "predictive_weight", "temperature"),
+}
+
+
+@dataclass
+class _Evaluated:
+    """A data set with its tasks, and what has been found on it so far.
+
+    Attributes:
+        data: the clips of classes that tasks are drawn from; others would enter the standardisation.
+        episodes: the tasks; None where clips have several classes.
+        accuracies: of each task, (E,), by each model's main embedding.
+    """
+
+    data: EvaluationData
+    bad_clips: list[str]
+    episodes: Episodes | None
+    group_disjoint: bool
+    sha256: str
+    rows: list[Row] = field(default_factory=list)
+    accuracies: dict[str, Tensor] = field(default_factory=dict)
+    shares: dict[str, WeightShares] = field(default_factory=dict)
+    projections: list[Projection] = field(default_factory=list)
+
+    @property
+    def groups(self) -> list[str] | None:
+        """Those that are kept apart."""
+        return self.data.groups if self.group_disjoint else None
+
+    def result(self) -> DataResult:
+        return DataResult(
+            data=self.data.name,
+            source=self.data.source,
+            note=self.data.note,
+            classes=sorted(name for name, used in zip(self.data.classes, self.data.labels.any(0)) if used),
+            clips=len(self.data),
+            group_disjoint=self.group_disjoint,
+            episodes_sha256=self.sha256,
+            left_out=dict(self.episodes.left_out) if self.episodes else {},
+            rows=self.rows,
+            bad_clips=self.bad_clips,
+            differences=paired_differences(self.accuracies),
+            weight_shares=self.shares,
+            projections=self.projections,
+        )
+
+
+def evaluate(
+    models: Sequence[str | Path | Embedder],
+    data: Sequence[str | Path | EvaluationData],
+    task: FewShotTask | None = None,
+    *,
+    classifier: str = "centroid",
+    classes: Sequence[str] | None = None,
+    probes: Sequence[str] = (),
+    invariance_clips: int = 0,
+    device: str | torch.device = "cpu",
+    batch_size: int = 16,
+    cache: str | Path | None = None,
+    show_progress: bool = True,
+    **columns: Any,
+) -> EvaluationReport:
+    """Compares models on data sets by few-shot tasks; every model does the same tasks.
+
+    Log-mel statistics and an untrained network of each MT-SLVR model's architecture (the default one beside other
+    models alone), with the weights that seed `task.seed` gives, are always among the rows.
+    Clips that cannot be decoded, or are silent, are left out and listed.
+
+    Args:
+        models: folders or Hub names of MT-SLVR models or of other audio models of transformers, see `load_embedder`.
+        data: names of the registry or of a suite of it, folders or Hub names, see `open_data`.
+        task: how tasks are drawn.
+        classifier: "centroid" or "logistic", see `score_episodes`.
+        classes: the classes to use of every data set; all if None.
+        probes: "linear", "knn" or both: measured on a part of each data set as well, see `probe`.
+        invariance_clips: how many clips, evenly from all data sets, are augmented for `measure_invariance`; or 0.
+        device: where the models run.
+        batch_size: windows embedded at once.
+        cache: a folder to keep embeddings in, and to take them from, see `cached_embeddings`.
+        show_progress: whether to show progress bars on standard error.
+        columns: what else `open_data` takes, for data sets that are not in the registry.
+
+    Raises:
+        FileNotFoundError: when a data set does not exist.
+        ValueError: when a word is unknown, the data do not allow such tasks, or no clip is audio.
+        OSError: when a model cannot be found or loaded, or no data set of a suite can be reached.
+    """
+    task = task or FewShotTask()
+    _check(models, classifier, probes, invariance_clips)
+    opened, missing = _open_all(data, classes, columns)
+    readable = [without_bad_clips(each, show_progress) for each in opened]
+    evaluated = [_with_tasks(each, bad, task, bool(probes)) for each, bad in readable]
+    waveforms, heard = _waveforms([each for each, _ in readable], invariance_clips)
+    add = partial(_add, classifier=classifier, probes=probes, seed=task.seed)
+    for each in evaluated:
+        if each.data.audio is None:
+            add(each, GIVEN, {"": each.data.embeddings})
+    to_embed = [each for each in evaluated if each.data.audio is not None]
+    to_load = _models(models, task.seed, device, batch_size) if to_embed else []
+    invariance = _run(to_load, to_embed, add, waveforms, cache, show_progress)
+    return EvaluationReport(
+        task=task,
+        classifier=classifier,
+        results=[each.result() for each in evaluated],
+        average_ranks=average_ranks([each.accuracies for each in to_embed if each.accuracies]),
+        missing=missing,
+        invariance=invariance,
+        invariance_data=heard,
+    )
+
+
+def _run(
+    to_load: Sequence[tuple[Callable[[], Embedder], bool]],
+    to_embed: Sequence[_Evaluated],
+    add: Callable[[_Evaluated, str, Mapping[str, Tensor]], None],
+    waveforms: Tensor | None,
+    cache: str | Path | None,
+    show_progress: bool,
+) -> dict[str, InvarianceReport]:
+    """Embeds every data set by one model after the other, and adds what is found; returns each model's invariance."""
+    invariance = {}
+    total = len(to_load) * len(to_embed)
+    with tqdm(total=total, desc="models x data", disable=not (show_progress and total)) as progress:
+        for load, is_baseline in to_load:
+            embedder = load()
+            for each in to_embed:
+                progress.set_postfix_str(f"{embedder.name} on {each.data.name}")
+                found = _embed(embedder, each.data.audio, cache, show_progress)
+                if is_baseline:
+                    found = dict([list(found.items())[-1]])  # only the embedding that stands for it
+                add(each, embedder.name, found)
+                if not is_baseline and each.episodes is not None:
+                    _look_closer(each, embedder.name, found)
+                progress.update()
+            if waveforms is not None and not is_baseline:
+                progress.set_postfix_str(f"invariance of {embedder.name}")
+                invariance[embedder.name] = measure_invariance(
+                    embedder.embed_waveforms, waveforms, show_progress_bar=show_progress
+                )
+    return invariance
+
+
+def _check(models: Sequence[Any], classifier: str, probes: Sequence[str], invariance_clips: int) -> None:
+    """What can be said before anything is loaded."""
+    if classifier not in CLASSIFIERS:
+        raise ValueError(f"classifier is {classifier!r}; expected one of {', '.join(CLASSIFIERS)}")
+    for kind in probes:
+        if kind not in KINDS:
+            raise ValueError(f"there is no probe {kind!r}; expected some of {', '.join(KINDS)}")
+    if invariance_clips and invariance_clips < FEWEST_CLIPS:
+        raise ValueError(f"invariance_clips is {invariance_clips}; expected 0 for none, or at least {FEWEST_CLIPS}")
+    names = [str(model) if isinstance(model, (str, Path)) else model.name for model in models]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(twice)} is given twice; name each model once")
+
+
+# Data
+
+
+def _open_all(
+    data: Sequence[str | Path | EvaluationData], classes: Sequence[str] | None, columns: Mapping[str, Any]
+) -> tuple[list[EvaluationData], dict[str, str]]:
+    """The data sets, and the reason for each of a suite that cannot be reached."""
+    opened, missing = [], {}
+    for asked in data:
+        if isinstance(asked, EvaluationData):
+            opened.append(asked)
+            continue
+        for spec in expand([asked]):
+            try:
+                opened.append(open_data(spec, **columns))
+            except DataNotReachable as error:
+                if spec == asked:
+                    raise
+                missing[str(spec)] = str(error).removeprefix(f"{spec}: ")
+    if not opened:
+        raise OSError(
+            "no data set could be reached: " + "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+        )
+    names = [each.name for each in opened]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"two data sets are called {', '.join(twice)}; name each one once")
+    return [each if classes is None else each.with_classes(classes) for each in opened], missing
+
+
+def _with_tasks(data: EvaluationData, bad_clips: list[str], task: FewShotTask, probed: bool) -> _Evaluated:
+    """The data set's tasks, and its clips without those of classes that no task is drawn from.
+
+    Clips of several classes have no tasks: they are for probes, if those are asked for.
+    """
+    group_disjoint = data.group_disjoint if task.group_disjoint is None else task.group_disjoint
+    if group_disjoint and data.groups is None:
+        raise ValueError(
+            f"{data.name} has no groups, which group-disjoint tasks need: a column group in the folder's "
+            "manifest.csv, or a data set's column that is named as the group column"
+        )
+    if data.multi_label and probed:
+        return _Evaluated(data, bad_clips, None, group_disjoint, "")
+    labels = data.label_names()
+    groups = data.groups if group_disjoint else None
+    try:
+        episodes = sample_episodes(labels, task.ways, task.shots, task.queries, task.tasks, task.seed, groups)
+    except ValueError as error:
+        raise ValueError(f"{data.name}: {error}") from error
+    kept = [index for index, label in enumerate(labels) if label not in episodes.left_out]
+    place = torch.full((len(labels),), -1)
+    place[kept] = torch.arange(len(kept))
+    moved = Episodes(place[episodes.support], place[episodes.query], episodes.left_out)
+    return _Evaluated(data.select(kept), bad_clips, moved, group_disjoint, episodes.sha256)
+
+
+def _waveforms(data: Sequence[EvaluationData], clips: int) -> tuple[Tensor | None, str]:
+    """The beginnings of clips spread evenly over the data sets, (clips, S), and the data sets' names."""
+    data = [each for each in data if each.audio is not None]
+    if not clips or not data:
+        return None, ""
+    samples = int(INVARIANCE_SECONDS * _SAMPLING_RATE)
+    waveforms = []
+    for number, each in enumerate(data):
+        count = min(len(each), clips // len(data) + (number < clips % len(data)))
+        for place in range(count):
+            clip = torch.from_numpy(decode_clip(each.audio[place * len(each) // count], sampling_rate=_SAMPLING_RATE))
+            waveforms.append(clip.repeat(-(-samples // len(clip)))[:samples])  # a short one is repeated
+    if len(waveforms) < FEWEST_CLIPS:
+        raise ValueError(f"{len(waveforms)} clips are too few to measure invariance on; it needs {FEWEST_CLIPS}")
+    return torch.stack(waveforms), ", ".join(each.name for each in data)
+
+
+# Models
+
+
+def _models(
+    models: Sequence[str | Path | Embedder], seed: int, device: str | torch.device, batch_size: int
+) -> list[tuple[Callable[[], Embedder], bool]]:
+    """The baselines and then the models, to be loaded one at a time; and whether each is a baseline."""
+    to_load: list[tuple[Callable[[], Embedder], bool]] = [(LogMelStatistics, True)]
+    options: dict[str, Any] = {"device": device, "batch_size": batch_size}
+    seen: list[dict[str, Any]] = []
+    sources = [source for source in models if isinstance(source, (str, Path))]
+    for source in sources:
+        config = load_config(source)
+        architecture = {name: value for name, value in config.to_dict().items() if name not in _NOT_ARCHITECTURE}
+        if config.model_type == "mtslvr" and architecture not in seen:
+            seen.append(architecture)
+            name = "untrained network" if len(seen) == 1 else f"untrained network of {source}"
+            to_load.append((partial(untrained, source, seed, name=name, **options), True))
+    if sources and not seen:
+        to_load.append((partial(untrained, MTSLVRConfig(), seed, **options), True))
+    for source in models:
+        if isinstance(source, (str, Path)):
+            to_load.append((partial(load_embedder, source, name=str(source), **options), False))
+        else:
+            to_load.append((partial(_given, source), False))
+    return to_load
+
+
+def _given(embedder: Embedder) -> Embedder:
+    return embedder
+
+
+def _embed(
+    embedder: Embedder, audio: Sequence[Mapping[str, Any]], cache: str | Path | None, show_progress: bool
+) -> dict[str, Tensor]:
+    if cache is None:
+        return embedder.embed(audio, show_progress=show_progress)
+    return cached_embeddings(cache, embedder, audio, show_progress=show_progress)
+
+
+def _add(
+    each: _Evaluated, model: str, found: Mapping[str, Tensor], classifier: str, probes: Sequence[str], seed: int
+) -> None:
+    """A model's rows; the last embedding stands for it."""
+    for number, (embedding, values) in enumerate(found.items(), 1):
+        main = number == len(found)
+        probed = [probe(values, each.data.labels, each.data.multi_label, each.groups, kind, seed) for kind in probes]
+        accuracy = (None, None)
+        if each.episodes is not None:
+            accuracies = score_episodes(values, each.episodes, classifier=classifier)
+            accuracy = mean_and_interval(accuracies)
+            if main:
+                each.accuracies[model] = accuracies
+        each.rows.append(Row(model, embedding, values.shape[1], *accuracy, main, probed))
+
+
+def _look_closer(each: _Evaluated, model: str, found: Mapping[str, Tensor]) -> None:
+    """What the report shows of a model beside its accuracy: its heads' shares, and a projection of each embedding."""
+    heads = dict(list(found.items())[:-1])
+    if len(heads) > 1:
+        each.shares[model] = weight_shares(heads, each.episodes)
+    for embedding, values in found.items():
+        each.projections.append(
+            project(values, each.data.label_names(), data=each.data.name, model=model, embedding=embedding)
+        )
+
+
+# Comparison
+
+
+def paired_differences(accuracies: Mapping[str, Tensor]) -> list[Difference]:
+    """Each model's accuracy less that of each one before it, over the same tasks.
+
+    Args:
+        accuracies: each model's accuracy of every task, (E,), in the same order of tasks.
+    """
+    names = list(accuracies)
+    return [
+        Difference(name, other, *mean_and_interval(accuracies[name].double() - accuracies[other].double()))
+        for place, name in enumerate(names)
+        for other in names[:place]
+    ]
+
+
+def average_ranks(accuracies: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """Mean over data sets of each model's rank by mean accuracy, ascending; ties share the mean of their ranks.
+
+    Args:
+        accuracies: for each data set, each model's accuracies of its tasks, (E,). All have the same models.
+    """
+    if not accuracies:
+        return {}
+    names = list(accuracies[0])
+    means = torch.tensor([[float(found[name].double().mean()) for name in names] for found in accuracies])
+    others, own = means[:, None, :], means[:, :, None]  # (data sets, 1, models), (data sets, models, 1)
+    ranks = (others > own).sum(-1) + ((others == own).sum(-1) + 1) / 2  # (data sets, models)
+    return dict(sorted(zip(names, ranks.mean(0).tolist()), key=lambda pair: pair[1]))
+
+
+__all__ = ["average_ranks", "evaluate", "paired_differences"]

@@ -1,0 +1,45 @@
+"""An evaluation's report as files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+from .html import to_html
+from .markdown import to_markdown
+from .plots import heat_map, to_png
+from .results import EvaluationReport
+
+
+def write_report(report: EvaluationReport, folder: str | Path) -> list[Path]:
+    """Writes `report.md`, `report.json`, `report.html`, and a heat map `invariance-MODEL.png` for each model.
+
+    Every file is written whole or not at all; those of an earlier report are replaced.
+
+    Returns:
+        The files.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        OSError: If the folder cannot be written.
+    """
+    contents: dict[str, bytes] = {
+        "report.md": f"{to_markdown(report)}\n".encode(),
+        "report.json": f"{json.dumps(report.to_dict(), indent=1)}\n".encode(),
+        "report.html": to_html(report).encode(),
+    }
+    for model, found in report.invariance.items():
+        name = re.sub(r"[^\w.-]+", "-", model).strip("-.")
+        contents[f"invariance-{name}.png"] = to_png(heat_map(found, model))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        partial = folder / f"{name}.partial"
+        partial.write_bytes(content)
+        os.replace(partial, folder / name)
+    return [folder / name for name in contents]
+
+
+__all__ = ["write_report"]

@@ -1,0 +1,1 @@
+"""Resumable parquet shards of any source of audio."""

@@ -1,0 +1,157 @@
+"""Units of work to shards: rows are worked on as they are read, bad ones are listed."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from abc import ABC, abstractmethod
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from typing import Any, Protocol
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm.auto import tqdm
+
+from ..audio.clips import BadClip, _summary
+from ..data.shuffling import SHARD_ERRORS
+from .folder import ShardFolder, ShardRecord
+from .partitions import SourceRow, Unit
+
+logger = logging.getLogger(__name__)
+
+
+class Result(Protocol):
+    """What became of one row; more than this is known to the `ShardWriter` that made it."""
+
+    index: int  # the row's place among those given
+    error: BadClip | None
+
+
+class ShardWriter(ABC):
+    """Makes shards of units of work, part by part.
+
+    Args:
+        folder: Where they go.
+        features: Their columns.
+        rows_per_shard: Most rows of the source in a shard.
+        bar: Counts the rows.
+    """
+
+    def __init__(self, folder: ShardFolder, features: datasets.Features, rows_per_shard: int, bar: tqdm):
+        self.folder = folder
+        self.features = features
+        self.rows_per_shard = rows_per_shard
+        self.bar = bar
+        self.computed = 0
+
+    @abstractmethod
+    def results(self, audio: Iterator[Any]) -> Iterator[Result]:
+        """Yields a result for each row's audio, in order; a generator, so that it can be closed."""
+
+    @abstractmethod
+    def totals(self, results: Sequence[Result]) -> dict[str, float]:
+        """Sums over good rows."""
+
+    @abstractmethod
+    def table(self, good: Sequence[tuple[SourceRow, Result]]) -> pa.Table:
+        """Makes a row group."""
+
+    def group_is_full(self, good: Sequence[tuple[SourceRow, Result]]) -> bool:
+        """Whether these rows are to be written before there are more; a shard is one row group unless overridden."""
+        return False
+
+    def write(self, number: int, unit: Unit) -> None:
+        """Makes what is missing of a unit's shards."""
+        inputs, rows = unit.inputs(), _UnitRows(unit)
+        for part in itertools.count():
+            record = self.folder.finished(number, part, inputs)
+            if record is None:
+                fill = partial(self._fill, number, part, inputs, rows)
+                record = self.folder.write(number, part, self.features.arrow_schema, fill)
+                self.computed += 1
+            else:
+                self.bar.update(record.rows + len(record.errors))
+            if record.last:
+                return
+
+    def _fill(self, number: int, part: int, inputs: str, rows: _UnitRows, file: pq.ParquetWriter) -> ShardRecord:
+        start, count = part * self.rows_per_shard, 0
+        taken: deque[SourceRow] = deque()  # those whose results are not there yet
+        good: list[tuple[SourceRow, Result]] = []
+        errors, totals = [], Counter(self.totals([]))
+        with closing(self.results(rows.audio(start, self.rows_per_shard, taken))) as results:
+            for result in results:
+                row = taken.popleft()
+                if result.error is None:
+                    good.append((row, result))
+                    count += 1
+                    totals.update(self.totals([result]))
+                else:
+                    errors.append(_error(number, start + result.index, row, result))
+                if self.group_is_full(good):
+                    file.write_table(self.table(good))
+                    good = []
+                self.bar.update()
+        if good:  # a row group without rows is an error in `datasets`, a file without row groups is none
+            file.write_table(self.table(good))
+        last = rows.at_end()
+        if rows.failure is not None:
+            logger.warning("unit %d of the source: %s", number, rows.failure)
+        return ShardRecord(number, part, inputs, last, count, dict(totals), errors, rows.failure)
+
+
+class _UnitRows:
+    """A unit's rows, part after part; they are read anew only to leave a finished part out.
+
+    Attributes:
+        failure: Why the rows could not be read to their end, once that has happened.
+    """
+
+    def __init__(self, unit: Unit):
+        self.unit = unit
+        self.failure: str | None = None
+        self._rows: Iterator[SourceRow] = iter(())
+        self._position = -1  # of the next row
+        self._ahead: list[SourceRow] = []
+
+    def audio(self, start: int, count: int, taken: deque[SourceRow]) -> Iterator[Any]:
+        """Yields the audio of up to `count` rows; the rows without their audio's bytes go to `taken`."""
+        if start != self._position:
+            self._rows, self._position, self._ahead = self.unit.rows(start), start, []
+        for _ in range(count):
+            row = self._read()
+            if row is None:
+                return
+            self._position += 1
+            taken.append(row._replace(audio={"path": (row.audio or {}).get("path")}))
+            yield row.audio
+
+    def at_end(self) -> bool:
+        """Whether there are no more rows, which takes reading one to find out."""
+        row = self._read()
+        self._ahead = [] if row is None else [row]
+        return row is None
+
+    def _read(self) -> SourceRow | None:
+        if self._ahead:
+            return self._ahead.pop()
+        try:
+            return next(self._rows, None)
+        except SHARD_ERRORS as error:
+            self.failure = f"cannot be read on after row {self._position}: {type(error).__name__}: {_summary(error)}"
+            return None
+
+
+def _error(unit: int, number: int, row: SourceRow, result: Result) -> dict[str, Any]:
+    """A line of errors.jsonl. The message names the row as the output does, not by a place or path of this machine."""
+    message, path = result.error.args[1], row.audio["path"]
+    for name in (f"Clip {result.index} ({path})", f"Clip {result.index}", path):
+        message = message.replace(name, row.id, 1) if name and message.startswith(name) else message
+    return {"id": row.id, "unit": unit, "row": number, "reason": result.error.reason, "message": message}
+
+
+__all__ = ["Result", "ShardWriter"]

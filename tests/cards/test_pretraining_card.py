@@ -1,0 +1,269 @@
+"""Model cards say what is known, all of it true, and nothing else."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRModel
+from mtslvr_hf.cards.pretraining import (
+    MeasuredResult,
+    TrainingSummary,
+    create_model_card,
+    library_versions,
+    variant_name,
+)
+
+# The whole card; "..." stands for the rest of a line.
+WHOLE_CARD = """---
+datasets:
+- agkphysics/AudioSet
+library_name: transformers
+license: apache-2.0
+metrics:
+- accuracy
+pipeline_tag: feature-extraction
+tags:
+- mtslvr
+- audio
+- audio-embeddings
+- self-supervised-learning
+- contrastive
+- predictive
+- adapters
+model-index:
+- name: MT-Parallel (SimCLR)
+  results:
+  - task:
+      type: audio-classification
+      name: 5-way 1-shot, nearest centroid, 10,000 tasks
+    dataset:
+      name: mteb/esc50
+      type: mteb/esc50
+      split: train
+    metrics:
+    - type: accuracy
+      value: 0.6125
+      name: accuracy, both embeddings
+      args:
+        interval_95: 0.002
+        seed: 0
+        command: mtslvr evaluate --model tester/card --data esc50
+---
+
+# MT-Parallel (SimCLR)
+
+Audio embeddings by multi-task self-supervision (MT-SLVR). One encoder ... at once: ... were applied.
+
+| | |
+| --- | --- |
+| Variant | MT-Parallel (SimCLR) |
+| Encoder | ResNet-18, base width 64 |
+| Adapters | parallel, one set per task in layer2 to layer4 |
+| Tasks | contrastive, predictive |
+| Heads | one per task, 500 each |
+| Input | log-mel, and magnitude and phase of a complex mel STFT (three channels) |
+| Spectrogram | 128 mel bands, n_fft 1024, hop 512 samples |
+| Audio | mono, 16000 Hz, windows of 5 s |
+| Contrastive objective | SimCLR, temperature 0.07 |
+| Predictive objective | which of pitch_shift, fade, ..., time_shift were applied |
+| Loss | contrastive + 1 x predictive |
+
+## Use
+
+With the package `mtslvr_hf` installed:
+
+```python
+import numpy as np
+from transformers import AutoModel
+
+import mtslvr_hf  # registers the model with transformers
+
+model = AutoModel.from_pretrained("tester/card")
+audio = np.random.randn(32000).astype(np.float32)  # yours; or a file, a URL, a list of them
+print(model.encode(audio, sampling_rate=16000).shape)  # (1000,)
+```
+
+Without it, let transformers download the model's code from this repository:
+
+```python
+import numpy as np
+from transformers import AutoFeatureExtractor, AutoModel
+
+repo = "tester/card"
+extractor = AutoFeatureExtractor.from_pretrained(repo, trust_remote_code=True)
+model = AutoModel.from_pretrained(repo, trust_remote_code=True)
+
+waveform ...
+inputs ...
+outputs ...
+print(outputs.pooler_output.shape)  # torch.Size([1, 1000])
+print(outputs.contrastive_embeds.shape)  # torch.Size([1, 500])
+print(outputs.predictive_embeds.shape)  # torch.Size([1, 500])
+```
+
+## Training
+
+| | |
+| --- | --- |
+| Data | agkphysics/AudioSet, configuration `balanced`, split `train` |
+| Waveform normalisation | global |
+| Clip length | 5 s |
+| Steps | 50,000 |
+| Batch | 100 clips |
+| Clips seen | 5,000,000 (6,944.4 hours, repetitions counted) |
+| Clips skipped | 12 |
+| Optimiser | Adam |
+| Learning rate | 5e-05 |
+| Learning-rate schedule | cosine |
+| Weight decay | 1e-06 |
+| Precision | bf16 |
+| Processes | 2 |
+| Device | 2 GPUs |
+| Duration | 10.5 hours |
+| Seed | 0 |
+
+Last logged values:
+
+| metric | value |
+| --- | --- |
+| `eval_loss` | 3.142 |
+| `contrastive_loss` | 2.5 |
+
+Libraries: ...torch ..., transformers ..., accelerate ..., datasets ....
+
+## Results
+
+- **accuracy 0.6125 ± 0.0020** (95 % interval) on mteb/esc50, train: 5-way ..., both embeddings, seed 0. ...
+
+## Limits
+
+- 16000 Hz mono: nothing above 8000 Hz reaches the network....
+- A clip is cut into windows of 5 s and shorter ones are repeated to fill one; ...
+- Embeddings only: ...
+- The figures in the paper are not this checkpoint's.
+
+## Citation
+
+```bibtex
+@inproceedings{heggan2023mtslvr,
+  title     = {{MT-SLVR}: Multi-Task Self-Supervised Learning for Transformation In(Variant) Representations},
+  author    = {Heggan, Calum and Hospedales, Tim and Budgett, Sam and Yaghoobi, Mehrdad},
+  booktitle = {Interspeech 2023},
+  year      = {2023},
+  doi       = {10.21437/Interspeech.2023-1064}
+}
+```"""
+
+TRAINING = TrainingSummary(
+    dataset="agkphysics/AudioSet",
+    dataset_config="balanced",
+    dataset_split="train",
+    steps=50_000,
+    batch_size=100,
+    learning_rate=5e-5,
+    weight_decay=1e-6,
+    optimizer="Adam",
+    lr_scheduler="cosine",
+    clips_seen=5_000_000,
+    clips_skipped=12,
+    clip_seconds=5.0,
+    normalization="global",
+    num_processes=2,
+    precision="bf16",
+    device="2 GPUs",
+    training_seconds=37_800.0,
+    seed=0,
+    metrics={"eval_loss": 3.14159, "contrastive_loss": 2.5},
+)
+RESULT = MeasuredResult(
+    dataset="mteb/esc50",
+    dataset_split="train",
+    protocol="5-way 1-shot, nearest centroid, 10,000 tasks",
+    value=0.6125,
+    interval=0.002,
+    seed=0,
+    command="mtslvr evaluate --model tester/card --data esc50",
+    measured_by="this project",
+)
+
+
+def test_the_whole_card():
+    card = create_model_card(MTSLVRConfig(), TRAINING, [RESULT], repo_id="tester/card")
+    pattern = re.escape(WHOLE_CARD).replace(re.escape("..."), ".*")
+    assert re.fullmatch(pattern, str(card)), str(card)
+    assert "Measured by this project with `mtslvr evaluate --model tester/card --data esc50`.\n" in card.text
+
+
+def test_results_survive_saving_and_loading(tmp_path):
+    card = create_model_card(MTSLVRConfig(), TRAINING, [RESULT], repo_id="tester/card")
+    card.save(tmp_path / "README.md")
+    loaded = ModelCard.load(tmp_path / "README.md")
+    assert loaded.data.to_dict() == card.data.to_dict()
+    assert loaded.data.eval_results[0].metric_value == 0.6125
+    assert loaded.text == card.text
+
+
+def test_what_is_unknown_is_not_mentioned():
+    config = MTSLVRConfig(tasks="contrastive", adapter_type="none", frontend="waveform", contrastive_method="simsiam")
+    card = create_model_card(config)
+    assert "None" not in str(card)
+    for absent in ("## Training", "## Results", "Spectrogram", "predictive_embeds", "temperature", "Loss"):
+        assert absent not in card.text
+    for absent in ("datasets", "metrics", "model-index"):
+        assert absent not in card.data.to_dict()
+    assert "No result has been measured with these weights." in card.text
+    assert "| Contrastive objective | SimSiam |" in card.text
+    rows = create_model_card(config, TrainingSummary(steps=3, versions={})).text
+    assert "| Steps | 3 |\n\n## Limits" in rows
+
+
+def test_a_local_data_set_is_named_without_its_path(tmp_path, monkeypatch):
+    (tmp_path / "data" / "pool").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for dataset in (str(tmp_path / "data" / "pool"), "data/pool"):
+        card = create_model_card(MTSLVRConfig(), TrainingSummary(dataset=dataset))
+        assert "| Data | pool (local) |" in card.text
+        assert str(tmp_path) not in str(card)
+        assert "datasets" not in card.data.to_dict()
+
+
+@pytest.mark.parametrize(
+    "name, fields",
+    [
+        ("Cont Only (SimCLR)", {"adapter_type": "none", "tasks": "contrastive"}),
+        ("Cont Only (SimSiam)", {"adapter_type": "none", "tasks": "contrastive", "contrastive_method": "simsiam"}),
+        ("Pred Only", {"adapter_type": "none", "tasks": "predictive"}),
+        ("MT-Simple (SimCLR)", {"adapter_type": "none", "shared_head": True}),
+        ("MT-Split (SimCLR)", {"adapter_type": "none"}),
+        ("MT-Bn (SimCLR)", {"adapter_type": "bn"}),
+        ("MT-Series (SimSiam)", {"adapter_type": "series", "contrastive_method": "simsiam"}),
+        ("MT-Parallel (SimCLR)", {"adapter_type": "parallel", "shared_head": True}),
+        ("Pred Only with bn adapters", {"adapter_type": "bn", "tasks": "predictive"}),
+    ],
+)
+def test_variants_have_the_papers_names_and_examples_print_what_they_say(name, fields, tmp_path, capsys):
+    config = MTSLVRConfig(base_width=4, window_seconds=1.0, embedding_size=12, **fields)
+    assert variant_name(config) == name
+    card = create_model_card(config, repo_id=str(tmp_path))
+    assert f"# {name}\n" in card.text
+    MTSLVRModel(config).save_pretrained(tmp_path)
+    MTSLVRFeatureExtractor().save_pretrained(tmp_path)
+    for example in re.findall(r"```python\n(.*?)```", card.text, re.DOTALL):
+        capsys.readouterr()
+        with torch.no_grad():
+            exec(compile(example, "card", "exec"), {})
+        assert capsys.readouterr().out.splitlines() == re.findall(r"print\(.*?\)  # (.*)", example)
+
+
+def test_versions_are_those_installed():
+    assert library_versions()["torch"].split("+")[0] == torch.__version__.split("+")[0]
+
+
+def test_the_templates_are_packaged():
+    package = Path(create_model_card.__globals__["__file__"]).parent
+    pyproject = (package.parents[1] / "pyproject.toml").read_text()
+    assert (package / "templates" / "pretraining.md").is_file()
+    assert '"mtslvr_hf.cards" = ["templates/*.md"]' in pyproject

@@ -1,0 +1,144 @@
+"""The report as a page: all of it, by itself, with nothing that a name could break."""
+
+import base64
+import io
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+from results_by_hand import data_result, evaluation
+
+from mtslvr_hf.evaluation.report.html import to_html
+from mtslvr_hf.evaluation.report.protocol import protocol
+
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Reads a page strictly: each element is closed, in order. Keeps texts, tables and attributes."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.texts, self.tables = [], [], [], [], []
+        self.feed(page)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, *attribute) for attribute in attributes]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("td", "th"):
+            self.tables[-1][-1][-1] += data
+        self.texts.append(data)
+
+    @property
+    def rows(self):
+        return [row for table in self.tables for row in table]
+
+    def values(self, tag, name):
+        return [value for of, attribute, value in self.attributes if (of, attribute) == (tag, name)]
+
+
+@pytest.fixture(scope="module")
+def page():
+    missing = {"VoxCeleb1": "not on the Hub"}
+    return Page(to_html(evaluation(data_result(), data_result("birds"), missing=missing)))
+
+
+def test_accuracies_are_a_table_over_the_data_sets(page):
+    header, baseline, *_, both = page.tables[0]
+    assert header == ["model", "embedding", "drums, %", "birds, %", "average rank"]
+    assert baseline == ["log-mel statistics", "", "31.2 ± 0.4", "31.2 ± 0.4", "2.00"]
+    assert both == ["a model", "both", "60.0 ± 0.5", "60.0 ± 0.5", "1.00"]
+    assert ["a model", "predictive", "50.0 ± 0.5", "50.0 ± 0.5", ""] in page.tables[0]
+
+
+def test_each_data_set_has_all_that_was_found(page):
+    assert ["a model", "log-mel statistics", "+28.8 ± 0.6"] in page.rows
+    assert ["a model", "contrastive", "25", "70.0 ± 1.0", "2,000"] in page.rows
+    probe = ["a model", "both", "linear", "accuracy", "80.0 % (70.0 to 90.0)", "C = 1, the best of 0.1, 1"]
+    assert probe in page.rows
+    assert page.values("img", "alt") == [
+        "drums: few-shot accuracy with 95 % intervals",
+        "drums: embeddings of a model, coloured by class",
+        "birds: few-shot accuracy with 95 % intervals",
+        "birds: embeddings of a model, coloured by class",
+        "a model: what augmentations do to its embeddings; dark is not invariant",
+    ]
+
+
+def test_invariance_is_a_table_too(page):
+    assert ["pitch_shift", "contrastive", "0.5", "12.50", "0.80", "0.40", "0.90"] in page.rows
+    assert ["white_noise", "predictive", "0.75", "snr_db", "0.30"] in page.rows
+
+
+def test_the_protocol_is_told(page):
+    text = " ".join(page.texts)
+    for words in (
+        "5-way 1-shot accuracy: 2,000 tasks of 5 queries a class, seed 7",
+        "chance is 20.0 %",
+        "multinomial logistic regression (L2, C = 1, free intercepts)",
+        "1,234 clips of 2 classes from the folder birds. Task list 0123456789ab.",
+        "A task's queries come from other groups than its support.",
+        "a part of the paper's.",
+        "Left out: clap (1 clip, expected 6).",
+        "VoxCeleb1: not on the Hub",
+        "40 clips, seed 3.",
+    ):
+        assert words in text
+
+
+def test_the_untrained_network_s_seed_is_told():
+    result = data_result(model="untrained network of a model")
+    assert any("has the weights of seed 7" in text for text in protocol(evaluation(result)))
+    assert not any("untrained" in text for text in protocol(evaluation()))
+
+
+def test_it_needs_nothing_from_elsewhere(page):
+    assert "script" not in page.tags and "link" not in page.tags
+    assert all(re.fullmatch(r"#[\w-]+", target) for target in page.values("a", "href"))
+    anchors = [value for _, attribute, value in page.attributes if attribute == "id"]
+    assert sorted(target[1:] for target in page.values("a", "href")) == sorted(anchors)
+    for source in page.values("img", "src"):
+        kind, content = source.split(",")
+        assert kind == "data:image/png;base64"
+        assert Image.open(io.BytesIO(base64.b64decode(content))).format == "PNG"
+
+
+def test_names_are_text_whatever_they_hold():
+    name = '"><script>alert(1)</script>&amp;{{ 7 * 7 }}$x$'
+    result = data_result(data=name, model=name, classes=(name, "other"))
+    result = replace(result, note=name, left_out={name: name})
+    found = Page(to_html(evaluation(result, model=name, missing={name: name})))
+    assert "script" not in found.tags
+    assert f"{name}: {name}" in found.texts
+    assert found.tables[0][0][2] == f"{name}, %" and found.tables[0][2][0] == name
+    assert f"{name}: few-shot accuracy with 95 % intervals" in found.values("img", "alt")
+
+
+def test_what_was_not_asked_for_is_not_mentioned():
+    row = replace(data_result().rows[0], interval=float("nan"))
+    result = replace(data_result(), rows=[row], differences=[], weight_shares={}, projections=[])
+    result = replace(result, note="", left_out={}, group_disjoint=False)
+    report = replace(evaluation(result), average_ranks={}, invariance={}, classifier="centroid")
+    found = Page(to_html(report))
+    assert found.tables[0][1] == ["log-mel statistics", "", "31.2", ""]
+    assert len(found.values("img", "src")) == 1
+    text = " ".join(found.texts)
+    for word in ("Probes", "Differences", "Heads", "by class", "Invariance", "Left out", "reached", "ranks", "nan"):
+        assert word not in text

@@ -1,0 +1,259 @@
+"""ONNX files compute what the model computes, for any batch and length; and torch.export of the model itself."""
+
+import copy
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRForAudioClassification, MTSLVRModel
+from mtslvr_hf.cli import main
+from mtslvr_hf.export.graphs import WaveformGraph, onnx_decompositions, padded_batch
+
+WINDOW = 16_000
+BOTH = ("contrastive", "predictive")
+
+
+def tiny(model_class=MTSLVRModel, **changes):
+    """A network whose batch normalisation is none of it the identity, in eval mode."""
+    settings = {"base_width": 4, "window_seconds": 1.0, "embedding_size": 8, **changes}
+    torch.manual_seed(0)
+    model = model_class(MTSLVRConfig(**settings))
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for tensor, low, high in ((module.running_mean, -0.1, 0.1), (module.running_var, 0.5, 1.5)):
+                tensor.uniform_(low, high, generator=generator)
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.uniform_(-0.1, 0.1, generator=generator)
+    return model.eval()
+
+
+def merged(model, tasks=BOTH):
+    return copy.deepcopy(model).merge_adapters(tasks)
+
+
+def relative_error(found, expected):
+    return float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max())
+
+
+def batch(*lengths, extra=0, seed=0):
+    return padded_batch(lengths, extra, torch.Generator().manual_seed(seed), WINDOW)
+
+
+class TestGraphs:
+    """In torch, without the packages that ONNX needs."""
+
+    @pytest.mark.parametrize("lengths,extra", [((1,), 0), ((5, 3000), 9), ((WINDOW, 40_000), 0), ((16_001, 123), 50)])
+    def test_windows_are_cut_as_the_model_cuts_them(self, lengths, extra):
+        model = tiny(frontend="mel")
+        inputs = batch(*lengths, extra=extra)
+        with torch.no_grad():
+            expected = model(**inputs).pooler_output
+            assert relative_error(WaveformGraph(merged(model), BOTH)(**inputs), expected) < 1e-5
+
+    @pytest.mark.parametrize("changes", [{"adapter_type": "none"}, {"depth": 50}, {"frontend": "waveform"}])
+    def test_other_networks(self, changes):
+        model = tiny(**changes)
+        inputs = batch(WINDOW, WINDOW)
+        with torch.no_grad():
+            expected = model(**inputs).pooler_output
+            assert relative_error(WaveformGraph(merged(model), BOTH)(**inputs), expected) < 1e-5
+
+    def test_tasks_in_their_order_and_shared_ones_once(self):
+        inputs = batch(WINDOW)
+        shared = {"adapter_type": "none", "shared_head": True}
+        mixed = ("contrastive", "mine", "predictive")  # the first and the last have one embedding
+        for changes, tasks in (({}, BOTH[::-1]), ({}, BOTH[1:]), (shared, BOTH), (shared, mixed)):
+            model = tiny(frontend="mel", **changes)
+            model.add_adapter("mine", "series")
+            model.heads["mine"].bias.data += 1
+            with torch.no_grad():
+                expected = model(**inputs, tasks=tasks).pooler_output
+                found = WaveformGraph(merged(model, tasks), tasks)(**inputs)
+            assert found.shape == expected.shape and relative_error(found, expected) < 1e-5
+
+    def test_replacements_of_operators(self):
+        table, aten = onnx_decompositions(), torch.ops.aten
+        x, y = torch.randn(200), torch.randn(200)
+        x[:4], y[:4] = torch.tensor([0.0, -2.0, 0.0, 3.0]), torch.tensor([0.0, 0.0, -1.0, 0.0])
+        torch.testing.assert_close(table[aten.atan2.default](y, x), torch.atan2(y, x))
+        torch.testing.assert_close(table[aten.hypot.default](y, x), torch.hypot(y, x))
+        features = torch.randn(2, 3, 9, 14)
+        for size in ((9, 14), (5, 7), (4, 5), (1, 1)):
+            expected = nn.functional.adaptive_avg_pool2d(features, size)
+            torch.testing.assert_close(table[aten.adaptive_avg_pool2d.default](features, size), expected)
+        expected = nn.functional.adaptive_avg_pool1d(features[0], 5)
+        torch.testing.assert_close(table[aten.adaptive_avg_pool1d.default](features[0], [5]), expected)
+
+    @pytest.mark.parametrize("n_fft", (1024, 400, 31))
+    def test_replacement_of_the_stft(self, n_fft):
+        waveforms = torch.randn(2, 4000)
+        waveforms[1] = 0.3  # digital silence
+        window = torch.ones(n_fft)
+        expected = torch.stft(waveforms, n_fft, 160, window=window, center=False, return_complex=True)
+        found = onnx_decompositions()[torch.ops.aten.stft.default](waveforms, n_fft, 160, n_fft, window)
+        assert found.shape == expected.shape
+        assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+        assert not found[1, 1:].abs().any()  # exactly, or silence would sound like rounding noise
+
+
+@pytest.fixture(scope="module")
+def onnx():
+    """The package, with the others that export needs."""
+    for name in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(name)
+    return pytest.importorskip("onnx")
+
+
+@pytest.fixture(scope="module")
+def exported(onnx, tmp_path_factory):
+    """The default kind of model, and its file."""
+    from mtslvr_hf.export.onnx import export_onnx
+
+    model = tiny()
+    path = tmp_path_factory.mktemp("onnx") / "new" / "model.onnx"
+    return model, export_onnx(model.train(), path, feature_extractor=MTSLVRFeatureExtractor(normalization="none"))
+
+
+@pytest.mark.usefixtures("onnx")
+class TestFiles:
+    @pytest.mark.slow
+    def test_operator_set_that_does_not_exist(self, tmp_path):
+        from mtslvr_hf.export.onnx import export_onnx
+
+        with pytest.raises(ValueError, match="`opset` is 99, which this onnxscript cannot write"):
+            export_onnx(tiny(frontend="mel"), tmp_path / "model.onnx", opset=99)
+
+    def test_report(self, exported):
+        model, report = exported
+        assert report.max_error <= 1e-4
+        assert report.clips == 11 and report.embedding_size == 8 and report.tasks == list(BOTH)
+        assert [report.path.name] == [path.name for path in report.path.parent.iterdir()]
+        assert model.training and model.config.merged_adapters is None  # left as it was
+
+    def test_any_batch_and_length(self, exported):
+        from mtslvr_hf.export.onnx import compare
+
+        model, report = exported
+        batches = [
+            batch(1),
+            batch(500, 2 * WINDOW + 1, 3),
+            batch(*[WINDOW // 2] * 5),
+            batch(4 * WINDOW, extra=10),
+            {"input_values": torch.zeros(1, 900), "attention_mask": torch.ones(1, 900, dtype=torch.long)},
+        ]
+        errors = compare(report.path, copy.deepcopy(model).eval(), batches)
+        assert len(errors) == 11 and max(errors) <= 1e-4
+
+    def test_names_axes_and_metadata(self, exported, onnx):
+        graph = onnx.load(exported[1].path)
+        onnx.checker.check_model(graph, full_check=True)
+        axes = {
+            value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+            for value in (*graph.graph.input, *graph.graph.output)
+        }
+        assert axes == {
+            "input_values": ["batch", "samples"],
+            "attention_mask": ["batch", "samples"],
+            "embeddings": ["batch", 8],
+        }
+        facts = {entry.key: json.loads(entry.value) for entry in graph.metadata_props}
+        assert facts["mtslvr.sampling_rate"] == 16_000 and facts["mtslvr.window_samples"] == WINDOW
+        assert facts["mtslvr.tasks"] == list(BOTH) and facts["mtslvr.normalization"] == "none"
+        assert b"modeling_mtslvr.py" not in graph.SerializeToString()  # no stack traces with this machine's paths
+        assert {node.op_type for node in graph.graph.node}.isdisjoint({"DFT", "STFT", "ScatterND"})
+
+    def test_spectrograms_of_any_number_of_frames(self, tmp_path):
+        from mtslvr_hf.export.onnx import compare, export_onnx
+
+        model = tiny(frontend="mel", adapter_type="series")
+        path = export_onnx(model, tmp_path / "model.onnx", "spectrogram", tasks="predictive").path
+        batches = [
+            {"input_features": torch.randn(clips, 1, 128, frames)} for clips, frames in ((1, 1), (3, 45), (2, 9))
+        ]
+        assert max(compare(path, model, batches, ["predictive"])) < 1e-4
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("adapter_type", ("none", "bn", "series"))
+    @pytest.mark.parametrize("frontend", ("mel_stft", "waveform"))
+    def test_every_kind(self, adapter_type, frontend, tmp_path):
+        from mtslvr_hf.export.onnx import export_onnx
+
+        model = tiny(adapter_type=adapter_type, frontend=frontend, window_seconds=0.61, num_mel_bins=50)
+        assert export_onnx(model, tmp_path / "model.onnx", opset=21).opset == 21
+
+    def test_command(self, tmp_path, capsys):
+        tiny(MTSLVRForAudioClassification, frontend="waveform", num_labels=3).save_pretrained(tmp_path / "model")
+        MTSLVRFeatureExtractor().save_pretrained(tmp_path / "model")
+        output = tmp_path / "model.onnx"
+        assert main(["export", str(tmp_path / "model"), "--output", str(output), "--tasks", "predictive"]) == 0
+        printed = capsys.readouterr().out
+        assert f"Wrote {output}: waveform to embeddings of 4 (predictive)" in printed
+        assert "Largest relative error against torch, 11 clips: " in printed
+        assert main(["export", str(tmp_path / "model"), "--output", str(output), "--input", "spectrogram"]) == 1
+        assert "has no spectrogram" in capsys.readouterr().err
+
+    def test_network_that_differs_leaves_no_file(self, exported, tmp_path, monkeypatch, capsys):
+        """The graph is another model's: that of `exported`."""
+        from mtslvr_hf.export import onnx as export
+
+        class Program:
+            def __init__(self, *_):
+                self.model = SimpleNamespace(metadata_props={})
+
+            def save(self, path, external_data):
+                shutil.copy(exported[1].path, path)
+
+        model = copy.deepcopy(exported[0])
+        model.heads["contrastive"].bias.data += 1.0
+        model.save_pretrained(tmp_path / "model")
+        MTSLVRFeatureExtractor().save_pretrained(tmp_path / "model")
+        monkeypatch.setattr(export, "_to_onnx", Program)
+        output = tmp_path / "out" / "model.onnx"
+        assert main(["export", str(tmp_path / "model"), "--output", str(output)]) == 1
+        assert "differs from torch by" in capsys.readouterr().err
+        assert not list(output.parent.iterdir())
+        monkeypatch.setattr(export, "compare", lambda *_: [1e-6, float("nan"), 1e-6])
+        with pytest.raises(export.ExportError, match="differs from torch by nan"):
+            export.export_onnx(model, output)
+
+    def test_wrong_arguments(self, tmp_path):
+        from mtslvr_hf.export.onnx import export_onnx
+
+        model = tiny()
+        for arguments, message in (
+            ({"input": "mp3"}, "must be one of 'waveform', 'spectrogram'; got 'mp3'"),
+            ({"opset": 11}, "`opset` is 11; torch writes 18 or higher"),
+            ({"tasks": ["speaker"]}, r"got \['speaker'\]"),
+            ({"destination": tmp_path}, "is a folder"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                export_onnx(model, **{"destination": tmp_path / "model.onnx", **arguments})
+
+
+def test_missing_packages_are_named(monkeypatch, tmp_path, capsys):
+    from mtslvr_hf.export import onnx as export
+
+    found = export.find_spec
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name.startswith("onnx") else found(name))
+    with pytest.raises(ImportError, match=r"needs onnx, onnxruntime, onnxscript: `pip install 'mtslvr-hf\[onnx\]'`"):
+        export.export_onnx(tiny(), tmp_path / "model.onnx")
+    tiny().save_pretrained(tmp_path)
+    assert main(["export", str(tmp_path), "--output", str(tmp_path / "model.onnx")]) == 1
+    assert "mtslvr export: error: ONNX export needs onnx" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("frontend", ("mel_stft", pytest.param("waveform", marks=pytest.mark.slow)))
+def test_torch_export_of_the_forward(frontend):
+    """With a dynamic batch; `strict`, which traces as torch.compile does."""
+    model = tiny(frontend=frontend).merge_adapters()
+    program = torch.export.export(
+        model, (torch.randn(3, WINDOW),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=True
+    ).module()
+    waveforms = torch.randn(5, WINDOW)
+    with torch.no_grad():
+        assert relative_error(program(waveforms).pooler_output, model(waveforms).pooler_output) < 1e-5

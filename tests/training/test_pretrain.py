@@ -1,0 +1,411 @@
+"""training/pretrain.py: its configurations, and runs of it from data to a model that loads by name."""
+
+import inspect
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hub_server import HubServer
+from pretraining_runs import RATE, ROOT, TINY, logged, tone, wav_bytes
+from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
+
+from mtslvr_hf import MTSLVRConfig, MTSLVRForPreTraining
+from mtslvr_hf.cards.pretraining import variant_name
+from mtslvr_hf.trainer import MTSLVRTrainer
+
+TRAINING = ROOT / "training"
+CONFIGS = TRAINING / "configs"
+AFTER_PRE_TRAINING = ("added_adapters", "active_adapters", "merged_adapters")
+sys.path.insert(0, str(TRAINING))
+
+import pretrain  # noqa: E402
+import pretraining_arguments as arguments  # noqa: E402
+
+# The paper's two tables, by the name that model cards give the variant.
+PAPER_ROWS = {
+    "cont_only_simclr": "Cont Only (SimCLR)",
+    "cont_only_simsiam": "Cont Only (SimSiam)",
+    "pred_only": "Pred Only",
+    "mt_simple_simclr": "MT-Simple (SimCLR)",
+    "mt_simple_simsiam": "MT-Simple (SimSiam)",
+    "mt_split_simclr": "MT-Split (SimCLR)",
+    "mt_split_simsiam": "MT-Split (SimSiam)",
+    "mt_bn_simclr": "MT-Bn (SimCLR)",
+    "mt_bn_simsiam": "MT-Bn (SimSiam)",
+    "mt_series_simclr": "MT-Series (SimCLR)",
+    "mt_series_simsiam": "MT-Series (SimSiam)",
+    "mt_parallel_simclr": "MT-Parallel (SimCLR)",
+    "mt_parallel_simsiam": "MT-Parallel (SimSiam)",
+}
+RUN = {
+    **TINY,
+    "held_out_fraction": 0.4,
+    "eval_clips": 8,
+    "per_device_train_batch_size": 4,
+    "max_steps": 4,
+    "logging_steps": 1,
+    "eval_steps": 2,
+    "save_total_limit": None,
+    "learning_rate": "1e-3",
+    "dataloader_num_workers": 1,
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory):
+    """A folder of WAV files, one of them no audio."""
+    folder = tmp_path_factory.mktemp("audio")
+    for number in range(40):
+        (folder / f"{number}.wav").write_bytes(wav_bytes(tone(number)))
+    (folder / "broken.wav").write_bytes(b"no audio")
+    return folder
+
+
+@pytest.fixture
+def run_file(tmp_path, monkeypatch, audio):
+    """A configuration of a small run, in a working folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({**RUN, "dataset_name": str(audio), "max_bad_share": 0.5}))
+    return str(path)
+
+
+def read(*argv):
+    return arguments.read_arguments([str(argument) for argument in argv])
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def environment(**changes):
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **changes}
+
+
+# Configurations
+
+
+def test_model_arguments_are_the_fields_of_the_configuration():
+    parameters = inspect.signature(MTSLVRConfig.__init__).parameters
+    expected = {
+        name: list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+        for name, parameter in parameters.items()
+        if name not in ("self", "kwargs", *AFTER_PRE_TRAINING)
+    }
+    assert vars(arguments.ModelArguments()) == expected
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_is_read_and_builds_its_network(path):
+    on_a_cpu = ["--bf16", "false", "--sync_batch_norm", "false"]
+    _, model_args, data_args, _, args = read(path, *on_a_cpu)
+    assert data_args.dataset_name and args.max_steps > 0
+    assert args.load_best_model_at_end == (path.parent.name != "ordering") and args.save_steps == args.eval_steps
+    assert args.output_dir == str(Path("outputs") / path.stem)
+    with torch.device("meta"):
+        model = MTSLVRForPreTraining(MTSLVRConfig(**vars(model_args)))
+    assert model.config.tasks == model_args.tasks
+
+
+def test_every_row_of_the_papers_tables_has_a_configuration():
+    files = {path.stem for path in (CONFIGS / "paper").glob("*.yaml")} - {"base"}
+    assert files == PAPER_ROWS.keys()
+
+
+@pytest.mark.parametrize("name", PAPER_ROWS)
+def test_paper_configurations_are_the_papers(name):
+    _, model_args, data_args, _, args = read(CONFIGS / f"paper/{name}.yaml")
+    config = MTSLVRConfig(**vars(model_args))
+    assert variant_name(config) == PAPER_ROWS[name]
+    assert (config.depth, config.base_width, config.frontend, config.embedding_size) == (18, 64, "mel_stft", 1000)
+    assert config.shared_head == ("simple" in name)
+    assert config.head_size == (500 if name.startswith("mt_") and "simple" not in name else 1000)
+    assert (args.optim, args.learning_rate, args.weight_decay) == ("adam", 5e-5, 1e-6)
+    assert (args.per_device_train_batch_size, args.eval_steps, args.early_stopping_patience) == (100, 50, 50)
+    assert args.max_steps == 1000 * args.eval_steps and args.lr_scheduler_type == "cosine" and args.warmup_steps == 0
+    assert (data_args.dataset_name, data_args.dataset_config) == ("agkphysics/AudioSet", "balanced")
+
+
+@pytest.mark.parametrize("name", PAPER_ROWS)
+def test_paper_configurations_hold_only_the_difference(name):
+    values = yaml.safe_load((CONFIGS / f"paper/{name}.yaml").read_text())
+    assert values.pop("base") == "base.yaml"
+    assert values.keys() <= {"tasks", "adapter_type", "shared_head", "contrastive_method"}
+
+
+def test_command_line_wins_over_the_file_and_the_file_over_its_base(tmp_path):
+    (tmp_path / "below").mkdir()
+    write(tmp_path, "base.yaml", "depth: 34\nbase_width: 32\nlearning_rate: 1e-4\ntasks: [predictive]\n")
+    path = write(tmp_path / "below", "run.yaml", "base: ../base.yaml\ndepth: 50\nsave_total_limit: null\n")
+    values, *_ = read(path, "--base_width", "16", "--no-streaming", "--max_steps=7", "--output-dir", "there")
+    assert (values["depth"], values["base_width"], values["learning_rate"]) == (50, 16, 1e-4)
+    assert values["tasks"] == ["predictive"] and values["streaming"] is False and values["max_steps"] == 7
+    assert values["save_total_limit"] is None and values["output_dir"] == "there"
+    assert values["temperature"] == 0.07 and values["optim"] == "adam"  # defaults of this package
+    assert "adam_beta1" not in values  # left to transformers
+
+
+def test_values_of_yaml_mean_what_they_say(tmp_path):
+    text = 'eval_strategy: no\nsave_strategy: "no"\nbf16: no\nlr_scheduler_kwargs: {num_cycles: 0.4}\n'
+    *_, args = read(write(tmp_path, "run.yaml", text), "--output_dir", tmp_path)
+    assert args.eval_strategy == args.save_strategy == "no" and args.lr_scheduler_kwargs == {"num_cycles": 0.4}
+    assert not args.load_best_model_at_end
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("learning_rat: 1", [], "run.yaml: unknown field 'learning_rat'; did you mean 'learning_rate'?"),
+        ("depth: 18", ["--adapter_tipe", "bn"], "unknown argument --adapter_tipe; did you mean 'adapter_type'?"),
+        ("depth: 18", ["--learning", "1"], "unknown argument --learning"),  # no guessing from the beginning
+        ("wholly_unknown_thing: 1", [], "unknown field 'wholly_unknown_thing'; --help lists all"),
+        ("max_steps: many", [], "argument --max_steps/--max-steps: invalid int value: 'many'"),
+        ("max_steps: 1.5", [], "invalid int value: '1.5'"),
+        ("lr_scheduler_type: cosinus", [], "invalid choice: 'cosinus'"),
+        ("base: run.yaml", [], "is its own base"),
+        ("base: other.yaml", [], "there is no configuration file"),
+        ("- depth", [], "must hold `field: value` lines, not a list"),
+        ("depth: [18", [], "is no YAML"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, capsys, text, options, message):
+    with pytest.raises(SystemExit) as error:
+        read(write(tmp_path, "run.yaml", text), *options)
+    assert error.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_help_explains_every_field(capsys):
+    with pytest.raises(SystemExit):
+        read("--help")
+    text = capsys.readouterr().out
+    for name in arguments._own_defaults():
+        assert f"--{name}" in text, name
+    assert "Share of the training split's clips" in " ".join(text.split())
+
+
+def test_the_readme_names_files_and_fields_that_exist(tmp_path):
+    text = (TRAINING / "README.md").read_text()
+    for name in re.findall(r"training/configs/[\w/]+\.yaml", text):
+        assert (ROOT / name).is_file(), name
+    named = re.findall(r"`(\w+): ([^`]+)`", text)
+    assert len(named) > 10
+    values = yaml.safe_load("\n".join(f"{name}: {value}" for name, value in named if name != "base"))
+    assert read(write(tmp_path, "run.yaml", yaml.safe_dump(values)))[0].keys() >= values.keys()
+
+
+# Runs
+
+
+def test_accelerate_launch_trains_and_the_folder_loads(run_file, tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    command += [TRAINING / "pretrain.py", run_file, "--output_dir", "out", "--max_steps", "2"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert logged("out", "loss").keys() == {1, 2} and 2 in logged("out", "eval_loss")
+    for folder in ("out", "out/checkpoint-2"):
+        inputs = AutoFeatureExtractor.from_pretrained(folder)(tone(1), sampling_rate=RATE, return_tensors="pt")
+        assert AutoModel.from_pretrained(folder)(**inputs).pooler_output.shape == (1, 32)
+    card = Path("out/README.md").read_text()
+    assert "MT-Parallel (SimCLR)" in card and "(local)" in card and str(tmp_path) not in card
+
+
+def test_the_saved_configuration_repeats_the_run(run_file, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_nobody")
+    first = pretrain.main([run_file, "--output_dir", "first", "--temperature", "0.2", "--hub_token", "hf_secret"])
+    saved = Path("first/pretrain.yaml").read_text()
+    assert "temperature: 0.2" in saved and "per_device_train_batch_size: 4" in saved and "hf_" not in saved
+    second = pretrain.main(["first/pretrain.yaml", "--output_dir", "second"])
+    assert second["eval_loss"] == first["eval_loss"]
+    assert logged("second", "loss") == logged("first", "loss")
+
+
+def interrupt_before_step(monkeypatch, step):
+    """Stops a run as Ctrl-C would, with checkpoints every two steps."""
+    training_step = MTSLVRTrainer.training_step
+
+    def interrupted(self, *args):
+        if self.state.global_step == step - 1:
+            raise KeyboardInterrupt
+        return training_step(self, *args)
+
+    monkeypatch.setattr(MTSLVRTrainer, "training_step", interrupted)
+
+
+def test_the_same_command_goes_on_where_the_run_was_stopped(run_file, monkeypatch):
+    command = [run_file, "--max_steps", "6"]
+    whole = pretrain.main([*command, "--output_dir", "whole"])
+    with monkeypatch.context() as patch:
+        interrupt_before_step(patch, 6)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain.main([*command, "--output_dir", "stopped"])
+    half_written = Path("stopped/checkpoint-5")
+    shutil.copytree("stopped/checkpoint-4", half_written)
+    (half_written / "trainer_state.json").unlink()
+    assert pretrain.main([*command, "--output_dir", "stopped"])["eval_loss"] == pytest.approx(
+        whole["eval_loss"], rel=1e-6
+    )
+    for name in ("loss", "eval_loss", "augmentation_map", "rows_read", "skipped_rows"):
+        assert logged("stopped", name) == pytest.approx(logged("whole", name), rel=1e-6), name
+
+
+def test_a_folder_belongs_to_one_run(run_file, capsys):
+    pretrain.main([run_file, "--output_dir", "out", "--max_steps", "2"])
+    for options, message in (
+        ([], "the end of a run of 2 steps"),
+        (["--depth", "34"], "a run of another network: depth (18, now 34)"),
+        (["--resume_from_checkpoint", "nowhere"], "nowhere is no complete checkpoint"),
+    ):
+        with pytest.raises(SystemExit, match=re.escape(message)):
+            pretrain.main([run_file, "--output_dir", "out", "--max_steps", "2", *options])
+    with pytest.raises(SystemExit, match="no complete checkpoint in elsewhere"):
+        pretrain.main([run_file, "--output_dir", "elsewhere", "--resume_from_checkpoint", "true"])
+    pretrain.main([run_file, "--output_dir", "out", "--max_steps", "2", "--resume_from_checkpoint", "false"])
+    more = ["--output_dir", "more", "--max_steps", "4", "--resume_from_checkpoint", "out/checkpoint-2"]
+    pretrain.main([run_file, *more])
+    assert logged("more", "loss").keys() == {1, 2, 3, 4}
+
+
+def test_a_run_needs_data_and_something_to_evaluate_on(run_file):
+    with pytest.raises(SystemExit, match="`dataset_name` is missing"):
+        pretrain.main([run_file, "--output_dir", "out", "--dataset_name", ""])
+    with pytest.raises(SystemExit, match="Evaluation needs `eval_split` or a `held_out_fraction`"):
+        pretrain.main([run_file, "--output_dir", "out", "--held_out_fraction", "0"])
+    assert not pretrain.main([run_file, "--output_dir", "out", "--eval_strategy", "no", "--max_steps", "1"])
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """A folder per class: rumbling and hissing."""
+    for name, low, high in (("hiss", 2000, 4000), ("rumble", 100, 300)):
+        (tmp_path / "labelled" / name).mkdir(parents=True)
+        for number in range(12):
+            generator = np.random.default_rng([number, low])
+            spectrum = np.fft.rfft(generator.standard_normal(RATE // 2))
+            spectrum[np.arange(len(spectrum)) < low // 2] = spectrum[high // 2 :] = 0
+            waveform = np.fft.irfft(spectrum).astype(np.float32)
+            path = tmp_path / "labelled" / name / f"{number}.wav"
+            path.write_bytes(wav_bytes(0.3 * waveform / np.abs(waveform).max()))
+    return str(tmp_path / "labelled")
+
+
+def test_a_probe_chooses_the_best_checkpoint(run_file, labelled):
+    best = ["--metric_for_best_model", "eval_probe_accuracy_both", "--probe_max_share", "1"]
+    metrics = pretrain.main([run_file, "--output_dir", "out", "--probe_data", labelled, *best])
+    measured = logged("out", "eval_probe_accuracy_both")
+    state = json.loads(Path("out/trainer_state.json").read_text())
+    assert 2 in measured and state["best_metric"] == max(measured.values()) > 0.5
+    assert metrics["eval_probe_accuracy_both"] == state["best_metric"]  # of the weights that are saved
+    assert f"probe_data: {labelled}" in Path("out/pretrain.yaml").read_text()
+
+
+def test_probes_run_as_often_as_asked(run_file, labelled):
+    options = ["--eval_strategy", "no", "--probe_data", labelled, "--probe_kind", "knn", "--probe_steps", "3"]
+    pretrain.main([run_file, "--output_dir", "out", *options])
+    assert logged("out", "eval_probe_accuracy_contrastive").keys() == {3}
+
+
+def test_groups_that_are_named_are_kept_apart(labelled, tmp_path):
+    files = [path.relative_to(labelled).as_posix() for path in sorted(Path(labelled).rglob("*.wav"))]
+    rows = "".join(f"{file},{number % 4}\n" for number, file in enumerate(files))
+    write(Path(labelled), "manifest.csv", "file,session\n" + rows)
+    *_, args = read("--output_dir", tmp_path, "--max_steps", "1", "--use_cpu", "true")
+    for column, apart in (("session", True), (None, False)):
+        (probe,) = pretrain.make_probes(arguments.ProbeArguments(probe_data=labelled, probe_group_column=column), args)
+        assert probe.data.group_disjoint == apart and (probe.data.groups is not None) == apart
+
+
+def test_a_best_checkpoint_by_a_probe_needs_one(run_file):
+    with pytest.raises(SystemExit, match="'eval_probe_accuracy_both', which needs `probe_data`"):
+        pretrain.main([run_file, "--output_dir", "out", "--metric_for_best_model", "eval_probe_accuracy_both"])
+
+
+def test_too_few_evaluation_clips_are_found_out_before_the_first_step(run_file):
+    options = ["--per_device_eval_batch_size", "64", "--eval_steps", "1000"]
+    with pytest.raises(ValueError, match="do not fill a batch of 64"):
+        pretrain.main([run_file, "--output_dir", "out", *options])
+    assert not list(Path("out").glob("checkpoint-*"))
+
+
+@pytest.fixture
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+NAME = "tester/pretrained"
+LOAD_BY_NAME = """
+import sys
+sys.modules["mtslvr_hf"] = None
+import torch
+from transformers import AutoFeatureExtractor, AutoModel
+expected = torch.load(sys.argv[1], weights_only=True)
+extractor = AutoFeatureExtractor.from_pretrained("tester/pretrained", trust_remote_code=True)
+model = AutoModel.from_pretrained("tester/pretrained", trust_remote_code=True)
+inputs = extractor(expected["clip"], sampling_rate=16000, return_tensors="pt")
+with torch.no_grad():
+    assert torch.equal(model(**inputs).pooler_output, expected["pooled"])
+"""
+
+
+def test_push_to_hub_publishes_what_loads_by_name_without_the_package(run_file, tmp_path, hub):
+    published = ["--push_to_hub", "--hub_model_id", NAME, "--hub_strategy", "every_save"]
+    command = [
+        sys.executable,
+        TRAINING / "pretrain.py",
+        run_file,
+        "--output_dir",
+        "out",
+        "--max_steps",
+        "2",
+        *published,
+    ]
+    env = hub.environment(tmp_path / "hf_home", OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {"README.md", "preprocessor_config.json", "pretrain.yaml", "model.safetensors"} <= hub.files(NAME).keys()
+    first_push = next(commit for commit in hub.repository("models", NAME).history("main") if "step 2" in commit.title)
+    assert {"modeling_mtslvr.py", "README.md"} <= first_push.files.keys()  # whole while training goes on
+    with torch.no_grad():
+        model, extractor = AutoModel.from_pretrained("out"), AutoFeatureExtractor.from_pretrained("out")
+        clip = torch.from_numpy(tone(7))
+        pooled = model(**extractor(clip, sampling_rate=RATE, return_tensors="pt")).pooler_output
+    torch.save({"clip": clip, "pooled": pooled}, "expected.pt")
+    env = hub.environment(tmp_path / "other_home", OMP_NUM_THREADS="1")
+    command = [sys.executable, "-I", "-c", LOAD_BY_NAME, "expected.pt"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(run_file, tmp_path):
+    options = [run_file, "--max_steps", "40", "--eval_steps", "4"]
+    whole = pretrain.main([*options, "--output_dir", "whole"])
+    command = [sys.executable, TRAINING / "pretrain.py", *options, "--output_dir", "killed"]
+    for checkpoint in (8, 20):
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment(), start_new_session=True)
+        deadline = time.monotonic() + 240
+        while not Path(f"killed/checkpoint-{checkpoint}").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, cwd=tmp_path, env=environment(), check=True, timeout=300)
+    assert logged("killed", "loss") == pytest.approx(logged("whole", "loss"), rel=1e-6)
+    final = AutoModelForPreTraining.from_pretrained("killed").state_dict()
+    for name, value in AutoModelForPreTraining.from_pretrained("whole").state_dict().items():
+        assert torch.allclose(value, final[name], rtol=1e-6, atol=1e-7), name
+    assert json.loads(Path("killed/all_results.json").read_text())["eval_loss"] == pytest.approx(whole["eval_loss"])
