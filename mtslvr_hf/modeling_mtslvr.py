@@ -29,6 +29,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_mtslvr import MTSLVRConfig
+from .losses_mtslvr import AugmentationPredictionLoss, NegativeCosineLoss, NTXentLoss
 
 logger = logging.get_logger(__name__)
 
@@ -1158,22 +1159,21 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
     def _losses(
         self, embeds: torch.Tensor | None, logits: torch.Tensor | None, labels: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        losses = _of_package("losses_mtslvr")
         contrastive_loss = predictive_loss = None
         if embeds is not None:
             z1, z2 = (self.contrastive_projector(embeds[:, view]) for view in (0, 1))
             if self.contrastive_predictor is None:
-                contrastive_loss = losses.NTXentLoss(self.config.temperature)(z1, z2)
+                contrastive_loss = NTXentLoss(self.config.temperature)(z1, z2)
             else:
                 p1, p2 = self.contrastive_predictor(z1), self.contrastive_predictor(z2)
-                contrastive_loss = losses.NegativeCosineLoss()(p1, p2, z1, z2)
+                contrastive_loss = NegativeCosineLoss()(p1, p2, z1, z2)
         if logits is not None and labels is not None:
             if labels.shape != (len(logits), logits.shape[-1]):
                 raise ValueError(
                     f"`augmentation_labels` has the shape {tuple(labels.shape)}; expected {len(logits)} clips x "
                     f"{logits.shape[-1]} augmentations ({', '.join(self.config.augmentations)})."
                 )
-            predictive_loss = losses.AugmentationPredictionLoss()(
+            predictive_loss = AugmentationPredictionLoss()(
                 torch.cat([logits[:, 0], logits[:, 1]]), labels.repeat(2, 1)
             )
         return contrastive_loss, predictive_loss

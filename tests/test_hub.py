@@ -42,7 +42,7 @@ PUBLISH = """
     import torch
     from huggingface_hub import HfApi
     from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRForPreTraining
-    from mtslvr_hf.model_card import TrainingSummary, create_model_card
+    from mtslvr_hf.cards.pretraining import TrainingSummary, create_model_card
 
     torch.manual_seed(0)
     config = MTSLVRConfig(base_width=8, window_seconds=1.0, embedding_size=32)
@@ -117,7 +117,8 @@ def test_what_is_published_is_complete(published, name):
     files = server.files(name)
     assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"} <= files.keys()
     code = {path for path in files if path.endswith(".py")}
-    assert code == {"configuration_mtslvr.py", "feature_extraction_mtslvr.py", "modeling_mtslvr.py"}
+    parts = ("configuration", "feature_extraction", "losses", "modeling")
+    assert code == {f"{part}_mtslvr.py" for part in parts}
     config = json.loads(files["config.json"])
     classes = {"AutoModel", "AutoModelForPreTraining", "AutoModelForAudioClassification"}
     assert {"AutoConfig", *classes} <= config["auto_map"].keys()

@@ -13,8 +13,8 @@ import pytest
 from audio_files import encode, noise, numbered_clip, row, write_parquet
 from hub_server import HubServer
 
+from mtslvr_hf import workers
 from mtslvr_hf.data import audio_rows, decode_clip, load_audio, usable_workers
-from mtslvr_hf.data import shuffling as reading
 from mtslvr_hf.trainer import MTSLVRTrainingArguments
 from mtslvr_hf.workers import default_workers, usable_cores
 
@@ -220,7 +220,7 @@ def test_usable_workers(tmp_path):
 
 def test_workers_are_chosen_from_the_cores_of_the_process(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
-    monkeypatch.setattr(reading, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(workers, "CPU_QUOTA", tmp_path / "cpu.max")
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert (default_workers(on_cpu=False), default_workers(on_cpu=True)) == (15, 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
@@ -229,7 +229,7 @@ def test_workers_are_chosen_from_the_cores_of_the_process(monkeypatch, tmp_path)
     assert default_workers(on_cpu=False) == 1
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     for quota, cores in (("max 100000", 16), ("650000 100000", 7), ("2400000 100000", 16)):
-        reading.CPU_QUOTA.write_text(quota + "\n")
+        workers.CPU_QUOTA.write_text(quota + "\n")
         assert usable_cores() == cores
     options = {"output_dir": str(tmp_path), "use_cpu": True}
     assert MTSLVRTrainingArguments(**options).dataloader_num_workers == 2

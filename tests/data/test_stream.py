@@ -326,7 +326,7 @@ def test_a_held_out_part_without_rows_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
 def test_a_broken_shard_is_skipped(tmp_path, kind):
-    from test_data_sources import write_tar
+    from test_sources import write_tar
 
     files = [numbered_clip(n) for n in range(40)]
     if kind == "parquet":

@@ -39,7 +39,7 @@ import os
 from huggingface_hub import HfApi
 from transformers import AutoModel
 import mtslvr_hf
-from mtslvr_hf.encoding.embed_dataset import embed_dataset
+from mtslvr_hf.embedding.embed_dataset import embed_dataset
 
 api = HfApi()
 api.create_repo("tester/sounds", repo_type="dataset")

@@ -64,7 +64,7 @@ def gradients_of(model, views):
 
 def launch(command, folder, **changes):
     """Runs a command with this repository's package and the helpers of the tests; returns what it printed."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **changes}
     command = [sys.executable, *map(str, command)]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
