@@ -18,7 +18,7 @@ import torchaudio
 from torch.profiler import ProfilerActivity, profile
 
 from mtslvr_hf import MTSLVRModel
-from mtslvr_hf.modeling_mtslvr import SHARED, MTSLVRConvLayer, MTSLVREncoder, MTSLVRFrontend, _decibels
+from mtslvr_hf.modeling_mtslvr import SHARED, MTSLVRConvLayer, MTSLVREncoder, MTSLVRFrontend, decibels
 
 
 def _one_by_one(layer: MTSLVRConvLayer, hidden_states: torch.Tensor, task: str = SHARED) -> torch.Tensor:
@@ -38,7 +38,7 @@ def _two_stfts(frontend: MTSLVRFrontend, waveforms: torch.Tensor) -> torch.Tenso
     real, imaginary = filters @ spectrum.real, filters @ spectrum.imag
     imaginary[..., 0] = 0  # as ours, so that what is compared has no phase that rounding decides
     phase = torch.atan2(imaginary, real)
-    return torch.stack([_decibels(filters @ power), _decibels(torch.hypot(real, imaginary)), phase], dim=1)
+    return torch.stack([decibels(filters @ power), decibels(torch.hypot(real, imaginary)), phase], dim=1)
 
 
 @contextmanager

@@ -182,6 +182,21 @@ class MTSLVRConfig(PreTrainedConfig):
         if not tasks or len(set(tasks)) != len(tasks) or not set(tasks) <= set(available):
             raise ValueError(f"`tasks` must name some of {list(available)}, each once; got {list(tasks)}.")
 
+    def resolve_tasks(self, tasks: Sequence[str] | str | None = None) -> list[str]:
+        """Task names of an embedding, in its order: those given, or the configured ones.
+
+        Raises:
+            ValueError: If the network has no such task, or one is named twice.
+        """
+        names = self.embedding_tasks if tasks is None else [tasks] if isinstance(tasks, str) else list(tasks)
+        self.check_tasks(names)
+        return names
+
+    def embedding_size_of(self, tasks: Sequence[str] | str | None = None) -> int:
+        """Size of the embedding of these tasks: `head_size` for each distinct head. See [`resolve_tasks`]."""
+        parts = self.embedding_parts
+        return self.head_size * len({parts[task] for task in self.resolve_tasks(tasks)})
+
     @property
     def available_tasks(self) -> list[str]:
         """Every task the network can compute: those of pre-training and those added, or those it was merged for."""
@@ -199,12 +214,6 @@ class MTSLVRConfig(PreTrainedConfig):
         """What computes each available task's embedding: tasks with the same part have the same embedding."""
         one_for_all = self.shared_head and self.adapter_type == "none"
         return {task: "shared" if one_for_all and task in self.tasks else task for task in self.available_tasks}
-
-    @property
-    def embedding_width(self) -> int:
-        """Size of the embedding: `head_size` for each of the embedding's tasks that has one of its own."""
-        parts = self.embedding_parts
-        return self.head_size * len({parts[task] for task in self.embedding_tasks})
 
     @property
     def window_samples(self) -> int:

@@ -196,7 +196,7 @@ def _samples_and_rate(clip: Any) -> tuple[Any, int | None]:
 
 def _mono(samples: Any, number: int) -> torch.Tensor:
     """(samples,) or (channels, samples) of any kind -> (samples,) float32."""
-    waveform = samples if isinstance(samples, torch.Tensor) else _from_array(samples, number)
+    waveform = samples if isinstance(samples, torch.Tensor) else waveform_from_array(samples, number)
     if waveform.dtype.is_complex:
         raise ValueError(f"Clip {number} is complex; expected real samples.")
     if waveform.ndim not in (1, 2) or (waveform.ndim == 2 and waveform.shape[0] > MAX_CHANNELS):
@@ -206,14 +206,14 @@ def _mono(samples: Any, number: int) -> torch.Tensor:
         )
     if waveform.numel() == 0:
         raise ValueError(f"Clip {number} is empty.")
-    waveform = _to_float(waveform.detach(), number)
+    waveform = to_float(waveform.detach(), number)
     waveform = waveform.mean(dim=0) if waveform.ndim == 2 else waveform
     if not torch.isfinite(waveform).all():
         raise ValueError(f"Clip {number} has samples that are NaN or infinite.")
     return waveform
 
 
-def _from_array(samples: Any, number: int) -> torch.Tensor:
+def waveform_from_array(samples: Any, number: int) -> torch.Tensor:
     try:
         is_list = isinstance(samples, (list, tuple))
         array = np.asarray(samples, dtype=np.float32 if is_list else None)
@@ -226,7 +226,7 @@ def _from_array(samples: Any, number: int) -> torch.Tensor:
         ) from error
 
 
-def _to_float(waveform: torch.Tensor, number: int) -> torch.Tensor:
+def to_float(waveform: torch.Tensor, number: int) -> torch.Tensor:
     if waveform.dtype.is_floating_point:
         return waveform.float()
     if waveform.dtype == torch.uint8:

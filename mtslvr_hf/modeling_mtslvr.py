@@ -164,13 +164,13 @@ class MTSLVRFrontend(nn.Module):
             spectrum = spectrum.transpose(1, 2)  # (B, N, n_fft / 2 + 1), as it lies in memory
             real, imaginary = spectrum.real.clone(), spectrum.imag.clone()
             power = _four_times_hann(real, 1).square() + _four_times_hann(imaginary, -1).square()
-            channels = [_decibels(self._mel(power) / 16)]  # (B, N, F)
+            channels = [decibels(self._mel(power) / 16)]  # (B, N, F)
             if config.frontend == "mel_stft":
                 real, imaginary = self._mel(real), self._mel(imaginary)  # (B, N, F)
                 # Padding mirrors the first frame, so its imaginary part is 0: rounding must not choose between pi and
                 # -pi, which would move an embedding by up to a percent.
                 imaginary = F.pad(imaginary[:, 1:], (0, 0, 1, 0))
-                channels += [_decibels(torch.hypot(real, imaginary)), torch.atan2(imaginary, real)]
+                channels += [decibels(torch.hypot(real, imaginary)), torch.atan2(imaginary, real)]
             channels = [channel.transpose(1, 2) for channel in channels]  # (B, F, N)
             return torch.stack(channels, dim=-1).permute(0, 3, 1, 2)  # (B, C, F, N) in channels last
 
@@ -201,7 +201,7 @@ def _four_times_hann(part: torch.Tensor, symmetry: int) -> torch.Tensor:
     return torch.add(mirrored[..., :-2] + mirrored[..., 2:], part, alpha=-2)
 
 
-def _decibels(magnitude: torch.Tensor) -> torch.Tensor:
+def decibels(magnitude: torch.Tensor) -> torch.Tensor:
     return 10.0 * torch.log10(magnitude + EPSILON)
 
 
@@ -623,8 +623,7 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: If a task is not one of the model's.
         """
-        names = [names] if isinstance(names, str) else list(names)
-        self.config.check_tasks(names)
+        names = self.config.resolve_tasks(names)
         self.config.active_adapters = None
         if names != self.config.embedding_tasks:
             self.config.active_adapters = names
@@ -686,8 +685,7 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         """
         model = self.base_model
         model.refuse_if_merged("merge")
-        tasks = [tasks] if isinstance(tasks, str) else list(self.config.available_tasks if tasks is None else tasks)
-        self.config.check_tasks(tasks)
+        tasks = self.config.resolve_tasks(self.config.available_tasks if tasks is None else tasks)
         missing = [task for task in self._needed_tasks() if task not in tasks]
         if missing:
             raise ValueError(f"{type(self).__name__} reads {self._needed_tasks()}, so {missing} must be merged too.")
@@ -860,7 +858,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
             ValueError: If both or neither kind of input came, its shape is wrong, the mask does not fit or leaves a
                 clip empty, or a task is not one of the model's.
         """
-        tasks = self._chosen(tasks)
+        tasks = self.config.resolve_tasks(tasks)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         features, windows = self._features(input_values, attention_mask, input_features)
@@ -952,7 +950,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
             tasks: Those it shall compute; the active ones unless given.
             compile: Whether it is compiled by `torch.compile`, when it is called first with inputs of some shape.
         """
-        tasks = self._chosen(tasks)
+        tasks = self.config.resolve_tasks(tasks)
         merged = self.config.merged_adapters is not None
         if merged and not compile:
             return self
@@ -986,7 +984,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         Returns:
             (batch, frames, D), in the order of `pooler_output`.
         """
-        tasks = self._chosen(tasks)
+        tasks = self.config.resolve_tasks(tasks)
         parts = dict(zip(tasks, last_hidden_state.chunk(len(tasks), dim=-1)))
         return torch.cat([self.head(task)(parts[task]) for task in self._distinct(tasks)], dim=-1)
 
@@ -1001,11 +999,6 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         if self.config.frontend == "waveform":
             return (number + 0.5) * self.config.window_samples / frames / self.config.sampling_rate
         return number * 32 * self.config.hop_length / self.config.sampling_rate
-
-    def _chosen(self, tasks: Sequence[str] | str | None) -> list[str]:
-        tasks = [tasks] if isinstance(tasks, str) else list(self.config.embedding_tasks if tasks is None else tasks)
-        self.config.check_tasks(tasks)
-        return tasks
 
     def _distinct(self, tasks: Sequence[str]) -> list[str]:
         """The first of all tasks that have the same embedding."""
@@ -1201,7 +1194,7 @@ class MTSLVRForAudioClassification(MTSLVRPreTrainedModel):
     def __init__(self, config: MTSLVRConfig):
         super().__init__(config)
         self.mtslvr = MTSLVRModel(config)
-        self.classifier = nn.Linear(config.embedding_width, config.num_labels)
+        self.classifier = nn.Linear(config.embedding_size_of(), config.num_labels)
         self.post_init()
 
     def _needed_tasks(self) -> list[str]:
@@ -1214,7 +1207,7 @@ class MTSLVRForAudioClassification(MTSLVRPreTrainedModel):
     def set_adapter(self, names: Sequence[str] | str) -> None:
         """As [`MTSLVRModel.set_adapter`]; an embedding of another size gets a new classifier, with a warning."""
         super().set_adapter(names)
-        size = self.config.embedding_width
+        size = self.config.embedding_size_of()
         if size != self.classifier.in_features:
             logger.warning("The embedding has %d dimensions now: the classifier starts anew.", size)
             old, self.classifier = self.classifier, nn.Linear(size, self.config.num_labels)

@@ -314,7 +314,7 @@ def test_a_shared_embedding_counts_once_beside_an_added_one():
     out = model(waveforms(), tasks=("contrastive", "predictive", "birds"))
     assert out.pooler_output.shape == (3, 16)
     model.set_adapter(["contrastive", "predictive", "birds"])
-    assert model.config.embedding_width == 16
+    assert model.config.embedding_size_of() == 16
 
 
 @pytest.mark.parametrize(

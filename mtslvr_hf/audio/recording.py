@@ -20,18 +20,15 @@ import numpy as np
 import soundfile
 import soxr
 
-from .clips import (
-    DECODE_ERRORS,
+from .errors import DECODE_ERRORS, READ_ERRORS, BadClip, summary
+from .files import (
     MP3_SLACK_FRAMES,
-    READ_ERRORS,
     UNKNOWN_FRAMES,
-    BadClip,
-    _missing_bytes,
-    _mix_down,
-    _needs_torchcodec,
-    _summary,
-    _torchcodec_decoder,
     describe,
+    missing_bytes,
+    mix_down,
+    needs_torchcodec,
+    torchcodec_decoder,
 )
 
 BLOCK_SAMPLES = 2**18  # of all channels together: 1 MiB of float32
@@ -165,7 +162,7 @@ def _download(url: str, destination: Path, name: str) -> str:
     except (*READ_ERRORS, ValueError, ImportError) as error:  # fsspec: unknown protocols, missing packages
         raise BadClip(
             "unreadable",
-            f"{name}: the URL cannot be read ({type(error).__name__}: {_summary(error)}); check the address, the "
+            f"{name}: the URL cannot be read ({type(error).__name__}: {summary(error)}); check the address, the "
             "network and that fsspec knows the protocol, or download the file first",
         ) from error
     return str(destination)
@@ -181,12 +178,12 @@ def _open(source: str | bytes, name: str) -> Recording:
     except FileNotFoundError as error:
         raise BadClip("unreadable", f"{name}: there is no such file; relative paths start at {os.getcwd()}") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise BadClip("unreadable", f"{name}: {type(error).__name__}: {_summary(error)}") from error
+        raise BadClip("unreadable", f"{name}: {type(error).__name__}: {summary(error)}") from error
     if not magic:
         raise BadClip("empty", f"{name}: the file is empty; leave it out")
-    if _needs_torchcodec(magic):
+    if needs_torchcodec(magic):
         raw_aac = magic[0] == 0xFF  # has no container; its duration is a guess from the bit rate
-        return decoder_recording(_torchcodec_decoder(source, name), name, exact=not raw_aac)
+        return decoder_recording(torchcodec_decoder(source, name), name, exact=not raw_aac)
     with _open_sound(source, name) as sound:
         return Recording(name, sound.samplerate, partial(_read_sound, source, name))
 
@@ -196,9 +193,9 @@ def _open_sound(source: str | bytes, name: str) -> soundfile.SoundFile:
         sound = soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
     except DECODE_ERRORS as error:
         raise BadClip(
-            "unreadable", f"{name}: no audio that could be read ({_summary(error)}); expected {FORMATS}"
+            "unreadable", f"{name}: no audio that could be read ({summary(error)}); expected {FORMATS}"
         ) from error
-    missing = _missing_bytes(sound.extra_info)
+    missing = missing_bytes(sound.extra_info)
     if missing:
         sound.close()
         raise BadClip("truncated", f"{name}: {missing} bytes less than its header says; fetch or write it again")
@@ -220,12 +217,12 @@ def _read_sound(source: str | bytes, name: str) -> Iterator[np.ndarray]:
                     return
                 raise BadClip(
                     "truncated",
-                    f"{name}: breaks off after {read / rate:.2f} s ({_summary(error)}); fetch or write it again",
+                    f"{name}: breaks off after {read / rate:.2f} s ({summary(error)}); fetch or write it again",
                 ) from error
             if len(block) == 0:
                 break
             read += len(block)
-            yield _mix_down(block)
+            yield mix_down(block)
         slack = MP3_SLACK_FRAMES if sound.format == "MP3" else 0
         if known and read < min(frames, max(1, frames - slack)):
             raise BadClip(
@@ -241,10 +238,10 @@ def _read_ranges(decoder: Any, rate: int, seconds: float, name: str) -> Iterator
         try:
             samples = decoder.get_samples_played_in_range(start, start + RANGE_SECONDS).data  # (channels, samples)
         except DECODE_ERRORS as error:  # it is one to ask for a range behind the end
-            failure = _summary(error)
+            failure = summary(error)
             break
         read += samples.shape[1]
-        yield _mix_down(samples.T.numpy())
+        yield mix_down(samples.T.numpy())
         if samples.shape[1] < (RANGE_SECONDS - 0.1) * rate:
             break
     if read == 0:

@@ -16,7 +16,9 @@ import pyarrow as pa
 import soundfile
 from tqdm.auto import tqdm
 
-from ..audio.clips import SILENCE_DBFS, BadClip, describe
+from ..audio.clips import SILENCE_DBFS
+from ..audio.errors import BadClip
+from ..audio.files import describe
 from ..audio.prefetch import ReadAhead
 from ..audio.recording import open_recording
 from ..data.sources import AUDIO_COLUMN, AUDIO_SUFFIXES

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..audio.clips import hash_integers
+from ..audio.hashing import hash_integers
 from ..audio.recording import open_recording
 from ..data import BadClip, SkippedRows
 from ..data.labelled import LabelledAudio

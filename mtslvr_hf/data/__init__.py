@@ -1,6 +1,7 @@
 """Audio for pre-training: data sets from the Hub or from disk, decoded to batches of clips."""
 
-from ..audio.clips import REASONS, BadClip, decode_clip
+from ..audio.clips import decode_clip
+from ..audio.errors import REASONS, BadClip
 from .labelled import LabelledAudio, from_dataset, load_labelled_audio
 from .labelled_folder import LabelledClips, read_labelled_folder
 from .shuffling import usable_workers

@@ -13,7 +13,8 @@ import fsspec.asyn
 import numpy as np
 import pyarrow
 
-from ..audio.clips import READ_ERRORS, hash_integers
+from ..audio.errors import READ_ERRORS
+from ..audio.hashing import hash_integers
 from ..audio.prefetch import ReadAhead
 
 MAP_STYLE_SHARDS = 64

@@ -85,11 +85,11 @@ def load_audio(
     """
     path = Path(name).expanduser()
     if data_files is None and path.exists():
-        kind, files = _look_into(path)
+        kind, files = look_into(path)
         if kind != "dataset":
             if config is not None:
                 raise ValueError(f"{path} holds {kind} and has no configuration {config!r}")
-            return _open_files(kind, _of_split(files, path, split), split, streaming)
+            return _open_files(kind, files_of_split(files, path, split), split, streaming)
         if path.is_file():
             name, data_files = "parquet", {split: str(path)}
     elif data_files is None and (path.is_absolute() or str(name).startswith((".", "~")) or len(path.parts) > 2):
@@ -100,7 +100,7 @@ def load_audio(
         dataset = datasets.load_dataset(
             str(name), config, split=split, revision=revision, token=token, data_files=data_files
         )
-    return _divide(audio_rows(dataset, audio_column))
+    return divide_into_shards(audio_rows(dataset, audio_column))
 
 
 def _stream(
@@ -113,7 +113,9 @@ def _stream(
     return builder.as_streaming_dataset(split=split)
 
 
-def _divide(dataset: datasets.IterableDataset | datasets.Dataset) -> datasets.IterableDataset | datasets.Dataset:
+def divide_into_shards(
+    dataset: datasets.IterableDataset | datasets.Dataset,
+) -> datasets.IterableDataset | datasets.Dataset:
     """Makes shards of the row groups of parquet files if there are few files."""
     if isinstance(dataset, datasets.Dataset) or dataset.num_shards >= FEW_SHARDS:
         return dataset
@@ -135,7 +137,7 @@ def audio_rows(
     features = dataset.features
     if features is not None and list(features) == [AUDIO_COLUMN] and isinstance(features[AUDIO_COLUMN], EncodedAudio):
         return dataset
-    column = _find_column(features, audio_column)
+    column = find_audio_column(features, audio_column)
     if isinstance(dataset, datasets.IterableDataset):
         dataset = dataset.decode(
             False
@@ -156,7 +158,7 @@ def find_audio_files(folder: Path, suffixes: frozenset[str] = AUDIO_SUFFIXES) ->
     )
 
 
-def _find_column(features: datasets.Features | None, wanted: str | None) -> str:
+def find_audio_column(features: datasets.Features | None, wanted: str | None) -> str:
     """Names the audio column: one of type Audio, or of bytes, or binary and named like an audio suffix."""
     if features is None:
         raise ValueError("the data set does not say what its columns are; `dataset.cast(features)` sets them")
@@ -180,7 +182,7 @@ def _find_column(features: datasets.Features | None, wanted: str | None) -> str:
     return found[0]
 
 
-def _look_into(path: Path) -> tuple[str, list[Path]]:
+def look_into(path: Path) -> tuple[str, list[Path]]:
     """Tells if a path holds a "dataset", "tar shards" or "audio files", and lists the files of the latter two."""
     if path.is_file():
         if path.suffix == ".parquet":
@@ -207,7 +209,7 @@ def _is_tar(path: Path) -> bool:
     return path.suffix == ".tar" or path.name.endswith((".tar.gz", ".tgz"))
 
 
-def _of_split(files: list[Path], root: Path, split: str) -> list[Path]:
+def files_of_split(files: list[Path], root: Path, split: str) -> list[Path]:
     """Keeps the files of a split. A class called "train" among others is no split."""
     if root.is_file():
         return files
@@ -236,8 +238,8 @@ def _open_files(
     paths = [str(file) for file in files]
     if kind == "tar shards":
         if not streaming:
-            return datasets.Dataset.from_generator(_read_tars, features=features, gen_kwargs={"paths": paths})
-        return datasets.IterableDataset.from_generator(_read_tars, features=features, gen_kwargs={"paths": paths})
+            return datasets.Dataset.from_generator(read_tars, features=features, gen_kwargs={"paths": paths})
+        return datasets.IterableDataset.from_generator(read_tars, features=features, gen_kwargs={"paths": paths})
     random.Random(0).shuffle(paths)
     if not streaming:
         return datasets.Dataset.from_dict({AUDIO_COLUMN: paths}, features=features)
@@ -245,7 +247,7 @@ def _open_files(
     return datasets.IterableDataset.from_generator(_list_files, features=features, gen_kwargs={"shards": shards})
 
 
-def _read_tars(paths: list[str]) -> Iterator[dict[str, Any]]:
+def read_tars(paths: list[str]) -> Iterator[dict[str, Any]]:
     """Yields the audio files in tar shards; what else lies beside them (labels, texts) is passed over."""
     for path in paths:
         with tarfile.open(path, "r|*") as tar:

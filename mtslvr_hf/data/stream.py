@@ -13,7 +13,10 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
-from ..audio.clips import BadClip, decode_clip, fetch, hash_integers, row_key
+from ..audio.clips import decode_clip
+from ..audio.errors import BadClip
+from ..audio.files import fetch
+from ..audio.hashing import hash_integers, row_key
 from .shuffling import Cursor, Row, ShuffledReader, as_iterable
 from .skipped import SkippedRows
 from .sources import audio_rows

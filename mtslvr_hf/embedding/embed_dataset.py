@@ -22,7 +22,7 @@ from ..shards.folder import ERRORS, FORMAT_VERSION, MANIFEST, ShardFolder
 from ..shards.partitions import open_source
 from ..shards.run import check_agreement, check_apart, process_state, share_of, source_name
 from .embedding_writer import OWN_COLUMNS, EmbeddingWriter, table_features
-from .encode import _embedding_size, _extractor_of
+from .encode import feature_extractor_of
 from .faiss_index import INDEX, check_faiss, write_index
 
 # What an embedding depends on beside the weights, their names and their shapes.
@@ -127,9 +127,8 @@ def embed_dataset(
     """
     _check_arguments(source, Path(output), columns, rows_per_shard, faiss)
     opened = open_source(source, config, split, audio_column, columns, id_column, rows_per_shard)
-    extractor = _extractor_of(model) if feature_extractor is None else feature_extractor
-    tasks = [tasks] if isinstance(tasks, str) else list(model.config.embedding_tasks if tasks is None else tasks)
-    model.config.check_tasks(tasks)
+    extractor = feature_extractor_of(model) if feature_extractor is None else feature_extractor
+    tasks = model.config.resolve_tasks(tasks)
     settings = {
         "source": {
             "name": source_name(source, opened, Path(output)),
@@ -148,7 +147,7 @@ def embed_dataset(
     folder.claim(settings)
     state = process_state()
     check_agreement(gather_object([len(opened.units)]))
-    features = table_features(opened.features, _embedding_size(model, tasks))
+    features = table_features(opened.features, model.config.embedding_size_of(tasks))
     options = {"tasks": tasks, "normalize": normalize, "feature_extractor": extractor}
     options |= {"batch_size": batch_size, "num_workers": num_workers, "compile": compile}
     show = (sys.stderr.isatty() if show_progress_bar is None else show_progress_bar) and state.is_main_process

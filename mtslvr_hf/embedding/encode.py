@@ -20,7 +20,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoFeatureExtractor, PreTrainedModel
 
-from ..audio.clips import BadClip
+from ..audio.errors import BadClip
 from ..audio.prefetch import ReadAhead
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
 from .inputs import items_of
@@ -135,7 +135,7 @@ def encode(
     )
     if show_progress_bar is None:
         show_progress_bar = (total is None or total >= PROGRESS_FROM) and sys.stderr.isatty()
-    size = _embedding_size(model, tasks)
+    size = model.config.embedding_size_of(tasks)
     with closing(results), tqdm(results, "embedding", total, unit="item", disable=not show_progress_bar) as bar:
         rows = [_row(result, size, return_timestamps, convert_to, on_error) for result in bar]
     if single:
@@ -193,10 +193,9 @@ def encode_items(
         raise ValueError(f"num_workers is {num_workers}; expected at least 0")
     config = model.config
     if tasks is not None:
-        tasks = [tasks] if isinstance(tasks, str) else list(tasks)
-        config.check_tasks(tasks)
+        tasks = config.resolve_tasks(tasks)
     if feature_extractor is None:
-        feature_extractor = _extractor_of(model)
+        feature_extractor = feature_extractor_of(model)
     if feature_extractor.sampling_rate != config.sampling_rate:
         raise ValueError(
             f"The feature extractor gives {feature_extractor.sampling_rate} Hz and the model takes "
@@ -333,15 +332,8 @@ def _row(result: Encoded, size: int, timed: bool, convert_to: str, on_error: str
     return embedding.numpy() if convert_to == "numpy" else embedding
 
 
-def _embedding_size(model: PreTrainedModel, tasks: Sequence[str] | str | None) -> int:
-    config = model.config
-    tasks = [tasks] if isinstance(tasks, str) else tasks
-    parts = {config.embedding_parts[task] for task in (config.embedding_tasks if tasks is None else tasks)}
-    return len(parts) * config.head_size
-
-
-def _extractor_of(model: PreTrainedModel) -> MTSLVRFeatureExtractor:
-    """The extractor saved beside the model's weights; the default one for a model that was not loaded.
+def feature_extractor_of(model: PreTrainedModel) -> MTSLVRFeatureExtractor:
+    """Feature extractor saved beside the model's weights; the default one for a model that was not loaded.
 
     It is loaded once: the Hub may have another one by the time of the next call.
     """
@@ -367,4 +359,4 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}; got {value!r}.")
 
 
-__all__ = ["Encoded", "TimedEmbeddings", "encode", "encode_items"]
+__all__ = ["Encoded", "TimedEmbeddings", "encode", "encode_items", "feature_extractor_of"]

@@ -13,10 +13,10 @@ import datasets
 import numpy as np
 import torch
 
-from ..audio.clips import DECODE_ERRORS, BadClip, _summary
+from ..audio.errors import DECODE_ERRORS, BadClip, summary
 from ..audio.recording import BLOCK_SAMPLES, Recording, decoder_recording, open_recording
 from ..data.sources import audio_rows
-from ..feature_extraction_mtslvr import MAX_CHANNELS, _from_array, _to_float
+from ..feature_extraction_mtslvr import MAX_CHANNELS, to_float, waveform_from_array
 
 KINDS = (
     "a path, a URL, an array or tensor of shape (samples,) or (channels, samples), a list of numbers, a dictionary "
@@ -136,7 +136,7 @@ def _samples_and_rate(item: Any, name: str) -> tuple[Any, Any]:
     try:
         decoded = item.get_all_samples()
     except DECODE_ERRORS as error:
-        raise BadClip("unreadable", f"{name}: it does not decode: {_summary(error)}") from error
+        raise BadClip("unreadable", f"{name}: it does not decode: {summary(error)}") from error
     return decoded.data, decoded.sample_rate
 
 
@@ -155,10 +155,10 @@ def _agreed_rate(own: Any, given: int | None, name: str) -> int:
 def _array_recording(samples: Any, rate: int, number: int, name: str) -> Recording:
     """Checks what can be checked without looking at all samples."""
     try:
-        waveform = samples.detach() if isinstance(samples, torch.Tensor) else _from_array(samples, number)
+        waveform = samples.detach() if isinstance(samples, torch.Tensor) else waveform_from_array(samples, number)
         if waveform.dtype.is_complex:
             raise ValueError(f"Clip {number} is complex; expected real samples.")
-        _to_float(waveform.new_empty(0), number)  # so that a type without a full scale is found out here
+        to_float(waveform.new_empty(0), number)  # so that a type without a full scale is found out here
     except ValueError as error:
         raise BadClip("unreadable", str(error)) from error
     if waveform.ndim not in (1, 2) or (waveform.ndim == 2 and waveform.shape[0] > MAX_CHANNELS):
@@ -176,7 +176,7 @@ def _read_array(waveform: torch.Tensor, number: int) -> Iterator[np.ndarray]:
     """(samples,) or (channels, samples) of any type -> mono blocks, so that no copy of the whole is made."""
     size = BLOCK_SAMPLES // (len(waveform) if waveform.ndim == 2 else 1)
     for start in range(0, waveform.shape[-1], size):
-        block = _to_float(waveform[..., start : start + size], number)
+        block = to_float(waveform[..., start : start + size], number)
         yield (block.mean(dim=0) if block.ndim == 2 else block).cpu().numpy()
 
 

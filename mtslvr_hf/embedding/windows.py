@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..audio.clips import BadClip
+from ..audio.errors import BadClip
 from ..audio.recording import Recording
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
 from .inputs import open_item

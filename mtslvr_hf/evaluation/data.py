@@ -18,7 +18,7 @@ import torch
 from datasets.exceptions import DatasetsError
 from tqdm.auto import tqdm
 
-from ..audio.clips import READ_ERRORS
+from ..audio.errors import READ_ERRORS
 from ..data import BadClip, LabelledAudio, decode_clip, load_labelled_audio
 from ..data.sources import AUDIO_COLUMN
 from .labelled_embeddings import read_labelled_embeddings

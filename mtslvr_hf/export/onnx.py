@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..embedding.encode import _extractor_of
+from ..embedding.encode import feature_extractor_of
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
 from ..modeling_mtslvr import MTSLVRModel, MTSLVRPreTrainedModel
 from .graphs import SpectrogramGraph, WaveformGraph, onnx_decompositions
@@ -97,13 +97,13 @@ def export_onnx(
     _check_packages()
     destination = Path(destination)
     network = _float32_copy(model)
-    tasks = [tasks] if isinstance(tasks, str) else list(network.config.embedding_tasks if tasks is None else tasks)
+    tasks = network.config.resolve_tasks(tasks)
     _check_arguments(network, destination, input, tasks, opset)
     reference = copy.deepcopy(network)
     if network.config.merged_adapters is None:
         network.merge_adapters(tasks)
     graph = (WaveformGraph if input == "waveform" else SpectrogramGraph)(network, tasks).eval()
-    extractor = feature_extractor or _extractor_of(model)
+    extractor = feature_extractor or feature_extractor_of(model)
     program = _to_onnx(graph, opset)
     program.model.metadata_props.update(_metadata(network, input, tasks, extractor))
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -180,7 +180,6 @@ def _check_arguments(network: MTSLVRModel, destination: Path, input: str, tasks:
         raise ValueError(f"`opset` is {opset}; torch writes {LOWEST_OPSET} or higher.")
     if destination.is_dir():
         raise ValueError(f"{destination} is a folder; expected a file to write, such as {destination / 'model.onnx'}.")
-    network.config.check_tasks(tasks)
 
 
 def _float32_copy(model: MTSLVRPreTrainedModel) -> MTSLVRModel:

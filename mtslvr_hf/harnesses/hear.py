@@ -51,14 +51,12 @@ class HEARModel(nn.Module):
             )
         self.model = model
         self.feature_extractor = feature_extractor
-        self.tasks = [tasks] if isinstance(tasks, str) else list(tasks or config.embedding_tasks)
-        config.check_tasks(self.tasks)
+        self.tasks = config.resolve_tasks(tasks)
         self.hop_milliseconds = hop_milliseconds
         self.context_samples = round(context_seconds * config.sampling_rate)
         self.batch_size = batch_size
         self.sample_rate = config.sampling_rate
-        parts = {config.embedding_parts[task] for task in self.tasks}
-        self.scene_embedding_size = self.timestamp_embedding_size = config.head_size * len(parts)
+        self.scene_embedding_size = self.timestamp_embedding_size = config.embedding_size_of(tasks)
 
     def forward(self, audio: torch.Tensor) -> torch.Tensor:
         """As [`get_scene_embeddings`]."""

@@ -61,9 +61,7 @@ class MTSLVREncoder:
         self.model = AutoModel.from_pretrained(model_name, revision=revision).eval().to(device)
         self.feature_extractor = AutoFeatureExtractor.from_pretrained(model_name, revision=revision)
         self.model_name = model_name
-        self.tasks = [tasks] if isinstance(tasks, str) else tasks
-        if self.tasks is not None:
-            self.model.config.check_tasks(self.tasks)
+        self.tasks = None if tasks is None else self.model.config.resolve_tasks(tasks)
         self._meta: ModelMeta | None = None
 
     def encode(
@@ -134,7 +132,7 @@ class MTSLVREncoder:
             raise ImportError("This needs mteb: `pip install 'mtslvr-hf[mteb]'`.") from error
         config = self.model.config
         local = Path(self.model_name).is_dir()
-        tasks = list(config.embedding_tasks if self.tasks is None else self.tasks)
+        tasks = config.resolve_tasks(self.tasks)
         parameters = self.model.num_parameters()
         return ModelMeta(
             loader=None if local else MTSLVREncoder,
@@ -148,7 +146,7 @@ class MTSLVREncoder:
             n_embedding_parameters=0,
             memory_usage_mb=round(parameters * 4 / 2**20, 1),
             max_tokens=None,
-            embed_dim=config.head_size * len({config.embedding_parts[task] for task in tasks}),
+            embed_dim=config.embedding_size_of(tasks),
             license=None,
             open_weights=None if local else True,
             public_training_code=None,

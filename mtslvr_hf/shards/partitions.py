@@ -17,11 +17,11 @@ from ..data.shuffling import SHARD_ERRORS
 from ..data.sources import (
     AUDIO_COLUMN,
     EncodedAudio,
-    _divide,
-    _find_column,
-    _look_into,
-    _of_split,
-    _read_tars,
+    divide_into_shards,
+    files_of_split,
+    find_audio_column,
+    look_into,
+    read_tars,
 )
 
 FOLDER_COLUMNS = ("file", "label")
@@ -129,10 +129,10 @@ def open_source(
     else:
         name, path = str(source), Path(source).expanduser()
         if path.exists():
-            kind, files = _look_into(path)
+            kind, files = look_into(path)
             if kind != "dataset" and config is not None:
                 raise ValueError(f"{path} holds {kind} and has no configuration {config!r}")
-            files = files if split is None or kind == "dataset" else _of_split(files, path, split)
+            files = files if split is None or kind == "dataset" else files_of_split(files, path, split)
             if kind == "audio files":
                 wanted = FOLDER_COLUMNS if wanted is None else wanted
                 return _folder(name, path, files, wanted, id_column, rows_per_unit, split or "train")
@@ -197,7 +197,7 @@ def _file_state(file: Path, name: str) -> list[Any]:
 def _tars(files: Sequence[Path]) -> datasets.IterableDataset:
     features = datasets.Features({AUDIO_COLUMN: EncodedAudio()})
     paths = [str(file) for file in files]
-    return datasets.IterableDataset.from_generator(_read_tars, features=features, gen_kwargs={"paths": paths})
+    return datasets.IterableDataset.from_generator(read_tars, features=features, gen_kwargs={"paths": paths})
 
 
 def _load(name: str, config: str | None, split: str | None) -> tuple[datasets.IterableDataset, Any, dict[str, Any]]:
@@ -220,7 +220,7 @@ def _load(name: str, config: str | None, split: str | None) -> tuple[datasets.It
     state = [str(builder.hash)] if files is None else [[Path(f).name for f in files], files.origin_metadata]
     said = (builder.info.splits or {}).get(split)
     rows = said.num_examples if said else _count_rows(files or [])
-    return _divide(parts), state, {"config": builder.config.name, "split": split, "rows": rows or None}
+    return divide_into_shards(parts), state, {"config": builder.config.name, "split": split, "rows": rows or None}
 
 
 def _count_rows(files: Sequence[str]) -> int | None:
@@ -251,7 +251,7 @@ def _dataset(
 ) -> Source:
     """Chunks of rows or a stream's shards as units; other columns' contents are not read."""
     features = dataset.features
-    audio = _find_column(features, audio_column)
+    audio = find_audio_column(features, audio_column)
     columns = tuple(name for name in features if name != audio) if columns is None else columns
     layout = _Layout(audio, columns, id_column)
     _check_columns(features, layout)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from ..audio.clips import BadClip, _summary
+from ..audio.errors import BadClip, summary
 from ..data.shuffling import SHARD_ERRORS
 from .folder import ShardFolder, ShardRecord
 from .partitions import SourceRow, Unit
@@ -142,7 +142,7 @@ class _UnitRows:
         try:
             return next(self._rows, None)
         except SHARD_ERRORS as error:
-            self.failure = f"cannot be read on after row {self._position}: {type(error).__name__}: {_summary(error)}"
+            self.failure = f"cannot be read on after row {self._position}: {type(error).__name__}: {summary(error)}"
             return None
 
 

@@ -10,7 +10,8 @@ import soundfile
 import soxr
 from audio_files import RATE, encode, noise, row
 
-from mtslvr_hf.audio.clips import fetch, row_key
+from mtslvr_hf.audio.files import fetch
+from mtslvr_hf.audio.hashing import row_key
 from mtslvr_hf.data import BadClip, decode_clip
 
 FORMATS = [

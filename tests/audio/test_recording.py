@@ -12,7 +12,7 @@ import soxr
 import torch
 from audio_files import RATE, encode, noise, row
 
-from mtslvr_hf.audio import recording as long_audio
+from mtslvr_hf.audio import recording
 from mtslvr_hf.audio.recording import decoder_recording, open_recording
 from mtslvr_hf.data import BadClip, decode_clip
 
@@ -30,7 +30,7 @@ FORMATS = [
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Many blocks in short files."""
-    monkeypatch.setattr(long_audio, "BLOCK_SAMPLES", 10_000)
+    monkeypatch.setattr(recording, "BLOCK_SAMPLES", 10_000)
 
 
 def read(audio, sampling_rate=RATE):
@@ -168,7 +168,7 @@ class TestTorchcodec:
         ("begin", "cut_off"), [(b"\x00\x00\x00\x20ftypM4A ", True), (b"\xff\xf1\x4c\x80", False)], ids=["m4a", "aac"]
     )
     def test_the_duration_of_raw_aac_is_a_guess(self, begin, cut_off, monkeypatch):
-        monkeypatch.setattr(long_audio, "_torchcodec_decoder", lambda source, name: FakeDecoder(noise(5).T, 7.0))
+        monkeypatch.setattr(recording, "torchcodec_decoder", lambda source, name: FakeDecoder(noise(5).T, 7.0))
         if cut_off:
             assert reason(row(begin + bytes(50))) == "truncated"
         else:
@@ -193,7 +193,7 @@ class TestTorchcodec:
     def test_files_that_libsndfile_cannot_read(self, suffix, tmp_path, monkeypatch):
         encoders = pytest.importorskip("torchcodec.encoders")
         decoders = pytest.importorskip("torchcodec.decoders")
-        monkeypatch.setattr(long_audio, "RANGE_SECONDS", 1)
+        monkeypatch.setattr(recording, "RANGE_SECONDS", 1)
         path = tmp_path / f"clip.{suffix}"
         time = np.arange(5 * 48_000) / 48_000  # a tone: AAC codes noise as noise, other each time it is decoded
         tone = torch.from_numpy((0.5 * np.sin(2 * np.pi * (500 * time + 100 * time**2))).astype("float32"))

@@ -10,7 +10,7 @@ from audio_files import encode, noise, row
 from torch.utils.data import DataLoader
 from unreliable_server import unreliable_server
 
-from mtslvr_hf.audio.clips import fetch
+from mtslvr_hf.audio.files import fetch
 from mtslvr_hf.data import AudioStream, BadClip, EncodedAudio, SkippedRows
 
 SOUND = encode(noise(2), format="WAV")

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...audio.clips import open_audio
+from ...audio.files import open_audio
 
 if TYPE_CHECKING:
     from .base import Embedder

@@ -1,0 +1,108 @@
+"""Encoded audio files: opening a path, bytes or a URL; formats and truncation."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+import fsspec
+import numpy as np
+
+from .errors import DECODE_ERRORS, READ_ERRORS, BadClip, summary
+
+UNKNOWN_FRAMES = 2**62  # libsndfile gives about 2**63 for a FLAC stream whose header does not tell its length
+MP3_SLACK_FRAMES = 2 * 1152  # encoders announce up to two MP3 frames more than decoders return
+# Chunks that hold the audio (WAV, AIFF, AU, CAF, W64, RF64) in libsndfile's log: "data : 384000 (should be 3796)".
+SHORT_CHUNK = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
+STREAMED_SIZES = (2**31 - 1, 2**31, 2**32 - 1)  # what programs write that do not know the length yet
+
+
+def describe(audio: Mapping[str, Any]) -> str:
+    """Names a row in messages: its path, or its size."""
+    return audio.get("path") or f"{len(audio.get('bytes') or b'')} bytes without a name"
+
+
+def open_audio(audio: Mapping[str, Any]) -> BinaryIO:
+    """Opens an encoded file for reading.
+
+    Raises:
+        BadClip: If there are neither bytes nor a path.
+        OSError: If the path cannot be opened. (A URL may raise the other `READ_ERRORS`.)
+    """
+    if audio.get("bytes"):
+        return io.BytesIO(audio["bytes"])  # shares the memory
+    if audio.get("bytes") is not None or not audio.get("path"):
+        raise BadClip("empty", f"{describe(audio)}: no data")
+    return open(audio["path"], "rb")
+
+
+def fetch(audio: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Reads a row that is only a URL, so that it is transferred once; others come back as they are.
+
+    Raises:
+        BadClip: If it cannot be read.
+    """
+    path = audio.get("path") or ""
+    if audio.get("bytes") is not None or "://" not in path:
+        return audio
+    try:
+        with fsspec.open(path, "rb") as file:
+            return {"bytes": file.read(), "path": path}
+    except (*READ_ERRORS, ValueError, ImportError) as error:  # fsspec: unknown protocols, missing packages
+        raise BadClip("unreadable", f"{path}: {type(error).__name__}: {summary(error)}") from error
+
+
+def torchcodec_decoder(data: bytes, name: str) -> Any:
+    try:
+        from torchcodec.decoders import AudioDecoder
+
+        return AudioDecoder(data)
+    except (ImportError, *DECODE_ERRORS) as error:
+        # Without FFmpeg's libraries torchcodec may be imported, but not used.
+        if not isinstance(error, (ImportError, OSError)) and "load libtorchcodec" not in str(error):
+            raise BadClip("unreadable", f"{name}: {summary(error)}") from error
+        raise BadClip(
+            "missing_codec",
+            f"{name}: this format needs torchcodec (pip install torchcodec) and FFmpeg's libraries "
+            f"(e.g. apt install ffmpeg): {summary(error)}",
+        ) from error
+
+
+def needs_torchcodec(magic: bytes) -> bool:
+    """Whether a file begins like MP4/M4A, Matroska/WebM, ASF/WMA or ADTS AAC."""
+    adts = magic[0] == 0xFF and len(magic) > 1 and magic[1] & 0xF6 == 0xF0
+    return (
+        magic[4:8] == b"ftyp" or magic.startswith((b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11")) or adts
+    )
+
+
+def missing_bytes(log: str) -> int:
+    """Bytes of audio that a header announces and the file does not have, from libsndfile's log."""
+    for announced, present in SHORT_CHUNK.findall(log):
+        if int(announced) > int(present) and int(announced) not in STREAMED_SIZES:
+            return int(announced) - int(present)
+    return 0
+
+
+def mix_down(waveform: np.ndarray) -> np.ndarray:
+    """Averages channels, (frames, channels) -> (frames,); as a product, which is 10 times faster than `mean(1)`."""
+    channels = waveform.shape[1]
+    if channels == 1:
+        return waveform[:, 0]
+    with np.errstate(all="ignore"):  # non-finite samples are found later
+        return waveform @ np.full(channels, 1 / channels, dtype=np.float32)
+
+
+__all__ = [
+    "MP3_SLACK_FRAMES",
+    "UNKNOWN_FRAMES",
+    "describe",
+    "fetch",
+    "missing_bytes",
+    "mix_down",
+    "needs_torchcodec",
+    "open_audio",
+    "torchcodec_decoder",
+]
