@@ -217,7 +217,6 @@ def make_probes(probe_args: ProbeArguments, args: MTSLVRTrainingArguments) -> li
         probe_args.probe_kind,
         steps=probe_args.probe_steps,
         max_clips=probe_args.probe_max_clips,
-        max_share=probe_args.probe_max_share,
         seed=args.seed,
     )
     return [probe]

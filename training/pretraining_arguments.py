@@ -107,10 +107,6 @@ class ProbeArguments:
     probe_max_clips: int = field(
         default=1000, metadata={"help": "Clips to use at most, in memory all the time; all classes keep their share."}
     )
-    probe_max_share: float = field(
-        default=0.1,
-        metadata={"help": "Probes that would take more than this share of the training time are left out."},
-    )
 
 
 ARGUMENTS = (ModelArguments, DataArguments, ProbeArguments, MTSLVRTrainingArguments)

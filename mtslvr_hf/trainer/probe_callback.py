@@ -1,4 +1,4 @@
-"""What the embeddings of labelled clips are good for, measured while pre-training goes on.
+"""Probe of a model in training: a callback that measures its embeddings on labelled clips.
 
 Shapes: N clips, S samples of a clip, D embedding size.
 """
@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
 from ..data import BadClip, decode_clip
@@ -25,7 +25,6 @@ from .arguments import MTSLVRTrainingArguments
 
 if TYPE_CHECKING:
     from ..evaluation.data import EvaluationData
-    from .trainer import MTSLVRTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +49,6 @@ class ProbeCallback(TrainerCallback):
         name: What its measures are called by, for several probes in a run.
         steps: Probe every so many steps; with every evaluation if None.
         max_clips: Clips to use at most, chosen so that every class keeps its share. 1000 of 5 s take 320 MB.
-        max_share: Largest share of the time spent on training that probes may take. The first one is always made;
-            one that would exceed the share, if it took as long as the last, is left out. If it drives the choice of
-            the best checkpoint, the evaluation that it belongs to is left out with it. A run that is resumed may leave
-            out others.
         clip_seconds: Middle of each clip to use; shorter ones are repeated. The model's window unless given.
         ways: Classes in a few-shot task.
         shots: Labelled clips of each class in a few-shot task.
@@ -73,7 +68,6 @@ class ProbeCallback(TrainerCallback):
         name: str = "probe",
         steps: int | None = None,
         max_clips: int = 1000,
-        max_share: float = 0.1,
         clip_seconds: float | None = None,
         ways: int = 5,
         shots: int = 1,
@@ -89,29 +83,28 @@ class ProbeCallback(TrainerCallback):
             raise ValueError(
                 f"clips of {data.name} have several classes, few-shot tasks need one: use {' or '.join(KINDS)}"
             )
-        if (steps is not None and steps < 1) or max_clips < 2 or not 0 < max_share <= 1:
+        if (steps is not None and steps < 1) or max_clips < 2:
             raise ValueError(
-                f"steps is {steps}, max_clips {max_clips} and max_share {max_share}; expected None or at least 1, at "
-                "least 2, and a share above 0 up to 1"
+                f"`steps` is {steps} and `max_clips` {max_clips}; expected None or at least 1, and at least 2."
             )
         self.data = data
         self.kind = kind
         self.name = name
         self.steps = steps
         self.max_clips = max_clips
-        self.max_share = max_share
         self.clip_seconds = clip_seconds
         self.seed = seed
         self._task = {"ways": ways, "shots": shots, "queries": queries, "tasks": tasks}
-        self._trainer: MTSLVRTrainer | None = None
+        self._trainer: Trainer | None = None
+        self._paused: Callable[[], AbstractContextManager[None]] = nullcontext
         self._clips: torch.Tensor | None = None  # (N, S) of the process that probes
-        self._seconds = self._last_seconds = 0.0  # spent on all probes, and on the last one
+        self._seconds = 0.0  # spent on all probes
 
     # What MTSLVRTrainer calls
 
-    def attach(self, trainer: MTSLVRTrainer) -> None:
-        """Makes it that Trainer's probe: what it probes, where it logs and whose time it must not take."""
-        self._trainer = trainer
+    def attach(self, trainer: Trainer, paused: Callable[[], AbstractContextManager[None]]) -> None:
+        """Sets the Trainer whose model is probed, and the context in which its stopwatch pauses."""
+        self._trainer, self._paused = trainer, paused
 
     def metric_names(self) -> list[str]:
         """What it measures, by the names that are logged: one for each embedding of the model, the whole one last."""
@@ -119,21 +112,21 @@ class ProbeCallback(TrainerCallback):
         return [f"eval_{self.name}_{metric}_{part}" for part in _part_names(self._trainer.model.config)]
 
     def metrics(self) -> dict[str, float]:
-        """What an evaluation adds to its measures: nothing during training if it is not its turn, or the time is up.
+        """Measures for an evaluation; none during training between the probe's steps.
 
         Every process must call it, and gets the same.
         """
-        if self._trainer.is_in_train and not (self._due() and self._affordable()):
+        if self._trainer.is_in_train and not self._due():
             return {}
         return self._measure()
 
     def state_dict(self) -> dict[str, float]:
-        """What it has cost so far, for a run that is resumed."""
-        return {"seconds": self._seconds, "last_seconds": self._last_seconds}
+        """Seconds spent so far, for a run that is resumed."""
+        return {"seconds": self._seconds}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Goes on with the cost of a `state_dict`; with none of an empty one."""
-        self._seconds, self._last_seconds = state.get("seconds", 0.0), state.get("last_seconds", 0.0)
+        """Restores the seconds of a `state_dict`; 0 from an empty one."""
+        self._seconds = state.get("seconds", 0.0)
 
     # What Trainer calls
 
@@ -163,11 +156,9 @@ class ProbeCallback(TrainerCallback):
     def on_step_end(
         self, args: MTSLVRTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Probes by itself where no evaluation follows; calls off an evaluation that it would make too dear."""
-        if control.should_evaluate:
-            control.should_evaluate = not self._drives(args) or self._affordable()
-        elif self.steps is not None and self._due() and self._affordable():
-            with self._trainer.paused():
+        """Probes where no evaluation follows, which would do so."""
+        if not control.should_evaluate and self.steps is not None and self._due():
+            with self._paused():
                 metrics = self._measure()
             should_log = control.should_log
             self._trainer.log(metrics)  # which takes the step's own log for done
@@ -182,21 +173,6 @@ class ProbeCallback(TrainerCallback):
         wanted = args.metric_for_best_model or ""
         return {wanted, f"eval_{wanted}"} & set(self.metric_names()) != set()
 
-    def _affordable(self) -> bool:
-        """Whether one more probe keeps to the share; the same in every process."""
-        trained, expected = self._trainer.training_seconds, self._seconds + self._last_seconds
-        affordable = _from_main(self._seconds == 0 or expected <= self.max_share * trained)
-        if not affordable:
-            logger.info(
-                "step %d: no probe %r, as %.1f s of probes would be more than %g of %.1f s of training",
-                self._trainer.state.global_step,
-                self.name,
-                expected,
-                self.max_share,
-                trained,
-            )
-        return affordable
-
     def _measure(self) -> dict[str, float]:
         """The measures, the same in every process."""
         measures = None
@@ -204,10 +180,10 @@ class ProbeCallback(TrainerCallback):
             self._prepare()
             begin = time.perf_counter()
             scores = [self._score(embeddings) for embeddings in self._embed()]
-            self._last_seconds = time.perf_counter() - begin
-            self._seconds += self._last_seconds
+            seconds = time.perf_counter() - begin
+            self._seconds += seconds
             measures = dict(zip(self.metric_names(), scores))
-            measures[f"eval_{self.name}_seconds"] = self._last_seconds
+            measures[f"eval_{self.name}_seconds"] = seconds
             measures[f"eval_{self.name}_total_seconds"] = self._seconds
         return _from_main(measures)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -286,15 +285,6 @@ class MTSLVRTrainer(Trainer):
 
     # Probes
 
-    @property
-    def training_seconds(self) -> float:
-        """Time spent training, that before a resume included and that of evaluations, probes and checkpoints not."""
-        return self._watch.seconds
-
-    def paused(self) -> AbstractContextManager[None]:
-        """Keeps what is done meanwhile out of `training_seconds` and of the clips per second."""
-        return self._watch.paused()
-
     def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
         """As Trainer's."""
         super().add_callback(callback)
@@ -305,7 +295,7 @@ class MTSLVRTrainer(Trainer):
         if len(set(names)) < len(names):
             raise ValueError(f"The probes are named {', '.join(names)}; give each a `name` of its own.")
         for probe in self._probes():
-            probe.attach(self)
+            probe.attach(self, lambda: self._watch.paused())
 
     def _probes(self) -> list[ProbeCallback]:
         return [callback for callback in self.callback_handler.callbacks if isinstance(callback, ProbeCallback)]

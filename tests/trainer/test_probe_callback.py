@@ -46,9 +46,6 @@ def make_data(clips=40, **changes):
 class Unbounded(ProbeCallback):
     """Costs what it costs."""
 
-    def _affordable(self):
-        return True
-
 
 def make_probe(clips=40, callback=Unbounded, **options):
     return callback(make_data(clips), **options)
@@ -211,28 +208,6 @@ def test_a_resumed_run_is_the_uninterrupted_one_and_knows_what_probes_cost(tmp_p
     assert logged(half, "eval_probe_total_seconds")[6] > spent
 
 
-# What it may cost
-
-
-def test_probes_are_left_out_where_they_would_take_too_large_a_share(tmp_path, caplog):
-    caplog.set_level("INFO", "mtslvr_hf")
-    callback = make_probe(callback=ProbeCallback, steps=1, max_share=1e-9)
-    trainer = probed(make_trainer(tmp_path, max_steps=4, eval_steps=2), callback)
-    trainer.train()
-    assert logged(trainer, names("both")).keys() == {1}  # the first is always made
-    assert logged(trainer, "eval_loss").keys() == {2, 4}
-    assert caplog.text.count("no probe 'probe'") == 3
-
-
-def test_the_share_is_that_of_the_time_spent_training(tmp_path):
-    callback = make_probe(callback=ProbeCallback, max_share=0.1)
-    trainer = probed(make_trainer(tmp_path), callback)
-    callback.load_state_dict({"seconds": 3.0, "last_seconds": 1.0})
-    for trained, affordable in ((39.9, False), (40.1, True)):
-        trainer._watch._before = trained
-        assert callback._affordable() == affordable
-
-
 # The best checkpoint
 
 
@@ -254,20 +229,11 @@ def test_a_probe_drives_the_best_checkpoint_and_early_stopping(tmp_path):
     trainer = make_trainer(tmp_path, **BEST, early_stopping_patience=2)
     assert trainer.args.greater_is_better
     callback = Scripted([0.5, 0.9, 0.7, 0.8])
-    callback._affordable = lambda: True
     probed(trainer, callback).train()
     assert trainer.state.global_step == 4 and trainer.state.best_metric == 0.9
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
     best = AutoModelForPreTraining.from_pretrained(tmp_path / "checkpoint-2").state_dict()
     assert all(torch.equal(value, best[name]) for name, value in trainer.model.state_dict().items())
-
-
-def test_an_evaluation_whose_probe_would_cost_too_much_is_left_out(tmp_path):
-    trainer = make_trainer(tmp_path, **{**BEST, "max_steps": 6}, early_stopping_patience=1)
-    trainer = probed(trainer, Scripted([0.5, 0.6], max_share=1e-9))
-    trainer.train()  # to its end: what was not measured is no lack of improvement
-    assert trainer.state.global_step == 6 and logged(trainer, "eval_loss").keys() == {1}
-    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-1")
 
 
 # What cannot work fails before the first step
@@ -295,8 +261,7 @@ def test_probes_that_cannot_work_fail_before_the_first_step(tmp_path, probe_opti
         ({}, {"kind": "tree"}, "'tree'; expected one of few_shot, linear, knn"),
         ({"audio": None, "embeddings": torch.zeros(40, 3)}, {}, "tones has no audio"),
         ({"multi_label": True}, {"kind": "few_shot"}, "have several classes"),
-        ({}, {"steps": 0}, "steps is 0"),
-        ({}, {"max_share": 0.0}, "max_share 0.0"),
+        ({}, {"steps": 0}, "`steps` is 0"),
     ],
 )
 def test_probes_that_make_no_sense_are_refused(changes, options, message):

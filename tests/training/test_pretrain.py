@@ -303,7 +303,7 @@ def labelled(tmp_path):
 
 
 def test_a_probe_chooses_the_best_checkpoint(run_file, labelled):
-    best = ["--metric_for_best_model", "eval_probe_accuracy_both", "--probe_max_share", "1"]
+    best = ["--metric_for_best_model", "eval_probe_accuracy_both"]
     metrics = pretrain.main([run_file, "--output_dir", "out", "--probe_data", labelled, *best])
     measured = logged("out", "eval_probe_accuracy_both")
     state = json.loads(Path("out/trainer_state.json").read_text())
