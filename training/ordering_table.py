@@ -51,7 +51,7 @@ class Entry:
     def cell(self, data: str) -> str:
         """ "50.2 ± 0.2" of one seed, with "(49.1 to 51.0)" of several."""
         values = [100 * row.accuracy for row in self.rows[data]]
-        # Seeds are scored on the same tasks, so that the mean's interval is no wider than theirs on average.
+        # Seeds are scored on the same episodes, so that the mean's interval is no wider than theirs on average.
         shown = f"{mean(values):.1f} ± {100 * mean(row.interval for row in self.rows[data]):.1f}"
         return shown if len(values) == 1 else f"{shown} ({min(values):.1f} to {max(values):.1f})"
 
@@ -87,7 +87,7 @@ def to_markdown(report: EvaluationReport) -> str:
         table(entries(report, main=True), report.results, ranked=True),
         "### Each head alone",
         table(entries(report, main=False), report.results, ranked=False),
-        "### Differences on the same tasks",
+        "### Differences on the same episodes",
         differences(report.results),
         "### Share of the classifiers' weights on the contrastive head",
         shares(report.results),

@@ -1,4 +1,4 @@
-"""How good embeddings are: few-shot tasks over folders of labelled audio, and what they are compared with."""
+"""How good embeddings are: few-shot episodes over folders of labelled audio, and what they are compared with."""
 
 from ..metrics import mean_average_precision
 from .class_lists import read_class_list
@@ -26,7 +26,7 @@ from .report.files import write_report
 from .report.html import to_html
 from .report.markdown import to_markdown
 from .report.plots import heat_map
-from .report.results import DataResult, Difference, EvaluationReport, FewShotTask, Row
+from .report.results import DataResult, Difference, EvaluationReport, FewShotProtocol, Row
 
 __all__ = [
     "BENCHMARKS",
@@ -40,8 +40,8 @@ __all__ = [
     "Episodes",
     "EvaluationData",
     "EvaluationReport",
+    "FewShotProtocol",
     "FewShotResult",
-    "FewShotTask",
     "InvarianceReport",
     "LabelledEmbeddings",
     "LogMelStatistics",

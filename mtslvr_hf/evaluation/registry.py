@@ -22,7 +22,7 @@ class Benchmark:
         group_column: its column of groups, or None.
         clips: how many, as counted by those who keep it.
         classes: how many; 0 if they do not say.
-        group_disjoint: whether few-shot tasks keep groups apart unless the user says otherwise.
+        group_disjoint: whether few-shot episodes keep groups apart unless the user says otherwise.
         note: how it differs from the paper's set.
     """
 

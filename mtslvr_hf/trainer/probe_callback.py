@@ -102,7 +102,7 @@ class ProbeCallback(TrainerCallback):
         self.max_share = max_share
         self.clip_seconds = clip_seconds
         self.seed = seed
-        self._task = {"ways": ways, "shots": shots, "queries": queries, "tasks": tasks}
+        self._task = {"ways": ways, "shots": shots, "queries": queries, "episodes": tasks}
         self._trainer: MTSLVRTrainer | None = None
         self._clips: torch.Tensor | None = None  # (N, S) of the process that probes
         self._seconds = self._last_seconds = 0.0  # spent on all probes, and on the last one
