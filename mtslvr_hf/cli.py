@@ -246,11 +246,7 @@ def _add_few_shot_options(parser: argparse.ArgumentParser) -> None:
     """How episodes are drawn and classified."""
     classes = parser.add_mutually_exclusive_group()
     classes.add_argument("--classes", metavar="A,B,...", type=_names, help="classes to use (default: all)")
-    classes.add_argument(
-        "--class-list",
-        metavar="FILE",
-        help="classes to use: a name per line, or the test classes of one of MetaAudio's .npy split files",
-    )
+    classes.add_argument("--class-list", metavar="FILE", help="text file of the classes to use, a name per line")
     parser.add_argument("--ways", type=int, default=5, help="classes in an episode (default: %(default)s)")
     parser.add_argument("--shots", type=int, default=1, help="labelled clips of each class (default: %(default)s)")
     parser.add_argument("--queries", type=int, default=5, help="clips of each class to tell (default: %(default)s)")

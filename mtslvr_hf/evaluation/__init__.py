@@ -1,7 +1,6 @@
 """How good embeddings are: few-shot episodes over folders of labelled audio, and what they are compared with."""
 
 from ..metrics import mean_average_precision
-from .class_lists import read_class_list
 from .data import DataNotReachable, EvaluationData, open_data
 from .embedders.base import Embedder, MTSLVREmbedder, load_embedder, untrained
 from .embedders.log_mel import LogMelStatistics
@@ -21,7 +20,7 @@ from .invariance import InvarianceReport, measure_invariance
 from .labelled_embeddings import LabelledEmbeddings, read_labelled_embeddings
 from .probes import ProbeResult, knn_probe, linear_probe, probe, split
 from .projection import Projection, project
-from .registry import BENCHMARKS, SUITES, Benchmark
+from .registry import BENCHMARKS, SUITES, Benchmark, read_class_list
 from .report.files import write_report
 from .report.html import to_html
 from .report.markdown import to_markdown
