@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+from scipy.stats import rankdata
+
 from mtslvr_hf.evaluation import DataResult, EvaluationReport, Row
 from mtslvr_hf.evaluation.report.protocol import data_protocol, protocol
 
@@ -132,12 +134,9 @@ def table(rows: Sequence[Entry], results: Sequence[DataResult], ranked: bool) ->
 
 
 def average_ranks(rows: Sequence[Entry], data: Iterable[str]) -> dict[str, float]:
-    """Mean over the data sets of each row's rank, 1 being the best; no two rows are ever equal to the last bit."""
-    places: dict[str, list[int]] = {row.name: [] for row in rows}
-    for name in data:
-        for place, row in enumerate(sorted(rows, key=lambda row: -row.accuracy(name)), 1):
-            places[row.name].append(place)
-    return {name: mean(found) for name, found in places.items()}
+    """Mean over the data sets of each row's rank, 1 being the best."""
+    ranks = rankdata([[-row.accuracy(name) for row in rows] for name in data], axis=1).mean(0)
+    return dict(zip((row.name for row in rows), ranks.tolist()))
 
 
 def differences(results: Sequence[DataResult]) -> str:

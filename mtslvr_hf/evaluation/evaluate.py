@@ -11,7 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -361,10 +363,9 @@ def average_ranks(accuracies: Sequence[Mapping[str, Tensor]]) -> dict[str, float
     if not accuracies:
         return {}
     names = list(accuracies[0])
-    means = torch.tensor([[float(found[name].double().mean()) for name in names] for found in accuracies])
-    others, own = means[:, None, :], means[:, :, None]  # (data sets, 1, models), (data sets, models, 1)
-    ranks = (others > own).sum(-1) + ((others == own).sum(-1) + 1) / 2  # (data sets, models)
-    return dict(sorted(zip(names, ranks.mean(0).tolist()), key=lambda pair: pair[1]))
+    means = np.array([[float(found[name].double().mean()) for name in names] for found in accuracies], np.float32)
+    ranks = rankdata(-means, axis=1).mean(0)  # (models,)
+    return dict(sorted(zip(names, ranks.tolist()), key=lambda pair: pair[1]))
 
 
 __all__ = ["average_ranks", "evaluate", "paired_differences"]
