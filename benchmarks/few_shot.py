@@ -1,9 +1,9 @@
-"""Seconds and accuracy of few-shot tasks: all at once, beside scikit-learn's classifiers one task after the other.
+"""Seconds and accuracy of few-shot episodes: all at once, beside scikit-learn's classifiers episode by episode.
 
 python benchmarks/few_shot.py
 
-Embeddings are Gaussian classes. scikit-learn gets the first tasks of the same list, and its seconds are scaled up to
-all of them; ours is also given for these first tasks alone, so that accuracies can be compared.
+Embeddings are Gaussian classes. scikit-learn gets the first episodes of the same list, and its seconds are scaled up
+to all of them; ours is also given for these first episodes alone, so that accuracies can be compared.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def main() -> None:
     parser.add_argument("--ways", type=int, default=5)
     parser.add_argument("--shots", type=int, default=1)
     parser.add_argument("--queries", type=int, default=5, help="of each class")
-    parser.add_argument("--tasks", type=int, default=10_000)
-    parser.add_argument("--sample", type=int, default=500, help="tasks that scikit-learn gets")
+    parser.add_argument("--episodes", type=int, default=10_000)
+    parser.add_argument("--sample", type=int, default=500, help="episodes that scikit-learn gets")
     parser.add_argument("--classes", type=int, default=50)
     parser.add_argument("--clips", type=int, default=40, help="of each class")
     parser.add_argument("--size", type=int, default=1000, help="of an embedding")
@@ -39,14 +39,14 @@ def main() -> None:
     embeddings, labels = make_embeddings(arguments)
     start = time.perf_counter()
     episodes = sample_episodes(
-        labels, arguments.ways, arguments.shots, arguments.queries, arguments.tasks, arguments.seed
+        labels, arguments.ways, arguments.shots, arguments.queries, arguments.episodes, arguments.seed
     )
     print(
-        f"{arguments.tasks:,} tasks, {arguments.ways}-way {arguments.shots}-shot, {arguments.queries} queries a "
+        f"{arguments.episodes:,} episodes, {arguments.ways}-way {arguments.shots}-shot, {arguments.queries} queries a "
         f"class, list {episodes.sha256[:12]}, drawn in {time.perf_counter() - start:.2f} s; {len(labels)} embeddings "
         f"of {arguments.size} numbers, length 1; {machine()}\n"
     )
-    print("| classifier | tasks run | accuracy % | seconds, all tasks | of SGDClassifier's |")
+    print("| classifier | episodes run | accuracy % | seconds, all episodes | of SGDClassifier's |")
     print("| --- | --- | --- | --- | --- |")
     measure(
         embeddings, episodes, Episodes(episodes.support[: arguments.sample], episodes.query[: arguments.sample], {})
@@ -62,14 +62,14 @@ def make_embeddings(arguments: argparse.Namespace) -> tuple[torch.Tensor, list[i
 
 
 def measure(embeddings: torch.Tensor, episodes: Episodes, sample: Episodes) -> None:
-    """Prints a line for each way to score tasks; SGDClassifier, which the others are compared with, is first."""
+    """Prints a line for each way to score episodes; SGDClassifier, which the others are compared with, is first."""
 
     def ours(classifier: str) -> Callable[[Episodes], torch.Tensor]:
-        return lambda tasks: score_episodes(embeddings, tasks, standardize=False, classifier=classifier)
+        return lambda some: score_episodes(embeddings, some, standardize=False, classifier=classifier)
 
     def theirs(make: Callable[[], SGDClassifier | LogisticRegression]) -> Callable[[Episodes], torch.Tensor]:
         units = normalize(embeddings, dim=-1).numpy()
-        return lambda tasks: one_by_one(units, tasks, make)
+        return lambda some: one_by_one(units, some, make)
 
     runs = [
         (
@@ -83,19 +83,19 @@ def measure(embeddings: torch.Tensor, episodes: Episodes, sample: Episodes) -> N
     ]
     slowest = None
     for name, score, all_at_once in runs:
-        for tasks in (sample, episodes) if all_at_once else (sample,):
+        for some in (sample, episodes) if all_at_once else (sample,):
             start = time.perf_counter()
-            accuracy, interval = mean_and_interval(score(tasks))
-            seconds = (time.perf_counter() - start) * len(episodes.query) / len(tasks.query)
+            accuracy, interval = mean_and_interval(score(some))
+            seconds = (time.perf_counter() - start) * len(episodes.query) / len(some.query)
             slowest = slowest or seconds
-            whole = f"{seconds:.2f} | {seconds / slowest:.4f}" if tasks is episodes or not all_at_once else "|"
-            print(f"| {name} | {len(tasks.query):,} | {100 * accuracy:.2f} ± {100 * interval:.2f} | {whole} |")
+            whole = f"{seconds:.2f} | {seconds / slowest:.4f}" if some is episodes or not all_at_once else "|"
+            print(f"| {name} | {len(some.query):,} | {100 * accuracy:.2f} ± {100 * interval:.2f} | {whole} |")
 
 
 def one_by_one(
     embeddings: np.ndarray, episodes: Episodes, make: Callable[[], SGDClassifier | LogisticRegression]
 ) -> torch.Tensor:
-    """Each task's accuracy by a scikit-learn classifier, (tasks,)."""
+    """Each episode's accuracy by a scikit-learn classifier, (episodes,)."""
     ways, shots = episodes.support.shape[1:]
     classes, target = np.arange(ways).repeat(shots), np.arange(ways).repeat(episodes.query.shape[2])
     accuracies = []

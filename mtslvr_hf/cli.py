@@ -174,7 +174,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         help="models side by side on labelled audio: few-shot accuracy, probes, invariance",
         description="Prints the few-shot accuracy of each model's embeddings on each data set, beside that of log-mel "
         "statistics and of an untrained network, with 95 % intervals, average ranks and differences on the same "
-        "tasks, as Markdown. With --output, writes report.md, report.json, report.html and heat maps (needs `pip "
+        "episodes, as Markdown. With --output, writes report.md, report.json, report.html and heat maps (needs `pip "
         "install 'mtslvr-hf[evaluation]'`), and keeps embeddings, so that an interrupted run goes on where it was.",
         epilog="example: mtslvr evaluate --model outputs/my-model --model facebook/wav2vec2-base --data sounds "
         "--data esc50 --output outputs/report",
@@ -243,23 +243,19 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_few_shot_options(parser: argparse.ArgumentParser) -> None:
-    """How tasks are drawn and classified."""
+    """How episodes are drawn and classified."""
     classes = parser.add_mutually_exclusive_group()
     classes.add_argument("--classes", metavar="A,B,...", type=_names, help="classes to use (default: all)")
-    classes.add_argument(
-        "--class-list",
-        metavar="FILE",
-        help="classes to use: a name per line, or the test classes of one of MetaAudio's .npy split files",
-    )
-    parser.add_argument("--ways", type=int, default=5, help="classes in a task (default: %(default)s)")
+    classes.add_argument("--class-list", metavar="FILE", help="text file of the classes to use, a name per line")
+    parser.add_argument("--ways", type=int, default=5, help="classes in an episode (default: %(default)s)")
     parser.add_argument("--shots", type=int, default=1, help="labelled clips of each class (default: %(default)s)")
     parser.add_argument("--queries", type=int, default=5, help="clips of each class to tell (default: %(default)s)")
-    parser.add_argument("--tasks", type=int, default=10_000, help="number of tasks (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="draws the tasks (default: %(default)s)")
+    parser.add_argument("--episodes", type=int, default=10_000, help="number of episodes (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="draws the episodes (default: %(default)s)")
     parser.add_argument(
         "--group-disjoint",
         action=argparse.BooleanOptionalAction,
-        help="keep the groups of a task's queries out of its support (default: as the registry says, else no)",
+        help="keep the groups of an episode's queries out of its support (default: as the registry says, else no)",
     )
     parser.add_argument(
         "--classifier", choices=("centroid", "logistic"), default="centroid", help="(default: %(default)s)"
@@ -277,7 +273,7 @@ class _ListData(argparse.Action):
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from .evaluation import FewShotTask, evaluate, read_class_list, to_markdown, write_report
+    from .evaluation import FewShotProtocol, evaluate, read_class_list, to_markdown, write_report
     from .evaluation.report.plots import check_matplotlib
 
     if options.output:
@@ -287,12 +283,12 @@ def _evaluate(options: argparse.Namespace) -> None:
             raise ValueError(str(error)) from error
     for model in options.model:
         _check_model_folder(model)
-    names = "ways shots queries tasks seed group_disjoint"
+    names = "ways shots queries episodes seed group_disjoint"
     columns = "config split revision audio_column label_column group_column"
     report = evaluate(
         options.model,
         options.data,
-        FewShotTask(**{name: getattr(options, name) for name in names.split()}),
+        FewShotProtocol(**{name: getattr(options, name) for name in names.split()}),
         classifier=options.classifier,
         classes=read_class_list(options.class_list) if options.class_list else options.classes,
         probes=options.probe,

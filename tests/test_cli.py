@@ -41,7 +41,19 @@ def sounds(tmp_path_factory):
 
 @pytest.fixture
 def evaluate(model, sounds):
-    return ["evaluate", "--model", str(model), "--data", str(sounds), "--ways", "2", "--queries", "2", "--tasks", "50"]
+    return [
+        "evaluate",
+        "--model",
+        str(model),
+        "--data",
+        str(sounds),
+        "--ways",
+        "2",
+        "--queries",
+        "2",
+        "--episodes",
+        "50",
+    ]
 
 
 def usage_error(arguments, capsys) -> str:
@@ -85,7 +97,7 @@ class TestEvaluate:
         assert printed.startswith("2-way 1-shot accuracy: ")
         assert printed == (output / "report.md").read_text()
         data = json.loads((output / "report.json").read_text())
-        assert data["task"]["seed"] == 3
+        assert data["protocol"]["seed"] == 3
         assert [row["model"] for row in data["results"][0]["rows"]][2:] == [str(model)] * 3
         assert (output / "report.html").read_text().startswith("<!DOCTYPE html>")
         (heat_map,) = output.glob("invariance-*.png")
@@ -106,7 +118,7 @@ class TestEvaluate:
         output = capsys.readouterr().out
         assert "average rank" in output and "## more" in output
         between = [line for line in output.splitlines() if str(model) in line and str(tmp_path / "other") in line]
-        assert len(between) == 2  # the same weights: no difference, task by task
+        assert len(between) == 2  # the same weights: no difference, episode by episode
         assert all(line.count("+0.0 ± 0.0") == 1 for line in between)
 
     def test_given_embeddings_need_no_model(self, tmp_path, capsys):
@@ -114,7 +126,7 @@ class TestEvaluate:
         datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "made.parquet")
         (tmp_path / "made").mkdir()
         (tmp_path / "made.parquet").rename(tmp_path / "made/0.parquet")
-        options = ["--ways", "3", "--queries", "2", "--tasks", "20"]
+        options = ["--ways", "3", "--queries", "2", "--episodes", "20"]
         assert main(["evaluate", "--data", str(tmp_path / "made"), *options]) == 0
         assert "| given embeddings |           | 100.0 ± 0.0 |" in capsys.readouterr().out
 
@@ -165,11 +177,11 @@ class TestEvaluate:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            (["--ways", "4"], ": 4-way tasks need at least 4 classes, and 3 can be drawn from"),
+            (["--ways", "4"], ": 4-way episodes need at least 4 classes, and 3 can be drawn from"),
             (["--shots", "0"], ": shots is 0; expected at least 1"),
             (["--classes", "one,four"], "has no class four; it has: one, three, two"),
             (["--data", "./nowhere"], "nowhere; nor is it one of the registry: esc50, "),
-            (["--group-disjoint"], "has no groups, which group-disjoint tasks need"),
+            (["--group-disjoint"], "has no groups, which group-disjoint episodes need"),
             (["--model", "./nowhere"], "no model in ./nowhere: there is no ./nowhere/config.json"),
             (["--device", "gpu0"], "cannot use the device 'gpu0'"),
             (["--batch-size", "0"], "batch_size is 0"),

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+from scipy.stats import rankdata
+
 from mtslvr_hf.evaluation import DataResult, EvaluationReport, Row
 from mtslvr_hf.evaluation.report.protocol import data_protocol, protocol
 
@@ -51,7 +53,7 @@ class Entry:
     def cell(self, data: str) -> str:
         """ "50.2 ± 0.2" of one seed, with "(49.1 to 51.0)" of several."""
         values = [100 * row.accuracy for row in self.rows[data]]
-        # Seeds are scored on the same tasks, so that the mean's interval is no wider than theirs on average.
+        # Seeds are scored on the same episodes, so that the mean's interval is no wider than theirs on average.
         shown = f"{mean(values):.1f} ± {100 * mean(row.interval for row in self.rows[data]):.1f}"
         return shown if len(values) == 1 else f"{shown} ({min(values):.1f} to {max(values):.1f})"
 
@@ -87,7 +89,7 @@ def to_markdown(report: EvaluationReport) -> str:
         table(entries(report, main=True), report.results, ranked=True),
         "### Each head alone",
         table(entries(report, main=False), report.results, ranked=False),
-        "### Differences on the same tasks",
+        "### Differences on the same episodes",
         differences(report.results),
         "### Share of the classifiers' weights on the contrastive head",
         shares(report.results),
@@ -132,12 +134,9 @@ def table(rows: Sequence[Entry], results: Sequence[DataResult], ranked: bool) ->
 
 
 def average_ranks(rows: Sequence[Entry], data: Iterable[str]) -> dict[str, float]:
-    """Mean over the data sets of each row's rank, 1 being the best; no two rows are ever equal to the last bit."""
-    places: dict[str, list[int]] = {row.name: [] for row in rows}
-    for name in data:
-        for place, row in enumerate(sorted(rows, key=lambda row: -row.accuracy(name)), 1):
-            places[row.name].append(place)
-    return {name: mean(found) for name, found in places.items()}
+    """Mean over the data sets of each row's rank, 1 being the best."""
+    ranks = rankdata([[-row.accuracy(name) for row in rows] for name in data], axis=1).mean(0)
+    return dict(zip((row.name for row in rows), ranks.tolist()))
 
 
 def differences(results: Sequence[DataResult]) -> str:

@@ -26,7 +26,7 @@ import yaml
 from ordering_table import to_markdown
 from tqdm.auto import tqdm
 
-from mtslvr_hf.evaluation import FewShotTask, evaluate
+from mtslvr_hf.evaluation import FewShotProtocol, evaluate
 
 TRAINING = Path(__file__).parent
 SHARED = TRAINING / "configs" / "ordering" / "base.yaml"
@@ -84,7 +84,9 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         "--data-root", type=Path, help="folder of the labelled sets; without it, runs are only trained"
     )
     parser.add_argument("--data", type=names_of_data, default=("labelled",), help="sets of it (default: all six)")
-    parser.add_argument("--tasks", type=int, default=10_000, help="few-shot tasks on each set (default: %(default)s)")
+    parser.add_argument(
+        "--episodes", type=int, default=10_000, help="few-shot episodes on each set (default: %(default)s)"
+    )
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time, which share the cores (default: 2)")
     return parser.parse_known_args(argv)
 
@@ -132,12 +134,12 @@ def train(run: Run, options: argparse.Namespace, fields: Sequence[str]) -> int:
 
 
 def compare(runs: Sequence[Run], options: argparse.Namespace) -> None:
-    """Few-shot tasks by logistic regression on the labelled sets, and the tables."""
+    """Few-shot episodes by logistic regression on the labelled sets, and the tables."""
     in_order = sorted(runs, key=lambda run: (ROWS.index(run.row), run.seed))
     report = evaluate(
         [options.output / run.name for run in in_order],
         options.data,
-        FewShotTask(tasks=options.tasks),
+        FewShotProtocol(episodes=options.episodes),
         classifier="logistic",
         cache=options.output / "embeddings",
         root=options.data_root,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from sklearn.metrics import f1_score
 from torch.nn import functional as F
 from transformers import EvalPrediction
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -25,10 +26,10 @@ def single_label_metrics(prediction: EvalPrediction) -> dict[str, float]:
         prediction: Logits (N, C) and labels (N,).
     """
     predicted, labels = prediction.predictions.argmax(-1), prediction.label_ids
-    classes = np.union1d(predicted, labels)
-    hits = np.array([((predicted == label) & (labels == label)).sum() for label in classes])
-    either = np.array([(predicted == label).sum() + (labels == label).sum() for label in classes])
-    return {"accuracy": float((predicted == labels).mean()), "macro_f1": float((2 * hits / either).mean())}
+    return {
+        "accuracy": float((predicted == labels).mean()),
+        "macro_f1": float(f1_score(labels, predicted, average="macro")),
+    }
 
 
 def multi_label_metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -61,7 +61,7 @@ class EvaluationData:
         labels: (N, C) bool, which classes each clip is of.
         multi_label: whether a clip may be of several classes or none; otherwise it is of exactly one.
         groups: the group (speaker, recording session) of each clip, or None.
-        group_disjoint: whether its few-shot tasks keep groups apart unless the user says otherwise.
+        group_disjoint: whether its few-shot episodes keep groups apart unless the user says otherwise.
     """
 
     name: str
@@ -86,7 +86,7 @@ class EvaluationData:
         """
         if self.multi_label:
             raise ValueError(
-                f"{self.name}: clips have several classes or none, which few-shot tasks cannot be drawn from; "
+                f"{self.name}: clips have several classes or none, which few-shot episodes cannot be drawn from; "
                 "measure a probe, or name a label column with one class a clip"
             )
         return [self.classes[column] for column in self.labels.argmax(1)]

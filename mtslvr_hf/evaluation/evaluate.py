@@ -1,6 +1,6 @@
-"""Models side by side on several data sets: few-shot accuracy, ranks, differences task by task, invariance.
+"""Models side by side on several data sets: few-shot accuracy, ranks, differences episode by episode, invariance.
 
-Shapes: N clips, D embedding size, E tasks, S samples.
+Shapes: N clips, D embedding size, E episodes, S samples.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -28,7 +30,7 @@ from .invariance import FEWEST_CLIPS, InvarianceReport, measure_invariance
 from .probes import KINDS, probe
 from .projection import Projection, project
 from .registry import expand
-from .report.results import DataResult, Difference, EvaluationReport, FewShotTask, Row
+from .report.results import DataResult, Difference, EvaluationReport, FewShotProtocol, Row
 
 INVARIANCE_SECONDS = 2.0  # of each clip that is augmented
 GIVEN = "given embeddings"  # the only row of a data set that brings embeddings in place of audio
@@ -42,12 +44,12 @@ _NOT_ARCHITECTURE = {
 
 @dataclass
 class _Evaluated:
-    """A data set with its tasks, and what has been found on it so far.
+    """A data set with its episodes, and what has been found on it so far.
 
     Attributes:
-        data: the clips of classes that tasks are drawn from; others would enter the standardisation.
-        episodes: the tasks; None where clips have several classes.
-        accuracies: of each task, (E,), by each model's main embedding.
+        data: the clips of classes that episodes are drawn from; others would enter the standardisation.
+        episodes: the episodes; None where clips have several classes.
+        accuracies: of each episode, (E,), by each model's main embedding.
     """
 
     data: EvaluationData
@@ -86,7 +88,7 @@ class _Evaluated:
 def evaluate(
     models: Sequence[str | Path | Embedder],
     data: Sequence[str | Path | EvaluationData],
-    task: FewShotTask | None = None,
+    protocol: FewShotProtocol | None = None,
     *,
     classifier: str = "centroid",
     classes: Sequence[str] | None = None,
@@ -98,16 +100,16 @@ def evaluate(
     show_progress: bool = True,
     **columns: Any,
 ) -> EvaluationReport:
-    """Compares models on data sets by few-shot tasks; every model does the same tasks.
+    """Compares models on data sets by few-shot episodes; every model does the same episodes.
 
     Log-mel statistics and an untrained network of each MT-SLVR model's architecture (the default one beside other
-    models alone), with the weights that seed `task.seed` gives, are always among the rows.
+    models alone), with the weights that seed `protocol.seed` gives, are always among the rows.
     Clips that cannot be decoded, or are silent, are left out and listed.
 
     Args:
         models: folders or Hub names of MT-SLVR models or of other audio models of transformers, see `load_embedder`.
         data: names of the registry or of a suite of it, folders or Hub names, see `open_data`.
-        task: how tasks are drawn.
+        protocol: how episodes are drawn.
         classifier: "centroid" or "logistic", see `score_episodes`.
         classes: the classes to use of every data set; all if None.
         probes: "linear", "knn" or both: measured on a part of each data set as well, see `probe`.
@@ -120,24 +122,24 @@ def evaluate(
 
     Raises:
         FileNotFoundError: when a data set does not exist.
-        ValueError: when a word is unknown, the data do not allow such tasks, or no clip is audio.
+        ValueError: when a word is unknown, the data do not allow such episodes, or no clip is audio.
         OSError: when a model cannot be found or loaded, or no data set of a suite can be reached.
     """
-    task = task or FewShotTask()
+    protocol = protocol or FewShotProtocol()
     _check(models, classifier, probes, invariance_clips)
     opened, missing = _open_all(data, classes, columns)
     readable = [without_bad_clips(each, show_progress) for each in opened]
-    evaluated = [_with_tasks(each, bad, task, bool(probes)) for each, bad in readable]
+    evaluated = [_with_episodes(each, bad, protocol, bool(probes)) for each, bad in readable]
     waveforms, heard = _waveforms([each for each, _ in readable], invariance_clips)
-    add = partial(_add, classifier=classifier, probes=probes, seed=task.seed)
+    add = partial(_add, classifier=classifier, probes=probes, seed=protocol.seed)
     for each in evaluated:
         if each.data.audio is None:
             add(each, GIVEN, {"": each.data.embeddings})
     to_embed = [each for each in evaluated if each.data.audio is not None]
-    to_load = _models(models, task.seed, device, batch_size) if to_embed else []
+    to_load = _models(models, protocol.seed, device, batch_size) if to_embed else []
     invariance = _run(to_load, to_embed, add, waveforms, cache, show_progress)
     return EvaluationReport(
-        task=task,
+        protocol=protocol,
         classifier=classifier,
         results=[each.result() for each in evaluated],
         average_ranks=average_ranks([each.accuracies for each in to_embed if each.accuracies]),
@@ -223,15 +225,15 @@ def _open_all(
     return [each if classes is None else each.with_classes(classes) for each in opened], missing
 
 
-def _with_tasks(data: EvaluationData, bad_clips: list[str], task: FewShotTask, probed: bool) -> _Evaluated:
-    """The data set's tasks, and its clips without those of classes that no task is drawn from.
+def _with_episodes(data: EvaluationData, bad_clips: list[str], protocol: FewShotProtocol, probed: bool) -> _Evaluated:
+    """The data set's episodes, and its clips without those of classes that no episode is drawn from.
 
-    Clips of several classes have no tasks: they are for probes, if those are asked for.
+    Clips of several classes have no episodes: they are for probes, if those are asked for.
     """
-    group_disjoint = data.group_disjoint if task.group_disjoint is None else task.group_disjoint
+    group_disjoint = data.group_disjoint if protocol.group_disjoint is None else protocol.group_disjoint
     if group_disjoint and data.groups is None:
         raise ValueError(
-            f"{data.name} has no groups, which group-disjoint tasks need: a column group in the folder's "
+            f"{data.name} has no groups, which group-disjoint episodes need: a column group in the folder's "
             "manifest.csv, or a data set's column that is named as the group column"
         )
     if data.multi_label and probed:
@@ -239,7 +241,9 @@ def _with_tasks(data: EvaluationData, bad_clips: list[str], task: FewShotTask, p
     labels = data.label_names()
     groups = data.groups if group_disjoint else None
     try:
-        episodes = sample_episodes(labels, task.ways, task.shots, task.queries, task.tasks, task.seed, groups)
+        episodes = sample_episodes(
+            labels, protocol.ways, protocol.shots, protocol.queries, protocol.episodes, protocol.seed, groups
+        )
     except ValueError as error:
         raise ValueError(f"{data.name}: {error}") from error
     kept = [index for index, label in enumerate(labels) if label not in episodes.left_out]
@@ -337,10 +341,10 @@ def _look_closer(each: _Evaluated, model: str, found: Mapping[str, Tensor]) -> N
 
 
 def paired_differences(accuracies: Mapping[str, Tensor]) -> list[Difference]:
-    """Each model's accuracy less that of each one before it, over the same tasks.
+    """Each model's accuracy less that of each one before it, over the same episodes.
 
     Args:
-        accuracies: each model's accuracy of every task, (E,), in the same order of tasks.
+        accuracies: each model's accuracy of every episode, (E,), in the same order of episodes.
     """
     names = list(accuracies)
     return [
@@ -354,15 +358,14 @@ def average_ranks(accuracies: Sequence[Mapping[str, Tensor]]) -> dict[str, float
     """Mean over data sets of each model's rank by mean accuracy, ascending; ties share the mean of their ranks.
 
     Args:
-        accuracies: for each data set, each model's accuracies of its tasks, (E,). All have the same models.
+        accuracies: for each data set, each model's accuracies of its episodes, (E,). All have the same models.
     """
     if not accuracies:
         return {}
     names = list(accuracies[0])
-    means = torch.tensor([[float(found[name].double().mean()) for name in names] for found in accuracies])
-    others, own = means[:, None, :], means[:, :, None]  # (data sets, 1, models), (data sets, models, 1)
-    ranks = (others > own).sum(-1) + ((others == own).sum(-1) + 1) / 2  # (data sets, models)
-    return dict(sorted(zip(names, ranks.mean(0).tolist()), key=lambda pair: pair[1]))
+    means = np.array([[float(found[name].double().mean()) for name in names] for found in accuracies], np.float32)
+    ranks = rankdata(-means, axis=1).mean(0)  # (models,)
+    return dict(sorted(zip(names, ranks.tolist()), key=lambda pair: pair[1]))
 
 
 __all__ = ["average_ranks", "evaluate", "paired_differences"]

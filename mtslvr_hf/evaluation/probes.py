@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 from torch.nn.functional import normalize as unit_length
 
@@ -23,7 +24,6 @@ TEST_SHARE = 0.3
 VALIDATION_SHARE = 0.2  # of the clips to fit to, for the choice of C or k
 RESAMPLES = 500
 _BLOCK_NUMBERS = 2**23  # in the largest array of similarities or votes: 64 MB in float64
-_Z = 1.959964  # the normal distribution's 97.5 % quantile
 
 
 @dataclass(frozen=True)
@@ -351,7 +351,8 @@ def _interval(scores: Tensor, test: _Part, multi_label: bool, seed: int) -> tupl
     """The metric's 95 % interval, and what it is."""
     if not multi_label and test.groups is None:
         hits = _hits(scores, test.labels)
-        return _wilson(float(hits.mean()), len(hits)), "95 % interval: Wilson's over test clips"
+        low, high = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
+        return (float(low), float(high)), "95 % interval: Wilson's over test clips"
     weights = _resampled(test, seed)  # (R, M)
     if multi_label:
         ranking = Ranking(scores, test.labels)
@@ -361,13 +362,6 @@ def _interval(scores: Tensor, test: _Part, multi_label: bool, seed: int) -> tupl
     low, high = values.double().nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     what = "clips" if test.groups is None else "groups"
     return (low, high), f"95 % interval: bootstrap over test {what}, {RESAMPLES} resamples"
-
-
-def _wilson(share: float, clips: int) -> tuple[float, float]:
-    spread = _Z**2 / clips
-    centre = (share + spread / 2) / (1 + spread)
-    half = _Z * (share * (1 - share) / clips + spread / (4 * clips)) ** 0.5 / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _resampled(test: _Part, seed: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Data sets that have a name here: those of the paper that the Hub has, and labelled sets on disk."""
+"""Registry of evaluation data sets: the paper's sets that the Hub has, and labelled sets on disk; class lists."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Benchmark:
         group_column: its column of groups, or None.
         clips: how many, as counted by those who keep it.
         classes: how many; 0 if they do not say.
-        group_disjoint: whether few-shot tasks keep groups apart unless the user says otherwise.
+        group_disjoint: whether few-shot episodes keep groups apart unless the user says otherwise.
         note: how it differs from the paper's set.
     """
 
@@ -54,7 +54,7 @@ _ALL = (
         group_column="src_file",
         clips=2000,
         classes=50,
-        note="all 50 classes; the paper keeps to MetaAudio's test classes, which --class-list reads",
+        note="all 50 classes; the paper keeps to MetaAudio's test classes, see --class-list",
     ),
     Benchmark(
         "nsynth",
@@ -175,6 +175,26 @@ SUITES = {
 }
 
 
+def read_class_list(path: str | Path) -> list[str]:
+    """Class names of a text file (UTF-8, one name per line), in the file's order, each once; empty lines do not count.
+
+    Raises:
+        FileNotFoundError: when the file does not exist.
+        ValueError: when the file is no UTF-8 text or has no names. The message names the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; expected a list of classes, one name per line.")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text; expected one class name per line.") from error
+    names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not names:
+        raise ValueError(f"{path} names no class; expected one name per line.")
+    return names
+
+
 def expand(specs: Iterable[str | Path]) -> list[str | Path]:
     """The same with the members of each suite in its place, unless a file or folder has its name."""
     return [
@@ -199,4 +219,4 @@ def describe_registry() -> str:
     return "\n".join(lines)
 
 
-__all__ = ["BENCHMARKS", "SUITES", "Benchmark", "describe_registry", "expand"]
+__all__ = ["BENCHMARKS", "SUITES", "Benchmark", "describe_registry", "expand", "read_class_list"]

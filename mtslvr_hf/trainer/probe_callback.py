@@ -53,7 +53,7 @@ class ProbeCallback(TrainerCallback):
         ways: Classes in a few-shot task.
         shots: Labelled clips of each class in a few-shot task.
         queries: Clips of each class to be told apart in a few-shot task.
-        tasks: Number of few-shot tasks.
+        episodes: Number of few-shot episodes.
         seed: Chooses clips, parts and tasks, which are the same for all probes of a run.
 
     Raises:
@@ -72,7 +72,7 @@ class ProbeCallback(TrainerCallback):
         ways: int = 5,
         shots: int = 1,
         queries: int = 5,
-        tasks: int = 1000,
+        episodes: int = 1000,
         seed: int = 0,
     ):
         if kind not in PROBE_KINDS:
@@ -94,7 +94,7 @@ class ProbeCallback(TrainerCallback):
         self.max_clips = max_clips
         self.clip_seconds = clip_seconds
         self.seed = seed
-        self._task = {"ways": ways, "shots": shots, "queries": queries, "tasks": tasks}
+        self._protocol = {"ways": ways, "shots": shots, "queries": queries, "episodes": episodes}
         self._trainer: Trainer | None = None
         self._paused: Callable[[], AbstractContextManager[None]] = nullcontext
         self._clips: torch.Tensor | None = None  # (N, S) of the process that probes
@@ -222,7 +222,7 @@ class ProbeCallback(TrainerCallback):
         groups = data.groups if data.group_disjoint else None
         if self.kind == "few_shot":
             labels = data.labels.argmax(1)
-            return few_shot_accuracy(embeddings, labels, groups=groups, seed=self.seed, **self._task).accuracy
+            return few_shot_accuracy(embeddings, labels, groups=groups, seed=self.seed, **self._protocol).accuracy
         return probe(embeddings, data.labels, data.multi_label, groups, self.kind, self.seed).value
 
 

@@ -4,7 +4,7 @@ from mtslvr_hf.evaluation.few_shot.weight_shares import WeightShares
 from mtslvr_hf.evaluation.invariance import Displacement, InvarianceReport, Readability
 from mtslvr_hf.evaluation.probes import ProbeResult
 from mtslvr_hf.evaluation.projection import Projection
-from mtslvr_hf.evaluation.report.results import DataResult, Difference, EvaluationReport, FewShotTask, Row
+from mtslvr_hf.evaluation.report.results import DataResult, Difference, EvaluationReport, FewShotProtocol, Row
 
 STRENGTHS = (0.5, 1.0)
 
@@ -53,7 +53,7 @@ def evaluation(
 ) -> EvaluationReport:
     """A report of these data sets, or of one."""
     return EvaluationReport(
-        task=FewShotTask(tasks=2000, seed=7),
+        protocol=FewShotProtocol(episodes=2000, seed=7),
         classifier="logistic",
         results=list(results) or [data_result(model=model)],
         average_ranks={model: 1.0, "log-mel statistics": 2.0},

@@ -131,12 +131,12 @@ SUITE = """
 
     from huggingface_hub import HfApi
 
-    from mtslvr_hf.evaluation import BENCHMARKS, FewShotTask, evaluate
+    from mtslvr_hf.evaluation import BENCHMARKS, FewShotProtocol, evaluate
 
     HfApi().create_repo("mteb/esc50", repo_type="dataset")
     HfApi().upload_folder(folder_path=sys.argv[1], repo_id="mteb/esc50", repo_type="dataset")
     BENCHMARKS["esc50"] = dataclasses.replace(BENCHMARKS["esc50"], revision=None)  # the loopback Hub has its own
-    report = evaluate([], ["paper"], FewShotTask(ways=3, queries=2, tasks=50), show_progress=False)
+    report = evaluate([], ["paper"], FewShotProtocol(ways=3, queries=2, episodes=50), show_progress=False)
     print([(result.data, result.clips, result.source) for result in report.results])
     print(*report.missing)
     print(report.missing["nsynth"])

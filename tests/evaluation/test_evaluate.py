@@ -3,8 +3,8 @@
 import io
 import json
 import shutil
-import sys
 from dataclasses import replace
+from importlib import import_module
 from itertools import pairwise
 
 import numpy as np
@@ -17,7 +17,7 @@ from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRModel
 from mtslvr_hf.data import decode_clip, read_labelled_folder
 from mtslvr_hf.evaluation import (
     EvaluationData,
-    FewShotTask,
+    FewShotProtocol,
     LogMelStatistics,
     MTSLVREmbedder,
     average_ranks,
@@ -28,8 +28,8 @@ from mtslvr_hf.evaluation import (
     to_markdown,
 )
 
-MODULE = sys.modules["mtslvr_hf.evaluation.evaluate"]  # the function of the package hides it
-TASK = FewShotTask(ways=3, shots=1, queries=4, tasks=200, seed=2)
+MODULE = import_module("mtslvr_hf.evaluation.evaluate")  # the package's own name is the function's
+PROTOCOL = FewShotProtocol(ways=3, shots=1, queries=4, episodes=200, seed=2)
 THREE = ["anvil", "bell", "cello"]
 
 
@@ -40,7 +40,7 @@ def model(save_model):
 
 @pytest.fixture(scope="module")
 def report(sounds, model):
-    return evaluate([model], [sounds], TASK, show_progress=False)
+    return evaluate([model], [sounds], PROTOCOL, show_progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +80,13 @@ def test_rows_are_few_shot_accuracies_of_the_embeddings(rows, sounds, model):
     clips = read_labelled_folder(sounds)
     kept = [index for index, label in enumerate(clips.labels) if label != "flute"]  # it has two clips
     files, labels = [clips.files[index] for index in kept], [clips.labels[index] for index in kept]
-    options = {"ways": 3, "queries": 4, "tasks": 200, "seed": 2}
+    options = {"ways": 3, "queries": 4, "episodes": 200, "seed": 2}
     expected = few_shot_accuracy(LogMelStatistics().embed(rows_of(files))[""], labels, **options)
     assert rows[0].accuracy == pytest.approx(expected.accuracy)
     assert rows[0].interval == pytest.approx(expected.interval)
     assert rows[0].accuracy > 0.95  # bands of their own are what log-mel statistics tell apart
 
-    torch.manual_seed(TASK.seed)
+    torch.manual_seed(PROTOCOL.seed)
     waveforms = [decode_clip(row) for row in rows_of(files)]
     inputs = MTSLVRFeatureExtractor()(waveforms, sampling_rate=16_000, return_tensors="pt")
     columns = {"contrastive": slice(0, 6), "predictive": slice(6, 12), "both": slice(0, 12)}
@@ -112,7 +112,7 @@ def test_rows_are_few_shot_accuracies_of_the_embeddings(rows, sounds, model):
     ],
 )
 def test_one_row_per_embedding(sounds, save_model, changes, names):
-    report = evaluate([save_model(**changes)], [sounds], TASK, classes=THREE, show_progress=False)
+    report = evaluate([save_model(**changes)], [sounds], PROTOCOL, classes=THREE, show_progress=False)
     assert [row.embedding for row in report.results[0].rows[2:]] == names
 
 
@@ -122,18 +122,18 @@ def test_an_added_task_has_its_row(sounds, tmp_path):
     model.set_adapter(["contrastive", "predictive", "birds"])
     model.save_pretrained(tmp_path)
     MTSLVRFeatureExtractor().save_pretrained(tmp_path)
-    report = evaluate([tmp_path], [sounds], TASK, classes=THREE, show_progress=False)
+    report = evaluate([tmp_path], [sounds], PROTOCOL, classes=THREE, show_progress=False)
     rows = [(row.embedding, row.size) for row in report.results[0].rows[2:]]
     assert rows == [("contrastive", 6), ("predictive", 6), ("birds", 6), ("all", 18)]
 
 
 def test_markdown(report, rows, sounds):
     text = to_markdown(report)
-    assert "3-way 1-shot accuracy: 200 tasks of 4 queries a class, seed 2" in text
+    assert "3-way 1-shot accuracy: 200 episodes of 4 queries a class, seed 2" in text
     assert "chance is 33.3 %" in text and "standardised" in text and "nearest centroid" in text
     assert "40 clips of 5 classes" in text
     assert "Left out: flute (2 clips, 5 needed)." in text
-    assert f"Task list {report.results[0].episodes_sha256[:12]}." in text
+    assert f"Episode list {report.results[0].episodes_sha256[:12]}." in text
     row = rows[0]
     line = next(line for line in text.splitlines() if line.startswith("| log-mel statistics "))
     assert f"{100 * row.accuracy:.1f} ± {100 * row.interval:.1f}" in line
@@ -144,7 +144,14 @@ def test_markdown(report, rows, sounds):
 
 def test_dictionary_holds_everything_and_goes_through_json(report, rows, model):
     data = json.loads(json.dumps(report.to_dict()))
-    assert data["task"] == {"ways": 3, "shots": 1, "queries": 4, "tasks": 200, "seed": 2, "group_disjoint": None}
+    assert data["protocol"] == {
+        "ways": 3,
+        "shots": 1,
+        "queries": 4,
+        "episodes": 200,
+        "seed": 2,
+        "group_disjoint": None,
+    }
     result = data["results"][0]
     assert result["classes"] == ["anvil", "bell", "cello", "drum", "engine"]
     assert (data["classifier"], result["episodes_sha256"]) == ("centroid", report.results[0].episodes_sha256)
@@ -156,21 +163,21 @@ def test_dictionary_holds_everything_and_goes_through_json(report, rows, model):
 
 def test_repeats_itself_and_leaves_the_random_state_alone(report, sounds, model):
     state = torch.get_rng_state()
-    again = evaluate([str(model)], [sounds], TASK, show_progress=False)
+    again = evaluate([str(model)], [sounds], PROTOCOL, show_progress=False)
     assert torch.equal(torch.get_rng_state(), state)
     assert again == report
 
 
 def test_cached_embeddings_are_not_computed_again(report, sounds, model, tmp_path, monkeypatch):
-    first = evaluate([model], [sounds], TASK, cache=tmp_path, show_progress=False)
+    first = evaluate([model], [sounds], PROTOCOL, cache=tmp_path, show_progress=False)
     monkeypatch.setattr(MTSLVREmbedder, "embed", lambda *args, **options: pytest.fail("computed again"))
     monkeypatch.setattr(LogMelStatistics, "embed", lambda *args, **options: pytest.fail("computed again"))
-    assert evaluate([model], [sounds], TASK, cache=tmp_path, show_progress=False) == first == report
+    assert evaluate([model], [sounds], PROTOCOL, cache=tmp_path, show_progress=False) == first == report
 
 
 def test_models_of_one_architecture_share_the_untrained_row(sounds, save_model, model):
     other, wider = save_model(seed=2), save_model(base_width=8)
-    report = evaluate([model, other, wider], [sounds], TASK, classes=THREE, show_progress=False)
+    report = evaluate([model, other, wider], [sounds], PROTOCOL, classes=THREE, show_progress=False)
     rows = report.results[0].rows
     untrained = [row.model for row in rows if row.model.startswith("untrained")]
     assert untrained == ["untrained network", f"untrained network of {wider}"]
@@ -199,8 +206,8 @@ def labelled(name, labels, groups=None, audio=True):
     )
 
 
-def test_models_are_compared_on_the_same_tasks(monkeypatch):
-    """Of two embeddings that differ by a rotation, no task is told differently; of a shuffled one, chance is left."""
+def test_models_are_compared_on_the_same_episodes(monkeypatch):
+    """Of two embeddings that differ by a rotation, all episodes are told alike; of a shuffled one, chance is left."""
     monkeypatch.setattr(MODULE, "LogMelStatistics", lambda: Given("x", {"": torch.rand(60, 3)}))
     labels = [f"class {index % 6}" for index in range(60)]
     generator = torch.Generator().manual_seed(0)
@@ -208,8 +215,8 @@ def test_models_are_compared_on_the_same_tasks(monkeypatch):
     values = centres[torch.arange(60) % 6] + torch.randn(60, 16, generator=generator)
     shuffled = values[torch.randperm(60, generator=generator)]
     models = [Given("a", {"": values}), Given("b", {"": -values}), Given("c", {"": shuffled})]
-    task = FewShotTask(ways=5, shots=1, queries=2, tasks=2000)
-    report = evaluate(models, [labelled("six", labels)], task, show_progress=False)
+    protocol = FewShotProtocol(ways=5, shots=1, queries=2, episodes=2000)
+    report = evaluate(models, [labelled("six", labels)], protocol, show_progress=False)
     found = {(entry.model, entry.other): entry for entry in report.results[0].differences}
     assert found["b", "a"].difference == pytest.approx(0, abs=1e-3)
     assert found["b", "a"].interval < 1e-3
@@ -241,7 +248,7 @@ def test_average_ranks_share_ties():
 
 def test_given_embeddings_are_scored_without_a_model(model, sounds):
     given = labelled("given", [f"class {index % 4}" for index in range(24)], audio=False)
-    report = evaluate([model], [given, sounds], TASK, show_progress=False)
+    report = evaluate([model], [given, sounds], PROTOCOL, show_progress=False)
     assert [(row.model, row.accuracy) for row in report.results[0].rows] == [("given embeddings", 1.0)]
     assert list(report.average_ranks) and "given embeddings" not in report.average_ranks
 
@@ -252,18 +259,18 @@ def test_group_disjoint_is_what_the_data_set_asks_for_unless_told(monkeypatch):
         "grouped", [f"{index % 4}" for index in range(48)], groups=[f"{index // 12}" for index in range(48)]
     )
     for asked, expected in ((None, True), (False, False), (True, True)):
-        task = FewShotTask(ways=3, queries=2, tasks=20, group_disjoint=asked)
-        assert evaluate([], [data], task, show_progress=False).results[0].group_disjoint is expected
+        protocol = FewShotProtocol(ways=3, queries=2, episodes=20, group_disjoint=asked)
+        assert evaluate([], [data], protocol, show_progress=False).results[0].group_disjoint is expected
 
 
 def test_group_disjoint_needs_groups(sounds, model):
-    with pytest.raises(ValueError, match="has no groups, which group-disjoint tasks need"):
-        evaluate([model], [sounds], FewShotTask(group_disjoint=True), show_progress=False)
+    with pytest.raises(ValueError, match="has no groups, which group-disjoint episodes need"):
+        evaluate([model], [sounds], FewShotProtocol(group_disjoint=True), show_progress=False)
 
 
 def test_probes_and_invariance(sounds, model):
     report = evaluate(
-        [model], [sounds], TASK, classes=THREE, probes=["linear", "knn"], invariance_clips=12, show_progress=False
+        [model], [sounds], PROTOCOL, classes=THREE, probes=["linear", "knn"], invariance_clips=12, show_progress=False
     )
     for row in report.results[0].rows:
         assert [probe.name for probe in row.probes] == ["linear", "knn"]
@@ -279,14 +286,14 @@ def test_clips_of_several_classes_are_for_probes():
     telling = torch.from_numpy(several).float() + 0.1 * torch.randn(48, 3, generator=generator)
     models = [Given("telling", {"": telling}), Given("noise", {"": torch.rand(48, 3, generator=generator)})]
     with pytest.raises(ValueError, match="measure a probe"):
-        evaluate(models, [data], TASK, show_progress=False)
-    report = evaluate(models, [data], TASK, probes=["linear"], show_progress=False)
+        evaluate(models, [data], PROTOCOL, show_progress=False)
+    report = evaluate(models, [data], PROTOCOL, probes=["linear"], show_progress=False)
     found = {row.model: row for row in report.results[0].rows}
     assert found["telling"].accuracy is None
     assert (found["telling"].probes[0].metric, found["telling"].probes[0].value) == ("mAP", pytest.approx(1, abs=0.02))
     assert found["noise"].probes[0].value < 0.95
     assert report.average_ranks == {}
-    assert "which few-shot tasks cannot be drawn from" in to_markdown(report)
+    assert "which few-shot episodes cannot be drawn from" in to_markdown(report)
     assert "mAP" in to_html(report)
     json.dumps(report.to_dict(), allow_nan=False)
 
@@ -302,15 +309,15 @@ def test_clips_of_several_classes_are_for_probes():
 )
 def test_mistakes(sounds, model, options, message):
     with pytest.raises(ValueError, match=message):
-        evaluate([model], [sounds], TASK, show_progress=False, **options)
+        evaluate([model], [sounds], PROTOCOL, show_progress=False, **options)
 
 
 def test_bad_clips_are_left_out_and_listed(sounds, model, tmp_path):
     shutil.copytree(sounds, tmp_path / "set")
-    whole = evaluate([model], [tmp_path / "set"], TASK, show_progress=False).results[0]
+    whole = evaluate([model], [tmp_path / "set"], PROTOCOL, show_progress=False).results[0]
     (tmp_path / "set/anvil/broken.wav").write_text("no audio")
     soundfile.write(tmp_path / "set/anvil/silent.wav", np.zeros(4000), 16_000)
-    report = evaluate([model], [tmp_path / "set"], TASK, show_progress=False)
+    report = evaluate([model], [tmp_path / "set"], PROTOCOL, show_progress=False)
     found = report.results[0]
     assert [row.accuracy for row in found.rows] == [row.accuracy for row in whole.rows]
     assert (whole.bad_clips, found.clips) == ([], whole.clips)
@@ -320,16 +327,16 @@ def test_bad_clips_are_left_out_and_listed(sounds, model, tmp_path):
 
 def test_one_name_for_each(sounds, model):
     with pytest.raises(ValueError, match="is given twice; name each model once"):
-        evaluate([model, str(model)], [sounds], TASK, show_progress=False)
+        evaluate([model, str(model)], [sounds], PROTOCOL, show_progress=False)
     with pytest.raises(ValueError, match="two data sets are called sounds"):
-        evaluate([model], [sounds, sounds], TASK, show_progress=False)
+        evaluate([model], [sounds, sounds], PROTOCOL, show_progress=False)
 
 
 def test_a_model_without_audio_input_is_refused_before_the_work(sounds, model, tmp_path, monkeypatch):
     BertConfig().save_pretrained(tmp_path)
     monkeypatch.setattr(LogMelStatistics, "embed", lambda *args, **options: pytest.fail("began"))
     with pytest.raises(ValueError, match="is a model of type bert; expected an audio model of type mtslvr, "):
-        evaluate([model, tmp_path], [sounds], TASK, show_progress=False)
+        evaluate([model, tmp_path], [sounds], PROTOCOL, show_progress=False)
 
 
 def test_another_model_has_both_baselines_beside_it(sounds, tmp_path, monkeypatch):
@@ -338,6 +345,6 @@ def test_another_model_has_both_baselines_beside_it(sounds, tmp_path, monkeypatc
     sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
     Wav2Vec2Model(Wav2Vec2Config(**sizes, num_conv_pos_embedding_groups=2)).save_pretrained(tmp_path)
     Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
-    report = evaluate([tmp_path], [sounds], TASK, classes=THREE, show_progress=False)
+    report = evaluate([tmp_path], [sounds], PROTOCOL, classes=THREE, show_progress=False)
     rows = [(row.model, row.size) for row in report.results[0].rows]
     assert rows == [("log-mel statistics", 80), ("untrained network", 6), (str(tmp_path), 8)]

@@ -1,4 +1,4 @@
-"""Few-shot tasks over embeddings that were made before."""
+"""Few-shot episodes over embeddings that were made before."""
 
 import datasets
 import numpy as np
@@ -41,7 +41,7 @@ def test_what_mtslvr_embed_wrote(sounds, save_model, tmp_path):
     clips = read_labelled_embeddings(tmp_path / "embeddings")
     assert clips.embeddings.shape == (42, 12)
     assert dict(zip(*np.unique(clips.labels, return_counts=True)))["flute"] == 2
-    result = few_shot_accuracy(clips.embeddings, clips.labels, queries=3, tasks=50)
+    result = few_shot_accuracy(clips.embeddings, clips.labels, queries=3, episodes=50)
     assert list(result.left_out) == ["flute"]
     assert result.accuracy > 0.3  # chance is 0.2
 

@@ -9,7 +9,7 @@ from mtslvr_hf.evaluation import (
     DataResult,
     Difference,
     EvaluationReport,
-    FewShotTask,
+    FewShotProtocol,
     Row,
     WeightShares,
 )
@@ -52,7 +52,7 @@ def report():
     birds = result(
         "birds", first | {"mt_parallel_simclr_0": 0.5, "mt_parallel_simclr_1": 0.5, "mt_simple_simsiam_0": 0.2}
     )
-    return EvaluationReport(FewShotTask(), "logistic", [drums, birds], {})
+    return EvaluationReport(FewShotProtocol(), "logistic", [drums, birds], {})
 
 
 def cells(report):

@@ -69,18 +69,18 @@ def test_commands_are_what_pretrain_reads(started, tmp_path, config):
 def test_evaluates_the_finished_runs(started, tmp_path, monkeypatch, capsys):
     asked = {}
 
-    def evaluate(models, data, task, **options):
-        asked.update(models=models, data=data, task=task, **options)
+    def evaluate(models, data, protocol, **options):
+        asked.update(models=models, data=data, protocol=protocol, **options)
         return SimpleNamespace(to_dict=lambda: {"some": "figures"})
 
     monkeypatch.setattr(script, "evaluate", evaluate)
     monkeypatch.setattr(script, "to_markdown", lambda report: "the tables\n")
     output = tmp_path / "runs"
-    rows = ["--rows", "mt_parallel_simclr,pred_only", "--seeds", "2", "--tasks", "50"]
+    rows = ["--rows", "mt_parallel_simclr,pred_only", "--seeds", "2", "--episodes", "50"]
     script.main(["--output", str(output), "--data-root", str(tmp_path), *rows])
     names = ["pred_only_0", "mt_parallel_simclr_0", "mt_parallel_simclr_1"]
     assert asked["models"] == [output / name for name in names]
-    assert (asked["data"], asked["task"].tasks, asked["root"]) == (("labelled",), 50, tmp_path)
+    assert (asked["data"], asked["protocol"].episodes, asked["root"]) == (("labelled",), 50, tmp_path)
     assert asked["classifier"] == "logistic"
     assert (output / "results.md").read_text() == "the tables\n"
     assert "the tables" in capsys.readouterr().out

@@ -1,6 +1,6 @@
-"""Accuracy over few-shot tasks, by classifiers that are fitted for many tasks at once.
+"""Accuracy over few-shot episodes, by classifiers that are fitted for many episodes at once.
 
-Shapes: N clips, D embedding size, E tasks (episodes), W ways, K shots, Q queries, P clips in use.
+Shapes: N clips, D embedding size, E episodes, W ways, K shots, Q queries, P clips in use.
 """
 
 import logging
@@ -16,9 +16,9 @@ from .solvers import logistic_regression, nearest_centroid
 logger = logging.getLogger(__name__)
 
 CLASSIFIERS = ("centroid", "logistic")
-# Numbers in the largest array of a block of tasks: 32 MB in float64.
+# Numbers in the largest array of a block of episodes: 32 MB in float64.
 _BLOCK_NUMBERS = 2**22
-# All pairs of clips are multiplied at once where that is no more than this many products for each clip of each task:
+# All pairs of clips are multiplied at once where that is no more than this many products for each clip of an episode:
 # to gather a clip of 1000 numbers takes as long as 50 to 115 products.
 _PAIRS_PER_CLIP = 64
 _MOST_CLIPS = 6000  # 290 MB of products
@@ -26,25 +26,25 @@ _MOST_CLIPS = 6000  # 290 MB of products
 
 @dataclass(frozen=True)
 class FewShotResult:
-    """Accuracy over few-shot tasks.
+    """Accuracy over few-shot episodes.
 
     Attributes:
-        accuracy: mean over tasks, 0 to 1.
-        interval: half width of the mean's 95 % interval, 1.96 * standard deviation over tasks / sqrt(tasks).
-        tasks: how many tasks.
-        ways: classes in a task.
+        accuracy: mean over episodes, 0 to 1.
+        interval: half width of the mean's 95 % interval, 1.96 * standard deviation over episodes / sqrt(episodes).
+        episodes: how many episodes.
+        ways: classes in an episode.
         shots: labelled clips of each class.
         queries: clips of each class to be told apart.
-        seed: the seed the tasks were drawn with.
-        group_disjoint: whether support and query of a task share no group.
+        seed: the seed the episodes were drawn with.
+        group_disjoint: whether support and query of an episode share no group.
         classifier: "centroid" or "logistic".
-        episodes_sha256: digest of the task list, see `Episodes.sha256`.
-        left_out: the classes no task could be drawn from, each with the reason.
+        episodes_sha256: digest of the episode list, see `Episodes.sha256`.
+        left_out: the classes no episode could be drawn from, each with the reason.
     """
 
     accuracy: float
     interval: float
-    tasks: int
+    episodes: int
     ways: int
     shots: int
     queries: int
@@ -64,23 +64,23 @@ def few_shot_accuracy(
     ways: int = 5,
     shots: int = 1,
     queries: int = 5,
-    tasks: int = 10_000,
+    episodes: int = 10_000,
     seed: int = 0,
     groups: Sequence[Hashable] | None = None,
     standardize: bool = True,
     classifier: str = "centroid",
     normalize: bool = True,
 ) -> FewShotResult:
-    """Accuracy of a classifier over few-shot tasks.
+    """Accuracy of a classifier over few-shot episodes.
 
     Args:
         embeddings: (N, D).
         labels: the class of each clip, (N,).
-        ways: classes in a task.
+        ways: classes in an episode.
         shots: support clips of each class.
         queries: query clips of each class.
-        tasks: how many tasks.
-        seed: same seed, same tasks, whatever the embeddings.
+        episodes: how many episodes.
+        seed: same seed, same episodes, whatever the embeddings.
         groups: the group of each clip, (N,); see `sample_episodes`.
         standardize: whether to give every dimension mean 0 and deviation 1 over the N clips first.
         classifier: see `score_episodes`.
@@ -91,19 +91,19 @@ def few_shot_accuracy(
     """
     if len(embeddings) != len(labels):
         raise ValueError(f"got {len(embeddings)} embeddings and {len(labels)} labels; expected one label per clip")
-    episodes = sample_episodes(labels, ways, shots, queries, tasks, seed, groups)
-    accuracies = score_episodes(embeddings, episodes, standardize, classifier, normalize)
+    drawn = sample_episodes(labels, ways, shots, queries, episodes, seed, groups)
+    accuracies = score_episodes(embeddings, drawn, standardize, classifier, normalize)
     return FewShotResult(
         *mean_and_interval(accuracies),
-        tasks,
+        episodes,
         ways,
         shots,
         queries,
         seed,
         groups is not None,
         classifier,
-        episodes.sha256,
-        dict(episodes.left_out),
+        drawn.sha256,
+        dict(drawn.left_out),
     )
 
 
@@ -114,13 +114,13 @@ def score_episodes(
     classifier: str = "centroid",
     normalize: bool = True,
 ) -> torch.Tensor:
-    """Each task's accuracy, (tasks,): what a paired comparison of two embeddings needs.
+    """Each episode's accuracy, (episodes,): what a paired comparison of two embeddings needs.
 
     A logistic regression that did not converge counts with what it had reached, and a warning says how many did not.
 
     Args:
         embeddings: (N, D), float; the episodes index its rows.
-        episodes: the tasks.
+        episodes: the episodes.
         standardize: whether to give every dimension mean 0 and deviation 1 over the N clips first. It uses no label,
             but it does use the query clips: a protocol, to be stated and to be the same for all that are compared.
         classifier: "centroid" (`nearest_centroid`) or "logistic" (`logistic_regression`).
@@ -163,10 +163,10 @@ def _checked(embeddings: torch.Tensor) -> torch.Tensor:
 
 
 def _inner_products(embeddings: torch.Tensor, episodes: Episodes) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Blocks of tasks: products of the support clips (E, W * K, W * K), and of queries with them (E, W * Q, W * K)."""
+    """Blocks of episodes: products of support clips (E, W * K, W * K), and of queries with them (E, W * Q, W * K)."""
     support, query = episodes.support.to(embeddings.device), episodes.query.to(embeddings.device)
     ways, shots, queries = *support.shape[1:], query.shape[2]
-    largest = max(ways * (ways * shots) ** 2, ways * queries * ways * shots)  # numbers of a task in the solvers
+    largest = max(ways * (ways * shots) ** 2, ways * queries * ways * shots)  # numbers of an episode in the solvers
     used = torch.cat([support.flatten(), query.flatten()]).unique()  # (P,)
     at_once = len(used) <= _MOST_CLIPS and len(used) ** 2 <= _PAIRS_PER_CLIP * (support.numel() + query.numel())
     if at_once:
@@ -194,7 +194,7 @@ def standardized(embeddings: torch.Tensor) -> torch.Tensor:
 
 
 def mean_and_interval(accuracies: torch.Tensor) -> tuple[float, float]:
-    """Mean of per-task accuracies (tasks,) and the half width of its 95 % interval (NaN for a single task)."""
+    """Mean of accuracies of episodes (E,), and the half width of its 95 % interval (NaN for a single episode)."""
     accuracies = accuracies.double()
     return accuracies.mean().item(), (1.96 * accuracies.std() / len(accuracies) ** 0.5).item()
 

@@ -1,6 +1,6 @@
-"""Few-shot tasks (episodes), all of them drawn at once; a seed gives the same tasks on every machine.
+"""Few-shot episodes, all of them drawn at once; a seed gives the same episodes on every machine.
 
-Shapes: E tasks, W ways, K shots, Q queries, C classes, G groups, M clips of the largest class.
+Shapes: E episodes, W ways, K shots, Q queries, C classes, G groups, M clips of the largest class.
 """
 
 import hashlib
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-# Tasks drawn at a time: it bounds memory, and is fixed because the order of the random draws depends on it.
+# Episodes drawn at a time: it bounds memory, and is fixed because the order of the random draws depends on it.
 _CHUNK = 500
 _MAX_REDRAWS = 1000
 
 
 @dataclass(frozen=True)
 class Episodes:
-    """Few-shot tasks as indices of clips.
+    """Few-shot episodes as indices of clips.
 
     Attributes:
-        support: the labelled examples, int64 (tasks, ways, shots). Row w of a task is its class w.
-        query: the clips to be told apart, int64 (tasks, ways, queries).
-        left_out: the classes no task can be drawn from, each with the reason.
+        support: the labelled examples, int64 (episodes, ways, shots). Row w of an episode is its class w.
+        query: the clips to be told apart, int64 (episodes, ways, queries).
+        left_out: the classes no episode can be drawn from, each with the reason.
     """
 
     support: torch.Tensor
@@ -32,7 +32,7 @@ class Episodes:
 
     @property
     def sha256(self) -> str:
-        """Digest of the task list, 64 hexadecimal digits: equal if and only if the same clips are compared."""
+        """Digest of the episode list, 64 hexadecimal digits: equal if and only if the same clips are compared."""
         digest = hashlib.sha256()
         for clips in (self.support, self.query):
             digest.update(repr(tuple(clips.shape)).encode())
@@ -45,33 +45,33 @@ def sample_episodes(
     ways: int = 5,
     shots: int = 1,
     queries: int = 5,
-    tasks: int = 10_000,
+    episodes: int = 10_000,
     seed: int = 0,
     groups: Sequence[Hashable] | None = None,
 ) -> Episodes:
-    """Draws few-shot tasks: `ways` classes each, of every class `shots` support clips and `queries` others.
+    """Draws few-shot episodes: `ways` classes each, of every class `shots` support clips and `queries` others.
 
-    With groups, every task first deals each group to the support or to the query side by a fair coin, then draws its
-    classes from those with enough clips on both sides: no group of a query is in its task's support set, be it of the
-    same class or another.
+    With groups, every episode first assigns each group to the support or to the query side by a fair coin, then draws
+    its classes from those with enough clips on both sides: no group of a query is in its episode's support set,
+    whether of the same class or another.
 
     Args:
         labels: the class of each clip, (N,).
-        ways: classes in a task.
+        ways: classes in an episode.
         shots: support clips of each class.
         queries: query clips of each class.
-        tasks: how many tasks.
-        seed: same seed, same tasks, whatever the embeddings, the machine and the versions of torch and numpy.
-        groups: the group (speaker, recording session) of each clip, (N,); support and query of a task share none.
+        episodes: how many episodes.
+        seed: same seed, same episodes, whatever the embeddings, the machine and the versions of torch and numpy.
+        groups: the group (speaker, recording session) of each clip, (N,); support and query of an episode share none.
 
     Returns:
-        The tasks as indices into `labels`.
+        The episodes as indices into `labels`.
 
     Raises:
         ValueError: when a count is below 1, `groups` and `labels` differ in length, fewer than `ways` classes have
-            enough clips, or the groups leave no task to be drawn.
+            enough clips, or the groups leave no episode to be drawn.
     """
-    _check_counts(ways=ways, shots=shots, queries=queries, tasks=tasks)
+    _check_counts(ways=ways, shots=shots, queries=queries, episodes=episodes)
     labels = _as_list(labels)
     groups = None if groups is None else _as_list(groups)
     if groups is not None and len(groups) != len(labels):
@@ -80,15 +80,15 @@ def sample_episodes(
     if len(members) < ways:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise ValueError(
-            f"{ways}-way tasks need at least {ways} classes, and {len(members)} can be drawn from"
+            f"{ways}-way episodes need at least {ways} classes, and {len(members)} can be drawn from"
             + (f" (left out: {reasons})" if reasons else "")
         )
     draws = np.random.PCG64(seed)
     table = _class_table(members)  # (C, M), -1 where a class has fewer clips
     group_table = None if groups is None else _group_table(groups, table)  # (C, M)
     drawn = []
-    for start in range(0, tasks, _CHUNK):
-        count = min(_CHUNK, tasks - start)
+    for start in range(0, episodes, _CHUNK):
+        count = min(_CHUNK, episodes - start)
         if group_table is None:
             drawn.append(_draw(table, ways, shots, queries, count, draws))
         else:
@@ -111,7 +111,7 @@ def _as_list(values: Sequence[Hashable]) -> list[Hashable]:
 def _usable_classes(
     labels: list[Hashable], groups: list[Hashable] | None, shots: int, queries: int
 ) -> tuple[list[list[int]], dict[str, str]]:
-    """The clips of each class that tasks can be drawn from, and why the other classes are left out."""
+    """The clips of each class that episodes can be drawn from, and why the other classes are left out."""
     clips: dict[Hashable, list[int]] = {}
     for index, label in enumerate(labels):
         clips.setdefault(label, []).append(index)
@@ -173,10 +173,10 @@ def _chosen(allowed: np.ndarray, count: int, draws: np.random.PCG64) -> np.ndarr
 
 
 def _draw(
-    table: np.ndarray, ways: int, shots: int, queries: int, tasks: int, draws: np.random.PCG64
+    table: np.ndarray, ways: int, shots: int, queries: int, episodes: int, draws: np.random.PCG64
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Support (tasks, ways, shots) and query (tasks, ways, queries) of tasks without groups."""
-    classes = _distinct(np.full(tasks, len(table)), ways, draws)  # (E, W)
+    """Support (episodes, ways, shots) and query (episodes, ways, queries) of episodes without groups."""
+    classes = _distinct(np.full(episodes, len(table)), ways, draws)  # (E, W)
     clips = table[classes[..., None], _distinct((table >= 0).sum(-1)[classes], shots + queries, draws)]  # (E, W, K+Q)
     return clips[..., :shots], clips[..., shots:]
 
@@ -187,15 +187,15 @@ def _draw_group_disjoint(
     ways: int,
     shots: int,
     queries: int,
-    tasks: int,
+    episodes: int,
     draws: np.random.PCG64,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `_draw`, but support and query of a task share no group; deals that leave too few classes are redrawn."""
+    """As `_draw`, but support and query of an episode share no group; deals that leave too few classes are redrawn."""
     present = table >= 0  # (C, M)
     group_count = int(group_table.max()) + 1
-    found_support, found_query, missing = [], [], tasks
+    found_support, found_query, missing = [], [], episodes
     for _ in range(_MAX_REDRAWS):
-        coins = draws.random_raw(tasks * group_count).reshape(tasks, group_count)
+        coins = draws.random_raw(episodes * group_count).reshape(episodes, group_count)
         on_support_side = (coins >> np.uint64(63)).astype(bool)[:, group_table]  # (E, C, M)
         on_support_side, on_query_side = on_support_side & present, ~on_support_side & present
         enough = (on_support_side.sum(-1) >= shots) & (on_query_side.sum(-1) >= queries)  # (E, C)
@@ -211,7 +211,7 @@ def _draw_group_disjoint(
             return np.concatenate(found_support), np.concatenate(found_query)
     raise ValueError(
         f"{_MAX_REDRAWS} attempts to deal the groups to support and query left fewer than {ways} classes with "
-        f"{shots} and {queries} clips: the classes share too few groups for group-disjoint {ways}-way tasks"
+        f"{shots} and {queries} clips: the classes share too few groups for group-disjoint {ways}-way episodes"
     )
 
 

@@ -1,6 +1,6 @@
-"""Classifiers of few-shot tasks, fitted for all tasks at once from the inner products of their clips.
+"""Classifiers of few-shot episodes, fitted for all episodes at once from the inner products of their clips.
 
-Shapes: E tasks, W ways, S support clips of a task (class by class, the same number of each), Q queries of a task.
+Shapes: E episodes, W ways, S support clips of an episode (class by class, the same number of each), Q queries of one.
 """
 
 import torch
@@ -18,7 +18,7 @@ def nearest_centroid(support_gram: torch.Tensor, query_gram: torch.Tensor, ways:
     Args:
         support_gram: inner products of the support clips, (E, S, S).
         query_gram: inner products of queries and support clips, (E, Q, S).
-        ways: classes of a task.
+        ways: classes of an episode.
         cosine: whether the score is the inner product with the centroid scaled to length 1, which for queries of
             length 1 is their cosine. Otherwise it orders classes as the Euclidean distance does.
 
@@ -46,10 +46,10 @@ def logistic_regression(
     Args:
         support_gram: inner products of the support clips, float64 (E, S, S).
         query_gram: inner products of queries and support clips, float64 (E, Q, S).
-        ways: classes of a task.
+        ways: classes of an episode.
 
     Returns:
-        The queries' log-probabilities, (E, Q, W), and which tasks converged, (E,), see `logistic_regression_duals`.
+        The queries' log-probabilities, (E, Q, W), and which episodes converged, (E,), see `logistic_regression_duals`.
     """
     dual, intercept, converged = logistic_regression_duals(support_gram, ways)
     scores = query_gram @ dual.transpose(1, 2) + intercept[:, None]  # (E, Q, W)
@@ -67,25 +67,25 @@ def logistic_regression_duals(
 
     with intercepts that nothing penalises. At the optimum w_k = sum over support clips i of a_ki x_i with
     a_ki = y_ki - p_ki, so that inner products are all it takes: W x S unknowns, whatever the embeddings' size.
-    Newton's method in float64, every step halved for the tasks whose objective it would raise.
+    Newton's method in float64, every step halved for the episodes whose objective it would raise.
 
     Args:
         support_gram: inner products of the support clips, float64 (E, S, S).
-        ways: classes of a task.
+        ways: classes of an episode.
 
     Returns:
-        The coefficients a, (E, W, S); the intercepts b, (E, W); and which tasks converged: a and y - p differ by 1e-9
-        at most, (E,).
+        The coefficients a, (E, W, S); the intercepts b, (E, W); and which episodes converged: a and y - p differ by
+        1e-9 at most, (E,).
 
     Source:
         Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, section 3.5: the Newton step for a
         softmax over W functions by W Cholesky factors of S x S. The intercepts' bordering is added.
     """
-    tasks, support = support_gram.shape[:2]
+    episodes, support = support_gram.shape[:2]
     targets = one_hot(torch.arange(ways, device=support_gram.device).repeat_interleave(support // ways)).T  # (W, S)
-    targets = targets.to(support_gram).expand(tasks, -1, -1)
+    targets = targets.to(support_gram).expand(episodes, -1, -1)
     dual = torch.zeros_like(targets)  # (E, W, S)
-    intercept = targets.new_zeros(tasks, ways)
+    intercept = targets.new_zeros(episodes, ways)
     value = _objective(dual, intercept, support_gram, targets)
     for _ in range(_MAX_STEPS):
         logits = dual @ support_gram + intercept[..., None]  # (E, W, S)
@@ -142,7 +142,7 @@ def _advance(
     gram: torch.Tensor,
     targets: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The quadratic model's minimum, or for a task that it would make worse a point on the way there."""
+    """The quadratic model's minimum, or for an episode that it would make worse a point on the way there."""
     share = torch.ones_like(value)
     for _ in range(_MAX_HALVINGS):
         new_dual = dual + share[:, None, None] * (point[0] - dual)

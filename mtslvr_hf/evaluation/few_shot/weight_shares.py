@@ -1,6 +1,6 @@
 """How much of few-shot classifiers' weights lies on each of a model's heads.
 
-Shapes: N clips, D embedding size, D_h size of a head, E tasks, W ways, S support clips of a task.
+Shapes: N clips, D embedding size, D_h size of a head, E episodes, W ways, S support clips of an episode.
 """
 
 import logging
@@ -17,24 +17,24 @@ from .solvers import logistic_regression_duals
 
 logger = logging.getLogger(__name__)
 
-_BLOCK_NUMBERS = 2**22  # numbers in the largest array of a block of tasks: 32 MB in float64
+_BLOCK_NUMBERS = 2**22  # numbers in the largest array of a block of episodes: 32 MB in float64
 
 
 @dataclass(frozen=True)
 class WeightShares:
-    """Which heads the classifiers of few-shot tasks use.
+    """Which heads the classifiers of few-shot episodes use.
 
     Attributes:
-        shares: of each head, the mean over tasks of its share of the sum of the weights' absolute values, 0 to 1.
+        shares: of each head, the mean over episodes of its share of the sum of the weights' absolute values, 0 to 1.
         intervals: half width of each mean's 95 % interval.
         sizes: dimensions of each head; heads whose dimensions count alike have shares in proportion to these.
-        tasks: how many tasks.
+        episodes: how many episodes.
     """
 
     shares: dict[str, float]
     intervals: dict[str, float]
     sizes: dict[str, int]
-    tasks: int
+    episodes: int
 
 
 def weight_shares(heads: Mapping[str, Tensor], episodes: Episodes) -> WeightShares:
@@ -42,19 +42,19 @@ def weight_shares(heads: Mapping[str, Tensor], episodes: Episodes) -> WeightShar
 
     The classifiers are the multinomial logistic regressions that `score_episodes` fits with its defaults: the heads'
     embeddings are concatenated, every dimension standardised over the N clips, each clip scaled to length 1. With w_kd
-    the weight of class k on dimension d, a head's share of a task is
+    the weight of class k on dimension d, a head's share of an episode is
 
         sum over k and the head's d of |w_kd| / sum over k and all d of |w_kd|
 
-    A task whose support clips are all equal has no weights, and is left out.
+    An episode whose support clips are all equal has no weights, and is left out.
 
     Args:
         heads: each head's embeddings (N, D_h), float, such as `{"contrastive": ..., "predictive": ...}`.
-        episodes: the tasks; they index the embeddings' rows.
+        episodes: the episodes; they index the embeddings' rows.
 
     Raises:
         ValueError: when there are fewer than two heads, they are not of the same clips, one is not a finite float
-            matrix, or no task has weights.
+            matrix, or no episode has weights.
 
     Source:
         Heggan et al. (2023), section on learnt invariance: how much downstream linear classifiers rely on each head.
@@ -64,7 +64,7 @@ def weight_shares(heads: Mapping[str, Tensor], episodes: Episodes) -> WeightShar
     embeddings = unit_length(standardized(torch.cat([values.double() for values in heads.values()], 1)), dim=1)
     support = episodes.support.to(embeddings.device)
     ways, clips = support.shape[1], support.shape[1] * support.shape[2]
-    largest = max(ways * clips**2, max(ways, clips) * embeddings.shape[1])  # numbers of a task
+    largest = max(ways * clips**2, max(ways, clips) * embeddings.shape[1])  # numbers of an episode
     sums, unconverged = [], 0
     for rows in support.flatten(1).split(max(1, _BLOCK_NUMBERS // largest)):
         examples = embeddings[rows]  # (E, S, D)
@@ -92,11 +92,11 @@ def _check(heads: Mapping[str, Tensor]) -> None:
 
 
 def _mean_shares(sums: Tensor, sizes: dict[str, int]) -> WeightShares:
-    """From each task's sums of absolute weights by head, (E, heads)."""
+    """From each episode's sums of absolute weights by head, (E, heads)."""
     totals = sums.sum(1, keepdim=True)  # (E, 1)
     shares = (sums / totals)[totals[:, 0] > 0]
     if not len(shares):
-        raise ValueError("the support clips of every task have equal embeddings: their classifiers have no weights")
+        raise ValueError("the support clips of every episode have equal embeddings: their classifiers have no weights")
     found = {name: mean_and_interval(values) for name, values in zip(sizes, shares.T)}
     means, intervals = ({name: pair[which] for name, pair in found.items()} for which in (0, 1))
     return WeightShares(means, intervals, sizes, len(shares))

@@ -49,7 +49,7 @@ def to_html(report: EvaluationReport) -> str:
         protocol=protocol(report),
         accuracies=tables.accuracies(report),
         missing=report.missing,
-        results=[_data(result, report.task.ways) for result in report.results],
+        results=[_data(result, report.protocol.ways) for result in report.results],
         invariance=[_invariance(model, found) for model, found in report.invariance.items()],
         invariance_data=report.invariance_data,
     )

@@ -30,7 +30,7 @@ def _data(result: DataResult) -> Iterator[str]:
     yield "\n".join(data_protocol(result))
     for title, table in (
         ("Probes", tables.probes(result.rows)),
-        ("Differences on the same tasks", tables.differences(result)),
+        ("Differences on the same episodes", tables.differences(result)),
         ("Heads that few-shot classifiers use", tables.weight_shares(result.weight_shares)),
     ):
         if table is not None:

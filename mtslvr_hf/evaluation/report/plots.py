@@ -80,7 +80,7 @@ def accuracy_plot(result: DataResult, ways: int) -> Figure:
 
     Args:
         result: what was found on one data set.
-        ways: classes of a task, for the line at chance level.
+        ways: classes of an episode, for the line at chance level.
 
     Raises:
         ImportError: If matplotlib is not installed.

@@ -10,22 +10,22 @@ CLASSIFIER_WORDS = {
 
 def protocol(report: EvaluationReport) -> list[str]:
     """What holds for every data set, sentence by sentence."""
-    task = report.task
+    drawn = report.protocol
     sentences = [
-        f"{task.ways}-way {task.shots}-shot accuracy: {task.tasks:,} tasks of {task.queries} queries a class, seed "
-        f"{task.seed}, mean and 95 % interval over tasks; chance is {100 / task.ways:.1f} %.",
-        "All embeddings of a data set are scored on the same tasks: dimensions standardised over its clips without "
+        f"{drawn.ways}-way {drawn.shots}-shot accuracy: {drawn.episodes:,} episodes of {drawn.queries} queries a "
+        f"class, seed {drawn.seed}, mean and 95 % interval over episodes; chance is {100 / drawn.ways:.1f} %.",
+        "All embeddings of a data set are scored on the same episodes: dimensions standardised over its clips without "
         f"their labels, then {CLASSIFIER_WORDS[report.classifier]}.",
     ]
     if any(row.model.startswith("untrained network") for result in report.results for row in result.rows):
         sentences.append(
-            f"An untrained network has the weights of seed {task.seed}; another seed's may differ by more than the "
+            f"An untrained network has the weights of seed {drawn.seed}; another seed's may differ by more than the "
             "interval."
         )
     if report.average_ranks:
         sentences.append(
             "Average ranks are those of the models' main embeddings, 1 being the best; ties share the mean of their "
-            "ranks. A difference is that of two main embeddings' accuracies, task by task."
+            "ranks. A difference is that of two main embeddings' accuracies, episode by episode."
         )
     return sentences
 
@@ -34,11 +34,11 @@ def data_protocol(result: DataResult) -> list[str]:
     """What holds for one data set, sentence by sentence."""
     sentences = [f"{result.clips:,} clips of {len(result.classes)} classes from {result.source}."]
     if result.episodes_sha256:
-        sentences[0] += f" Task list {result.episodes_sha256[:12]}."
+        sentences[0] += f" Episode list {result.episodes_sha256[:12]}."
     else:
-        sentences.append("Clips have several classes, or none, which few-shot tasks cannot be drawn from.")
+        sentences.append("Clips have several classes, or none, which few-shot episodes cannot be drawn from.")
     if result.group_disjoint:
-        sentences.append("A task's queries come from other groups than its support.")
+        sentences.append("An episode's queries come from other groups than its support.")
     if result.bad_clips:
         first = "; ".join(result.bad_clips[:3]) + ("; ..." if len(result.bad_clips) > 3 else "")
         sentences.append(f"Clips left out because they cannot be used: {len(result.bad_clips)} ({first}).")

@@ -12,8 +12,8 @@ from ..projection import Projection
 
 
 @dataclass(frozen=True)
-class FewShotTask:
-    """How few-shot tasks are drawn; the words are those of `sample_episodes`.
+class FewShotProtocol:
+    """How few-shot episodes are drawn; the words are those of `sample_episodes`.
 
     Attributes:
         group_disjoint: None for what each data set asks for by itself.
@@ -22,20 +22,20 @@ class FewShotTask:
     ways: int = 5
     shots: int = 1
     queries: int = 5
-    tasks: int = 10_000
+    episodes: int = 10_000
     seed: int = 0
     group_disjoint: bool | None = None
 
 
 @dataclass(frozen=True)
 class Row:
-    """An embedding's accuracy over the tasks of one data set.
+    """An embedding's accuracy over the episodes of one data set.
 
     Attributes:
         model: name of the model or of the baseline.
         embedding: "contrastive", "predictive" or "both"; empty for what has only one.
         size: the embedding's size D.
-        accuracy: mean over tasks, 0 to 1; None where clips have several classes, so that there are no tasks.
+        accuracy: mean over episodes, 0 to 1; None where clips have several classes, so that there are no episodes.
         interval: half width of its 95 % interval, or None.
         main: whether this embedding stands for its model in ranks and differences.
         probes: what linear probe and nearest neighbours reach on a part of the data set, if they were asked for.
@@ -52,11 +52,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy of `model` less that of `other`, task by task on the same tasks.
+    """Accuracy of `model` less that of `other`, episode by episode on the same episodes.
 
     Attributes:
-        difference: mean over tasks, -1 to 1.
-        interval: half width of its 95 % interval, from the deviation of the tasks' differences.
+        difference: mean over episodes, -1 to 1.
+        interval: half width of its 95 % interval, from the deviation of the episodes' differences.
     """
 
     model: str
@@ -73,11 +73,11 @@ class DataResult:
         data: its name.
         source: where it came from.
         note: how it differs from the paper's set of that name; empty if it does not.
-        classes: the classes that tasks were drawn from.
+        classes: the classes that episodes were drawn from.
         clips: number of clips of these classes.
-        group_disjoint: whether support and query of a task share no group.
-        episodes_sha256: digest of the task list; empty where there are no tasks.
-        left_out: classes too small for the tasks, each with the reason.
+        group_disjoint: whether support and query of an episode share no group.
+        episodes_sha256: digest of the episode list; empty where there are no episodes.
+        left_out: classes too small for the episodes, each with the reason.
         bad_clips: what is wrong with each clip that could not be decoded; no model was given those.
         rows: a result per embedding, the baselines first.
         differences: of each model from each one before it, by their main embeddings.
@@ -105,7 +105,7 @@ class EvaluationReport:
     """All results of an evaluation.
 
     Attributes:
-        task: how tasks were drawn.
+        protocol: how episodes were drawn.
         classifier: "centroid" or "logistic".
         results: one for each data set.
         average_ranks: mean over the data sets of each model's rank by its main embedding, 1 being the best; ties share
@@ -115,7 +115,7 @@ class EvaluationReport:
         invariance_data: the data sets whose clips that was measured on.
     """
 
-    task: FewShotTask
+    protocol: FewShotProtocol
     classifier: str
     results: list[DataResult]
     average_ranks: dict[str, float]
@@ -128,4 +128,4 @@ class EvaluationReport:
         return asdict(self)
 
 
-__all__ = ["DataResult", "Difference", "EvaluationReport", "FewShotTask", "Row"]
+__all__ = ["DataResult", "Difference", "EvaluationReport", "FewShotProtocol", "Row"]

@@ -69,11 +69,11 @@ def differences(result: DataResult) -> Table | None:
 
 def weight_shares(found: Mapping[str, WeightShares]) -> Table | None:
     lines = [
-        Line([model, head, str(shares.sizes[head]), percent(share, shares.intervals[head]), f"{shares.tasks:,}"])
+        Line([model, head, str(shares.sizes[head]), percent(share, shares.intervals[head]), f"{shares.episodes:,}"])
         for model, shares in found.items()
         for head, share in shares.shares.items()
     ]
-    return Table(["model", "head", "size", "share of the weights, %", "tasks"], lines) if lines else None
+    return Table(["model", "head", "size", "share of the weights, %", "episodes"], lines) if lines else None
 
 
 def displacements(report: InvarianceReport) -> Table:
@@ -99,11 +99,11 @@ def readabilities(report: InvarianceReport) -> Table:
 
 
 def _accuracy(row: Row | None) -> str:
-    """Nothing where there are no tasks."""
+    """Nothing where there are no episodes."""
     return "" if row is None or row.accuracy is None else percent(row.accuracy, row.interval)
 
 
 def percent(value: float, interval: float, sign: str = "") -> str:
-    """ "31.2 ± 0.4": without the interval where there is none, as for a single task."""
+    """ "31.2 ± 0.4": without the interval where there is none, as for a single episode."""
     shown = f"{100 * value:{sign}.1f}"
     return shown if math.isnan(interval) else f"{shown} ± {100 * interval:.1f}"

@@ -1,4 +1,4 @@
-"""Accuracies over few-shot tasks, against closed forms, a slow second version and scikit-learn."""
+"""Accuracies over few-shot episodes, against closed forms, a slow second version and scikit-learn."""
 
 import logging
 
@@ -55,17 +55,17 @@ class TestAccuracy:
         embeddings = torch.eye(7)[torch.arange(70) % 7]
         if not standardize:
             embeddings *= torch.arange(1, 71)[:, None]  # length is no part of it
-        result = few_shot_accuracy(embeddings, labels, shots=shots, tasks=300, standardize=standardize)
+        result = few_shot_accuracy(embeddings, labels, shots=shots, episodes=300, standardize=standardize)
         assert (result.accuracy, result.interval) == (1.0, 0.0)
         assert str(result) == "100.0 ± 0.0 %"
 
     def test_unrelated_embeddings_are_at_chance(self):
         embeddings = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
-        result = few_shot_accuracy(embeddings, labels_of(classes=5, clips=200), tasks=5000)
+        result = few_shot_accuracy(embeddings, labels_of(classes=5, clips=200), episodes=5000)
         assert result.accuracy == pytest.approx(0.2, abs=0.01)
 
     def test_equal_embeddings_are_at_chance_exactly(self):
-        result = few_shot_accuracy(torch.full((60, 4), 0.3), labels_of(classes=6, clips=10), ways=5, tasks=50)
+        result = few_shot_accuracy(torch.full((60, 4), 0.3), labels_of(classes=6, clips=10), ways=5, episodes=50)
         assert result.accuracy == pytest.approx(0.2)
 
     @pytest.mark.parametrize("typical", [30, 20])
@@ -81,41 +81,41 @@ class TestAccuracy:
         embeddings = torch.cat([points[[0]].repeat(typical, 1), points[[1]].repeat(clips - typical, 1)])
         embeddings = torch.cat([embeddings, embeddings.flip(1)])
         labels = ["left"] * clips + ["right"] * clips
-        result = few_shot_accuracy(embeddings, labels, ways=2, queries=1, tasks=20_000)
+        result = few_shot_accuracy(embeddings, labels, ways=2, queries=1, episodes=20_000)
         assert result.accuracy == pytest.approx(expected, abs=2 * result.interval)
 
     @pytest.mark.parametrize(("ways", "shots", "queries"), [(5, 1, 5), (3, 4, 2), (2, 2, 1)])
-    def test_agrees_with_the_slow_version_on_every_task(self, ways, shots, queries):
+    def test_agrees_with_the_slow_version_on_every_episode(self, ways, shots, queries):
         labels = labels_of(classes=6, clips=12)
         embeddings = gaussian_clusters(labels)
-        episodes = sample_episodes(labels, ways, shots, queries, tasks=60)
+        episodes = sample_episodes(labels, ways, shots, queries, episodes=60)
         accuracies = score_episodes(embeddings, episodes, standardize=False)
         assert accuracies.tolist() == pytest.approx(slow_accuracies(embeddings, episodes))
         assert 1 / ways < accuracies.mean() < 1
 
-    def test_result_is_mean_and_interval_over_tasks(self):
+    def test_result_is_mean_and_interval_over_episodes(self):
         labels = labels_of(classes=6, clips=12)
         embeddings = gaussian_clusters(labels)
-        result = few_shot_accuracy(embeddings, labels, ways=4, shots=2, queries=3, tasks=700, seed=5)
+        result = few_shot_accuracy(embeddings, labels, ways=4, shots=2, queries=3, episodes=700, seed=5)
         accuracies = score_episodes(embeddings, sample_episodes(labels, 4, 2, 3, 700, seed=5))
         assert accuracies.shape == (700,)
         assert result.accuracy == pytest.approx(accuracies.mean().item())
         assert result.interval == pytest.approx(1.96 * accuracies.std().item() / 700**0.5)
-        assert (result.ways, result.shots, result.queries, result.tasks, result.seed) == (4, 2, 3, 700, 5)
+        assert (result.ways, result.shots, result.queries, result.episodes, result.seed) == (4, 2, 3, 700, 5)
         assert not result.group_disjoint
 
     def test_interval_holds_95_percent(self):
         labels = labels_of(classes=8, clips=30)
         embeddings = gaussian_clusters(labels)
-        truth = few_shot_accuracy(embeddings, labels, tasks=20_000, seed=1000).accuracy
-        results = [few_shot_accuracy(embeddings, labels, tasks=100, seed=seed) for seed in range(200)]
+        truth = few_shot_accuracy(embeddings, labels, episodes=20_000, seed=1000).accuracy
+        results = [few_shot_accuracy(embeddings, labels, episodes=100, seed=seed) for seed in range(200)]
         held = sum(abs(result.accuracy - truth) <= result.interval for result in results)
         assert 180 <= held <= 198  # binomial(200, 0.95): 190 +- 3
 
     def test_order_of_dimensions_and_scale_do_not_matter(self):
         labels = labels_of(classes=6, clips=12)
         embeddings = gaussian_clusters(labels)
-        episodes = sample_episodes(labels, tasks=200)
+        episodes = sample_episodes(labels, episodes=200)
         expected = score_episodes(embeddings, episodes)
         assert torch.equal(score_episodes(embeddings.flip(1) * 4, episodes), expected)
 
@@ -124,11 +124,11 @@ class TestAccuracy:
         embeddings = gaussian_clusters(labels)
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
         place = order.argsort()
-        episodes = sample_episodes(labels, tasks=200)
+        episodes = sample_episodes(labels, episodes=200)
         moved = Episodes(place[episodes.support], place[episodes.query], {})
         assert torch.equal(score_episodes(embeddings[order], moved), score_episodes(embeddings, episodes))
-        first = few_shot_accuracy(embeddings, labels, tasks=5000)
-        second = few_shot_accuracy(embeddings[order], [labels[index] for index in order], tasks=5000)
+        first = few_shot_accuracy(embeddings, labels, episodes=5000)
+        second = few_shot_accuracy(embeddings[order], [labels[index] for index in order], episodes=5000)
         assert first.accuracy == pytest.approx(second.accuracy, abs=2 * first.interval)
 
 
@@ -152,9 +152,9 @@ class TestClassifiers:
 
     @pytest.mark.parametrize("normalize", [True, False])
     @pytest.mark.parametrize(("ways", "shots"), [(5, 1), (3, 4)])
-    def test_logistic_decides_as_scikit_learn_task_by_task(self, ways, shots, normalize):
+    def test_logistic_decides_as_scikit_learn_episode_by_episode(self, ways, shots, normalize):
         embeddings = gaussian_clusters(self.labels, size=50, spread=3.0)
-        episodes = sample_episodes(self.labels, ways, shots, queries=5, tasks=40)
+        episodes = sample_episodes(self.labels, ways, shots, queries=5, episodes=40)
         accuracies = score_episodes(embeddings, episodes, False, "logistic", normalize)
         values = embeddings.double()
         values = (values / values.norm(dim=1, keepdim=True) if normalize else values).numpy()
@@ -173,7 +173,7 @@ class TestClassifiers:
         embeddings = torch.randn(2 * clips, 3, generator=torch.Generator().manual_seed(0))
         embeddings[clips:, 0] += distance
         result = few_shot_accuracy(
-            embeddings, labels, ways=2, shots=400, queries=100, tasks=300, standardize=False, normalize=False
+            embeddings, labels, ways=2, shots=400, queries=100, episodes=300, standardize=False, normalize=False
         )
         expected = torch.special.ndtr(torch.tensor(distance / 2)).item()  # 0.841
         assert result.accuracy == pytest.approx(expected, abs=0.01)
@@ -182,16 +182,16 @@ class TestClassifiers:
     def test_shuffled_labels_are_at_chance(self, classifier):
         labels = labels_of(classes=8, clips=200)
         embeddings = gaussian_clusters(labels, spread=0.1)
-        assert few_shot_accuracy(embeddings, labels, tasks=200, classifier=classifier).accuracy > 0.95
+        assert few_shot_accuracy(embeddings, labels, episodes=200, classifier=classifier).accuracy > 0.95
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(3)).tolist()
         labels = [labels[index] for index in order]
-        result = few_shot_accuracy(embeddings, labels, tasks=3000, classifier=classifier)
+        result = few_shot_accuracy(embeddings, labels, episodes=3000, classifier=classifier)
         assert result.accuracy == pytest.approx(0.2, abs=0.01)
 
     @pytest.mark.parametrize("classifier", fewshot.CLASSIFIERS)
     def test_order_of_classes_clips_and_dimensions_does_not_matter(self, classifier):
         embeddings = gaussian_clusters(self.labels, spread=2.0)
-        episodes = sample_episodes(self.labels, shots=2, tasks=100)
+        episodes = sample_episodes(self.labels, shots=2, episodes=100)
         expected = score_episodes(embeddings, episodes, classifier=classifier)
         turned = Episodes(episodes.support.flip(1), episodes.query.flip(1), {})
         shuffled = Episodes(episodes.support.flip(2), episodes.query.flip(2), {})
@@ -200,25 +200,25 @@ class TestClassifiers:
         assert torch.equal(score_episodes(embeddings.flip(1), episodes, classifier=classifier), expected)
 
     @pytest.mark.parametrize("classifier", fewshot.CLASSIFIERS)
-    def test_blocks_and_products_per_task_give_the_same(self, classifier, monkeypatch):
+    def test_blocks_and_products_per_episode_give_the_same(self, classifier, monkeypatch):
         embeddings = gaussian_clusters(self.labels, spread=2.0)
-        episodes = sample_episodes(self.labels, shots=2, tasks=100)
+        episodes = sample_episodes(self.labels, shots=2, episodes=100)
         expected = score_episodes(embeddings, episodes, classifier=classifier)
         monkeypatch.setattr(fewshot, "_MOST_CLIPS", 0)
         monkeypatch.setattr(fewshot, "_BLOCK_NUMBERS", 5_000)
         assert len(list(fewshot._inner_products(embeddings, episodes))) > 5
         assert torch.equal(score_episodes(embeddings, episodes, classifier=classifier), expected)
 
-    def test_result_names_the_classifier_and_the_task_list(self):
+    def test_result_names_the_classifier_and_the_episode_list(self):
         embeddings = gaussian_clusters(self.labels)
-        result = few_shot_accuracy(embeddings, self.labels, tasks=30, classifier="logistic")
+        result = few_shot_accuracy(embeddings, self.labels, episodes=30, classifier="logistic")
         assert result.classifier == "logistic"
-        assert result.episodes_sha256 == sample_episodes(self.labels, tasks=30).sha256
+        assert result.episodes_sha256 == sample_episodes(self.labels, episodes=30).sha256
 
     def test_what_did_not_converge_is_told(self, monkeypatch, caplog):
         monkeypatch.setattr(solvers, "_MAX_STEPS", 1)
         with caplog.at_level(logging.WARNING):
-            few_shot_accuracy(gaussian_clusters(self.labels), self.labels, tasks=30, classifier="logistic")
+            few_shot_accuracy(gaussian_clusters(self.labels), self.labels, episodes=30, classifier="logistic")
         assert "30 of 30 logistic regressions did not converge" in caplog.text
 
 
@@ -241,4 +241,4 @@ class TestErrors:
     )
     def test_bad_embeddings(self, embeddings, message):
         with pytest.raises(ValueError, match=message):
-            few_shot_accuracy(embeddings, labels_of(classes=3, clips=8), ways=3, tasks=5)
+            few_shot_accuracy(embeddings, labels_of(classes=3, clips=8), ways=3, episodes=5)

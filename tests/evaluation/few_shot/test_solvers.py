@@ -1,4 +1,4 @@
-"""The classifiers of all tasks at once against scikit-learn's and against formulas, task by task."""
+"""The classifiers of all episodes at once against scikit-learn's and against formulas, episode by episode."""
 
 import numpy as np
 import pytest
@@ -7,15 +7,15 @@ from sklearn.linear_model import LogisticRegression
 
 from mtslvr_hf.evaluation import logistic_regression, nearest_centroid
 
-TASKS = 6
+EPISODES = 6
 
 
 def clips_of(ways: int, shots: int, size: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Support (E, W * K, D) and queries (E, 9, D) whose classes overlap."""
     generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(TASKS, ways, 1, size, generator=generator, dtype=torch.float64)
-    noise = torch.randn(TASKS, ways, shots, size, generator=generator, dtype=torch.float64)
-    queries = torch.randn(TASKS, 9, size, generator=generator, dtype=torch.float64)
+    centres = torch.randn(EPISODES, ways, 1, size, generator=generator, dtype=torch.float64)
+    noise = torch.randn(EPISODES, ways, shots, size, generator=generator, dtype=torch.float64)
+    queries = torch.randn(EPISODES, 9, size, generator=generator, dtype=torch.float64)
     return scale * (centres + noise).flatten(1, 2), scale * queries
 
 
@@ -32,25 +32,25 @@ class TestLogisticRegression:
         support, query = clips_of(ways, shots, size, scale)
         logs, converged = logistic_regression(*grams(support, query), ways)
         assert converged.all()
-        for task in range(TASKS):
+        for episode in range(EPISODES):
             model = LogisticRegression(C=1.0, solver="newton-cholesky", tol=1e-12, max_iter=10_000)
             if ways == 2:  # given two classes, scikit-learn fits one weight vector, which is penalised twice as much
                 model.set_params(C=2.0)
-            model.fit(support[task].numpy(), np.arange(ways).repeat(shots))
-            expected = model.predict_proba(query[task].numpy())
-            assert np.abs(logs[task].exp().numpy() - expected).max() < 1e-6
+            model.fit(support[episode].numpy(), np.arange(ways).repeat(shots))
+            expected = model.predict_proba(query[episode].numpy())
+            assert np.abs(logs[episode].exp().numpy() - expected).max() < 1e-6
 
     def test_gradient_of_the_stated_objective_is_zero(self):
         """Weights and intercepts found by autograd's gradient from the primal objective, not by any solver."""
         support, _ = clips_of(4, 3, 6, 1.0)
-        identity = torch.eye(6, dtype=torch.float64).expand(TASKS, 6, 6)
-        probes = torch.cat([torch.zeros(TASKS, 1, 6, dtype=torch.float64), identity], 1)  # the origin and each axis
+        identity = torch.eye(6, dtype=torch.float64).expand(EPISODES, 6, 6)
+        probes = torch.cat([torch.zeros(EPISODES, 1, 6, dtype=torch.float64), identity], 1)  # the origin and each axis
         logs, _ = logistic_regression(*grams(support, probes), 4)
         relative = logs - logs.mean(-1, keepdim=True)  # logits, but for what all classes share
         intercepts = relative[:, 0].requires_grad_()  # (E, W)
         weights = (relative[:, 1:] - relative[:, :1]).detach().requires_grad_()  # (E, D, W)
         logits = support @ weights + intercepts[:, None]
-        target = torch.arange(4).repeat_interleave(3).expand(TASKS, -1)
+        target = torch.arange(4).repeat_interleave(3).expand(EPISODES, -1)
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum")
         (loss + weights.square().sum() / 2).backward()
         assert weights.grad.abs().max() < 1e-7
@@ -60,7 +60,7 @@ class TestLogisticRegression:
         support, query = clips_of(5, 3, 10, scale)
         logs, converged = logistic_regression(*grams(support, query), 5)
         assert converged.all()
-        assert torch.allclose(logs.exp().sum(-1), torch.ones(TASKS, 9, dtype=torch.float64))
+        assert torch.allclose(logs.exp().sum(-1), torch.ones(EPISODES, 9, dtype=torch.float64))
 
     def test_equal_clips_give_equal_probabilities(self):
         logs, converged = logistic_regression(torch.zeros(1, 6, 6).double(), torch.zeros(1, 2, 6).double(), 3)

@@ -36,7 +36,7 @@ def test_shares_are_those_of_scikit_learn_s_weights(shots):
     assert found.shares["contrastive"] == pytest.approx(np.mean(expected), abs=1e-6)
     assert found.intervals["contrastive"] == pytest.approx(1.96 * np.std(expected, ddof=1) / 8**0.5, abs=1e-6)
     assert sum(found.shares.values()) == pytest.approx(1)
-    assert found.sizes == {"contrastive": 12, "predictive": 5} and found.tasks == 8
+    assert found.sizes == {"contrastive": 12, "predictive": 5} and found.episodes == 8
 
 
 def test_the_same_head_twice_shares_alike():
@@ -54,7 +54,7 @@ def test_a_collapsed_head_has_no_share_and_an_informative_one_the_larger():
     assert found.shares["useful"] - found.intervals["useful"] > 0.6
 
 
-def test_the_number_of_tasks_at_once_changes_nothing(monkeypatch):
+def test_the_number_of_episodes_at_once_changes_nothing(monkeypatch):
     heads = {"contrastive": head(6, 1.0, 6), "predictive": head(6, 1.0, 7)}
     episodes = sample_episodes(LABELS, 3, 2, 1, 30)
     at_once = weight_shares(heads, episodes)
@@ -62,11 +62,11 @@ def test_the_number_of_tasks_at_once_changes_nothing(monkeypatch):
     assert weight_shares(heads, episodes).shares == pytest.approx(at_once.shares)
 
 
-def test_tasks_of_equal_clips_are_left_out():
+def test_episodes_of_equal_clips_are_left_out():
     values = head(4, 1.0, 8)
     values[:-CLASSES] = values[0]  # clips differ in the last round of classes only
     found = weight_shares({"one": values, "other": values}, sample_episodes(LABELS, 2, 1, 1, 100))
-    assert 0 < found.tasks < 100 and found.shares["one"] == pytest.approx(0.5)
+    assert 0 < found.episodes < 100 and found.shares["one"] == pytest.approx(0.5)
 
 
 def test_misuse_is_explained():

@@ -90,11 +90,11 @@ def test_invariance_is_a_table_too(page):
 def test_the_protocol_is_told(page):
     text = " ".join(page.texts)
     for words in (
-        "5-way 1-shot accuracy: 2,000 tasks of 5 queries a class, seed 7",
+        "5-way 1-shot accuracy: 2,000 episodes of 5 queries a class, seed 7",
         "chance is 20.0 %",
         "multinomial logistic regression (L2, C = 1, free intercepts)",
-        "1,234 clips of 2 classes from the folder birds. Task list 0123456789ab.",
-        "A task's queries come from other groups than its support.",
+        "1,234 clips of 2 classes from the folder birds. Episode list 0123456789ab.",
+        "An episode's queries come from other groups than its support.",
         "a part of the paper's.",
         "Left out: clap (1 clip, expected 6).",
         "VoxCeleb1: not on the Hub",

@@ -85,7 +85,7 @@ def test_names_are_shown_as_they_are(name):
         assert to_png(figure)  # a formula that is none would be an error
 
 
-def test_a_single_task_has_no_interval():
+def test_a_single_episode_has_no_interval():
     result = data_result()
     rows = [replace(row, interval=float("nan")) for row in result.rows]
     assert to_png(accuracy_plot(replace(result, rows=rows), 5))
