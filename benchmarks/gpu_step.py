@@ -206,7 +206,7 @@ class Step:
         self.pipeline, self.count = TwoViewAugmentation(seed=1), 0
         self.side = None
         if ahead:
-            from mtslvr_hf.trainer.side_stream import SideStream
+            from mtslvr_hf.trainer.trainer import SideStream
 
             self.side = SideStream(device)
         self.views, self.labels = self.make_views()

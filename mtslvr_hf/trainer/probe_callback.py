@@ -50,14 +50,14 @@ class ProbeCallback(TrainerCallback):
         steps: Probe every so many steps; with every evaluation if None.
         max_clips: Clips to use at most, chosen so that every class keeps its share. 1000 of 5 s take 320 MB.
         clip_seconds: Middle of each clip to use; shorter ones are repeated. The model's window unless given.
-        ways: Classes in a few-shot task.
-        shots: Labelled clips of each class in a few-shot task.
-        queries: Clips of each class to be told apart in a few-shot task.
+        ways: Classes in an episode.
+        shots: Labelled clips of each class in an episode.
+        queries: Clips of each class to be told apart in an episode.
         episodes: Number of few-shot episodes.
-        seed: Chooses clips, parts and tasks, which are the same for all probes of a run.
+        seed: Chooses clips, parts and episodes, which are the same for all probes of a run.
 
     Raises:
-        ValueError: If the data has no audio, there is no such kind, few-shot tasks shall be drawn from clips of
+        ValueError: If the data has no audio, there is no such kind, episodes are to be drawn from clips of
             several classes, or a number is out of its range.
     """
 
@@ -80,9 +80,7 @@ class ProbeCallback(TrainerCallback):
         if data.audio is None:
             raise ValueError(f"{data.name} has no audio: a model in training needs it, embeddings alone do not do")
         if kind == "few_shot" and data.multi_label:
-            raise ValueError(
-                f"clips of {data.name} have several classes, few-shot tasks need one: use {' or '.join(KINDS)}"
-            )
+            raise ValueError(f"clips of {data.name} have several classes, episodes need one: use {' or '.join(KINDS)}")
         if (steps is not None and steps < 1) or max_clips < 2:
             raise ValueError(
                 f"`steps` is {steps} and `max_clips` {max_clips}; expected None or at least 1, and at least 2."

@@ -1,4 +1,4 @@
-"""How far a process has come in its stream, counting the batches that were trained on and not those prefetched."""
+"""Stream of a training run: the check of its settings, and the position of each process, prefetched batches aside."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
 from ..data import AudioStream, SkippedRows, usable_workers
+from .arguments import MTSLVRTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -91,4 +92,39 @@ class StreamProgress:
         self.skipped.load_state_dict(state["skipped"])
 
 
-__all__ = ["StreamProgress"]
+def check_stream(stream: Any, args: MTSLVRTrainingArguments) -> None:
+    """Raises unless a run with these arguments can be trained on the stream; None always can be left out.
+
+    Raises:
+        TypeError: If it is no AudioStream.
+        ValueError: If it was made for another batch size, or number of processes, or has an end; or `max_steps` is
+            missing.
+    """
+    if stream is None:
+        return
+    if not isinstance(stream, AudioStream):
+        raise TypeError(f"`train_dataset` must be an AudioStream, got {kind_of(stream)}.")
+    for ours, theirs, name in (
+        (stream.batch_size, args.per_device_train_batch_size, "per_device_train_batch_size"),
+        (stream.world_size, args.world_size, "world_size"),
+        (stream.rank, args.process_index, "process_index"),
+    ):
+        if ours != theirs:
+            raise ValueError(f"The stream was made for {name} = {ours}, the training arguments say {theirs}.")
+    if args.auto_find_batch_size:
+        raise ValueError("`auto_find_batch_size` cannot work: the stream makes batches of one size.")
+    if not stream.endless:
+        raise ValueError("The stream must be endless: processes that run out of clips at different times would hang.")
+    if args.max_steps <= 0:
+        raise ValueError(
+            "`max_steps` is missing: the stream of clips has no end, so the run needs one (and the schedule)."
+        )
+
+
+def kind_of(value: Any) -> str:
+    """A value's type, and its shape if it has one, for messages."""
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")
+
+
+__all__ = ["StreamProgress", "check_stream", "kind_of"]

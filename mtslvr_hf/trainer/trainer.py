@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,51 @@ from ..modeling_mtslvr import MTSLVRForPreTraining
 from .arguments import ADAM, MTSLVRTrainingArguments
 from .callbacks import own_callbacks
 from .checkpoints import last_checkpoint, load_run_state, save_run_state
-from .checks import check_stream, kind_of
 from .metrics import LOSSES, TASKS, StepAverages, Stopwatch
 from .probe_callback import ProbeCallback
-from .side_stream import SideStream
-from .stream_state import StreamProgress
+from .stream_state import StreamProgress, check_stream, kind_of
 
 CARD_METRICS = (*LOSSES, "augmentation_map", *(f"{task}_spread" for task in TASKS))
+
+
+class SideStream:
+    """Makes a batch's views on a CUDA stream of their own, beside the steps that the host has queued before.
+
+    The host is up to a step ahead of the GPU, as nothing in a step waits for it: when it asks for a batch's views, the
+    GPU is still at the step before, of which the views need nothing. On other devices there is no such stream, and
+    nothing is done beside anything else.
+
+    Args:
+        device: The model's.
+    """
+
+    def __init__(self, device: torch.device):
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def make(self, function: Callable[[torch.Tensor], TwoViews], values: torch.Tensor) -> TwoViews:
+        """Calls `function(values)` on the side stream; the current one waits for the views, the host for nothing.
+
+        All views are made here, those of evaluations too: the filters and windows that augmentations keep are then
+        written and read on one stream.
+
+        Args:
+            function: From clips to views.
+            values: (batch, samples), on the CPU or on the device.
+        """
+        if self._stream is None:
+            return function(values)
+        current = torch.cuda.current_stream(self._stream.device)
+        if values.is_cuda:
+            self._stream.wait_stream(current)  # there it may not have been written yet
+            values.record_stream(self._stream)  # and its memory must not be used again before it was read here
+        with torch.cuda.stream(self._stream):
+            views = function(values)
+        current.wait_stream(self._stream)  # an event behind the last kernel of the views
+        # The memory of the views belongs to the side stream: without this, the next views could be written there as
+        # soon as Python has dropped these, which is before the GPU's current stream has read them.
+        views.views.record_stream(current)
+        views.labels.record_stream(current)
+        return views
 
 
 class MTSLVRTrainer(Trainer):
@@ -436,4 +474,4 @@ def _share_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
-__all__ = ["MTSLVRTrainer"]
+__all__ = ["MTSLVRTrainer", "SideStream"]

@@ -9,11 +9,11 @@ from pretraining_runs import logged, make_model, make_stream, make_trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
-import mtslvr_hf.trainer.side_stream as side_stream_module
+import mtslvr_hf.trainer.trainer as trainer_module
 from mtslvr_hf.augmentations import TwoViews
 from mtslvr_hf.trainer import MTSLVRTrainer
 from mtslvr_hf.trainer.metrics import StepAverages
-from mtslvr_hf.trainer.side_stream import SideStream
+from mtslvr_hf.trainer.trainer import SideStream
 
 # Operators whose result, or its size, the host must know before it goes on.
 WAITING = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "bincount"}
@@ -118,7 +118,7 @@ def test_views_wait_for_nothing_and_the_step_waits_for_them(monkeypatch):
 
     cuda = SimpleNamespace(Stream=lambda device: stream("side"), current_stream=lambda device: current, stream=on)
     current = stream("current")
-    monkeypatch.setattr(side_stream_module.torch, "cuda", cuda)
+    monkeypatch.setattr(trainer_module.torch, "cuda", cuda)
     side, views = SideStream(torch.device("cuda")), TwoViews(tensor("views", True), tensor("labels", True), None)
     made = ["on side", "back", "current waits for side"]
     made += [f"{name} is kept until current has used it" for name in ("views", "labels")]

@@ -63,7 +63,7 @@ def names(part, kind="accuracy", name="probe"):
 def test_a_probe_is_that_of_the_embeddings_that_encode_gives(tmp_path):
     data = make_data()
     callbacks = [
-        ProbeCallback(data, kind, name=kind, max_clips=1000, ways=2, tasks=50)
+        ProbeCallback(data, kind, name=kind, max_clips=1000, ways=2, episodes=50)
         for kind in ("linear", "knn", "few_shot")
     ]
     trainer = probed(make_trainer(tmp_path), *callbacks)
