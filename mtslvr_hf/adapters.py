@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from transformers.utils import cached_file, logging
 
+from .files import whole_file
 from .modeling_mtslvr import SHARED, MTSLVRModel
 
 logger = logging.get_logger(__name__)
@@ -60,13 +61,8 @@ def save_adapter(model: PreTrainedModel, folder: str | os.PathLike, name: str) -
         description["id2label"] = model.config.id2label
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     path = Path(folder) / ADAPTER_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{ADAPTER_FILE}.{os.getpid()}")
-    try:
-        save_file(tensors, unfinished, metadata={"format": "pt", METADATA_KEY: json.dumps(description)})
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", METADATA_KEY: json.dumps(description)})
     return str(path)
 
 

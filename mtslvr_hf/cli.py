@@ -364,7 +364,6 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="a model's folder or its name on the Hub")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE.onnx", help="the file to write")
-    parser.add_argument("--format", choices=("onnx",), default="onnx", help="(default: %(default)s)")
     parser.add_argument(
         "--input", choices=("waveform", "spectrogram"), default="waveform", help="what goes in (default: %(default)s)"
     )

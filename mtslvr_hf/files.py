@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,27 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file under another name and renames it, so that nobody ever finds half of it."""
-    temporary = temporary_name(path)
-    with open(temporary, "wb") as file:
+    """Writes a file whole or not at all, through to the disk."""
+    with whole_file(path) as temporary, open(temporary, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Temporary path for a file that appears whole or not at all.
+
+    The folder is made if it is missing. The file is renamed to `path` when the context ends, and removed if it ends by
+    an error.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def temporary_name(path: Path) -> Path:
@@ -41,4 +57,4 @@ def sha256_of(file: Path) -> str:
     return digest.hexdigest()
 
 
-__all__ = ["TEMPORARY", "sha256_of", "temporary_name", "write_json", "write_whole"]
+__all__ = ["TEMPORARY", "sha256_of", "temporary_name", "whole_file", "write_json", "write_whole"]

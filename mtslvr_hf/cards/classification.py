@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .pretraining import library_versions
+from .parts import is_hub_name, library_versions, read_template
 
 if TYPE_CHECKING:
     from ..configuration_mtslvr import MTSLVRConfig
 
-TEMPLATE = "templates/classification.md"
+TEMPLATE = "classification.md"
 METHODS = {
     "linear_probe": "a linear classifier on the frozen embeddings",
     "adapters": "adapters of a new task, and a linear classifier on its embedding; all else frozen",
@@ -82,14 +80,14 @@ def create_classifier_card(config: MTSLVRConfig, summary: ClassifierSummary, rep
         library_name="transformers",
         pipeline_tag="audio-classification",
         tags=["mtslvr", "audio", "audio-classification"],
-        base_model=base_model if _is_hub_name(summary.base_model) else None,
-        datasets=[dataset] if _is_hub_name(summary.dataset) else None,
+        base_model=base_model if is_hub_name(summary.base_model) else None,
+        datasets=[dataset] if is_hub_name(summary.dataset) else None,
         model_name=title,
         eval_results=[_eval_result(dataset, summary.split, name, value) for _, name, value in measured] or None,
     )
     return ModelCard.from_template(
         data,
-        template_str=files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"),
+        template_str=read_template(TEMPLATE),
         title=title,
         repo=repo_id or "NAME_OR_FOLDER_OF_THIS_MODEL",
         classes=_shown([config.id2label[number] for number in range(config.num_labels)]),
@@ -131,13 +129,8 @@ def _eval_result(dataset: str, split: str, metric: str, value: float) -> EvalRes
     )
 
 
-def _is_hub_name(name: str) -> bool:
-    """Whether a name is `owner/name` as on the Hub, and no folder that happens to be called so."""
-    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None and not Path(name).exists()
-
-
 def _public_name(name: str) -> str:
-    return name if _is_hub_name(name) else Path(name).resolve().name
+    return name if is_hub_name(name) else Path(name).resolve().name
 
 
 __all__ = ["ClassifierSummary", "create_classifier_card"]

@@ -6,38 +6,25 @@ A card states the architecture (read from the configuration), what the training 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .parts import is_hub_name, library_versions, read_template
+
 if TYPE_CHECKING:
     from ..configuration_mtslvr import MTSLVRConfig
 
-TEMPLATE = "templates/pretraining.md"
-CARD_LIBRARIES = ("mtslvr-hf", "torch", "transformers", "accelerate", "datasets")
+TEMPLATE = "pretraining.md"
 METHOD_NAMES = {"simclr": "SimCLR", "simsiam": "SimSiam"}
 FRONTEND_NAMES = {
     "mel_stft": "log-mel, and magnitude and phase of a complex mel STFT (three channels)",
     "mel": "log-mel spectrogram (one channel)",
     "waveform": "raw waveform (1-D convolutions)",
 }
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries a checkpoint depends on, by name; those not installed are left out."""
-    found = {}
-    for name in CARD_LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +141,7 @@ def create_model_card(
     )
     return ModelCard.from_template(
         data,
-        template_str=files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"),
+        template_str=read_template(TEMPLATE),
         title=title,
         repo=repo_id or "NAME_OR_FOLDER_OF_THIS_MODEL",
         architecture=_architecture(config),
@@ -229,14 +216,9 @@ def _outputs(config: MTSLVRConfig) -> list[tuple[str, int]]:
 
 
 def _hub_datasets(training: TrainingSummary | None) -> list[str] | None:
-    if training is None or training.dataset is None or not _is_hub_name(training.dataset):
+    if training is None or training.dataset is None or not is_hub_name(training.dataset):
         return None
     return [training.dataset]
-
-
-def _is_hub_name(name: str) -> bool:
-    """Whether a name is `owner/name` as on the Hub, and no folder that happens to be called so."""
-    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None and not Path(name).exists()
 
 
 def _training_rows(training: TrainingSummary | None) -> list[tuple[str, str]]:
@@ -267,7 +249,7 @@ def _training_rows(training: TrainingSummary | None) -> list[tuple[str, str]]:
 def _dataset_text(training: TrainingSummary) -> str | None:
     if training.dataset is None:
         return None
-    name = training.dataset if _is_hub_name(training.dataset) else f"{Path(training.dataset).resolve().name} (local)"
+    name = training.dataset if is_hub_name(training.dataset) else f"{Path(training.dataset).resolve().name} (local)"
     details = [
         f"{what} `{value}`"
         for what, value in (("configuration", training.dataset_config), ("split", training.dataset_split))
@@ -334,4 +316,4 @@ def _eval_result(result: MeasuredResult) -> EvalResult:
     )
 
 
-__all__ = ["MeasuredResult", "TrainingSummary", "create_model_card", "library_versions", "variant_name"]
+__all__ = ["MeasuredResult", "TrainingSummary", "create_model_card", "variant_name"]

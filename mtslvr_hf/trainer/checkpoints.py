@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..files import write_json
 
 RUN_STATE_NAME = "run_state_{rank}.json"
 
@@ -41,10 +42,7 @@ def save_run_state(checkpoint: str | Path, rank: int, processes: int, state: dic
         state: What JSON can hold.
     """
     path = Path(checkpoint) / RUN_STATE_NAME.format(rank=rank)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps({"processes": processes, **state}, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    write_json(path, {"processes": processes, **state})
 
 
 def load_run_state(checkpoint: str | Path, rank: int, processes: int) -> dict[str, Any]:

@@ -8,11 +8,11 @@ import torch
 from huggingface_hub import ModelCard
 
 from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRModel
+from mtslvr_hf.cards.parts import library_versions
 from mtslvr_hf.cards.pretraining import (
     MeasuredResult,
     TrainingSummary,
     create_model_card,
-    library_versions,
     variant_name,
 )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...audio.files import open_audio
+from ...files import whole_file
 
 if TYPE_CHECKING:
     from .base import Embedder
@@ -47,9 +47,7 @@ def cached_embeddings(
         OSError: If the folder cannot be written, or a file cannot be read.
         BadClip: A ValueError that names the row that has no audio, or cannot be decoded.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{_key(embedder, audio)}.safetensors"
+    path = Path(folder) / f"{_key(embedder, audio)}.safetensors"
     if path.is_file():
         embeddings = _read(path)
         if embeddings is not None:
@@ -59,9 +57,8 @@ def cached_embeddings(
     # Tensors are numbered: safetensors does not keep their order.
     numbered = {str(number): values.cpu().contiguous().clone() for number, values in enumerate(embeddings.values())}
     names = json.dumps(list(embeddings))
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    save_file(numbered, partial, metadata={"names": names, "sha256": _digest(names, list(numbered.values()))})
-    os.replace(partial, path)  # another process sees the whole entry or none
+    with whole_file(path) as temporary:  # another process sees the whole entry or none
+        save_file(numbered, temporary, metadata={"names": names, "sha256": _digest(names, list(numbered.values()))})
     return embeddings
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
+from ...files import write_whole
 from .html import to_html
 from .markdown import to_markdown
 from .plots import heat_map, to_png
@@ -34,11 +34,8 @@ def write_report(report: EvaluationReport, folder: str | Path) -> list[Path]:
         name = re.sub(r"[^\w.-]+", "-", model).strip("-.")
         contents[f"invariance-{name}.png"] = to_png(heat_map(found, model))
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        partial = folder / f"{name}.partial"
-        partial.write_bytes(content)
-        os.replace(partial, folder / name)
+        write_whole(folder / name, content)
     return [folder / name for name in contents]
 
 
