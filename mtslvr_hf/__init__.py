@@ -2,7 +2,7 @@
 
 Importing the package registers its classes with transformers' Auto classes. All else is imported from its own module:
 `mtslvr_hf.embedding`, `.adapters`, `.export` and `.harnesses` (embeddings); `.classification`; `.trainer`,
-`.augmentations`, `.losses` and `.data` (pre-training); `.evaluation`.
+`.augmentations`, `.losses_mtslvr` and `.data` (pre-training); `.evaluation`.
 """
 
 from transformers import (
