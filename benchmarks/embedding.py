@@ -103,7 +103,7 @@ def onnx_session(
 ) -> Callable[[], torch.Tensor]:
     import onnxruntime
 
-    from mtslvr_hf.export.onnx import export_onnx
+    from mtslvr_hf.export import export_onnx
 
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False):
         path = Path(folder) / "model.onnx"

@@ -25,14 +25,7 @@ import torch
 from as_published import machine
 from torch.utils.data import DataLoader
 
-from mtslvr_hf.data import (
-    AudioStream,
-    BadClip,
-    decode_clip,
-    dequantize_clips,
-    find_audio_files,
-    load_audio,
-)
+from mtslvr_hf.data import AudioStream, BadClip, decode_clip, dequantize_clips, find_audio_files, load_audio
 from mtslvr_hf.workers import default_workers
 
 RATE, SECONDS = 16_000, 10.0

@@ -375,7 +375,7 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
 def _export(options: argparse.Namespace) -> None:
     from transformers import AutoModel
 
-    from .export.onnx import export_onnx
+    from .export import export_onnx
 
     _check_model_folder(options.model)
     model = AutoModel.from_pretrained(options.model)

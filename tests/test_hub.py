@@ -89,6 +89,9 @@ LOAD = """
     classifier = AutoModelForAudioClassification.from_pretrained(name, trust_remote_code=True, num_labels=3)
     assert classifier(**inputs).logits.shape == (2, 3)
     assert torch.equal(classifier.mtslvr.heads.contrastive.weight, whole.mtslvr.heads.contrastive.weight)
+    views, labels = torch.randn(2, 2, 16000), torch.ones(2, len(whole.config.augmentations))
+    whole.train()(views, augmentation_labels=labels).loss.backward()  # the losses travel with the model
+    assert all(parameter.grad is not None for parameter in whole.parameters())
     model.add_adapter("birds")  # what needs no more than the model's own code works without the package
     model.merge_adapters("birds")
     assert model(**inputs).pooler_output.shape == (2, 16)

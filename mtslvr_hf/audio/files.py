@@ -54,7 +54,12 @@ def fetch(audio: Mapping[str, Any]) -> Mapping[str, Any]:
         raise BadClip("unreadable", f"{path}: {type(error).__name__}: {summary(error)}") from error
 
 
-def torchcodec_decoder(data: bytes, name: str) -> Any:
+def torchcodec_decoder(data: str | bytes, name: str) -> Any:
+    """Decoder of torchcodec for a path or a file's bytes.
+
+    Raises:
+        BadClip: If torchcodec or FFmpeg is missing, or the file is not readable.
+    """
     try:
         from torchcodec.decoders import AudioDecoder
 

@@ -1,5 +1,5 @@
-"""Export of a model to ONNX."""
+"""ONNX export of a model."""
 
-from .onnx import export_onnx
+from .onnx import ExportError, ExportReport, compare, export_onnx
 
-__all__ = ["export_onnx"]
+__all__ = ["ExportError", "ExportReport", "compare", "export_onnx"]

@@ -27,6 +27,7 @@ FORMATS = [
     ("OGG", "OPUS"),
     ("MP3", "MPEG_LAYER_III"),
 ]
+RATES = (8_000, 16_000, 44_100, 48_000)
 STEP = 1 / 32768  # of 16 bit
 
 
@@ -47,12 +48,12 @@ def unknown_length(data):
     return data[:21] + bytes([data[21] & 0xF0, 0, 0, 0, 0]) + data[26:]
 
 
-@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000])
 @pytest.mark.parametrize("channels", [1, 2])
-@pytest.mark.parametrize(("format", "subtype"), FORMATS)
+@pytest.mark.parametrize(
+    ("format", "subtype", "rate"),
+    [(*kind, rate) for kind in FORMATS for rate in RATES if kind[1] != "OPUS" or rate != 44_100],
+)
 def test_every_reader_gives_the_same_samples(format, subtype, channels, rate, tmp_path):
-    if subtype == "OPUS" and rate == 44_100:
-        pytest.skip("Opus has no such rate")
     data = encode(noise(1.5, rate, channels), rate, format, subtype)
     audio = row(data)
     expected = decode_clip(audio, None)

@@ -1,15 +1,13 @@
 """Several processes train as one does with the whole batch."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from pretraining_runs import ROOT, TINY, logged, make_clips, make_model, tone, wav_bytes
+from processes import launch
 from transformers import AutoModel
 
 from mtslvr_hf.augmentations import TwoViewAugmentation
@@ -60,16 +58,6 @@ def gradients_of(model, views):
     loss.backward()
     named = {name.removeprefix("module."): parameter.grad for name, parameter in model.named_parameters()}
     return loss.detach(), named
-
-
-def launch(command, folder, **changes):
-    """Runs a command with this repository's package and the helpers of the tests; returns what it printed."""
-    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))
-    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **changes}
-    command = [sys.executable, *map(str, command)]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout + done.stderr
 
 
 def test_two_processes_have_the_loss_and_every_gradient_of_one(tmp_path):

@@ -13,8 +13,8 @@ import torch
 import yaml
 from classifier_runs import RATE, ROOT, make_rows, save_model, write_folder
 from hub_server import HubServer
+from processes import launch
 from safetensors.torch import load_file
-from test_distributed import launch
 from transformers import (
     AutoFeatureExtractor,
     AutoModel,
