@@ -161,5 +161,5 @@ def print_operators(function: Callable[[], object], rounds: int, clips: int) -> 
 
 
 def machine() -> str:
-    """What a figure is worth nothing without."""
+    """Machine of a measurement, in words."""
     return f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"

@@ -1,4 +1,4 @@
-"""How clean PitchShift and TimeStretch leave tones, chords and noise: what speed must not cost.
+"""Quality of PitchShift and TimeStretch on tones, chords and noise.
 
 python benchmarks/augmentation_quality.py
 """
@@ -73,7 +73,7 @@ def rest(clip: Tensor, partials: Sequence[float], change: Change) -> float:
 
 
 def level(clip: Tensor, change: Change) -> float:
-    """How far a changed clip's level is from the clip's, in dB; the worst change's."""
+    """Largest change of a clip's level, in dB."""
     original = clip[EDGE:-EDGE].double().square().mean()
     return max(
         abs(float(10 * torch.log10(c[EDGE:-EDGE].double().square().mean() / original))) for c, _ in change(clip)

@@ -74,7 +74,7 @@ def print_each(waveforms: Tensor, rounds: int) -> None:
 
 
 def peers_by_name() -> dict[str, Callable[[Tensor], Tensor]]:
-    """What torch-audiomentations has of the seven, on (clips, 1, samples)."""
+    """Peers in torch-audiomentations, by name, on (clips, 1, samples)."""
     from torch_audiomentations import AddColoredNoise, PitchShift, Shift
 
     options = {"sample_rate": RATE, "p": 1.0, "output_type": "tensor"}
@@ -87,7 +87,7 @@ def peers_by_name() -> dict[str, Callable[[Tensor], Tensor]]:
 
 
 def parts(waveforms: Tensor, n_fft: int = 1280) -> dict[str, Callable[[], object]]:
-    """What floors are made of: the transforms of a vocoder and of noise, a matrix product, and a copy."""
+    """Parts of the lower bounds: the transforms of a vocoder and of noise, a matrix product, and a copy."""
     clips, samples = waveforms.shape
     frames = torch.randn(2 * samples // n_fft + 2, n_fft)
     spectra = torch.fft.rfft(frames)

@@ -107,7 +107,7 @@ def end_to_end(options: argparse.Namespace, say: Say) -> None:
 
 
 def memory(options: argparse.Namespace, say: Say) -> None:
-    """Whether a long run of a small network holds more and more."""
+    """Memory over a long run of a small network."""
     run = argparse.Namespace(
         device=options.device, steps=40 if options.quick else 1000, batch_size=8, seconds=1.0, workers=1
     )

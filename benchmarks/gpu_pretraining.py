@@ -136,7 +136,7 @@ def run_section(options: argparse.Namespace) -> None:
 
 
 def device(options: argparse.Namespace, say: Callable[[str], None]) -> None:
-    """What a figure is worth nothing without."""
+    """GPU of a measurement, in words."""
     say(f"- {time.strftime('%Y-%m-%d')}, {platform.machine()}, {len(os.sched_getaffinity(0))} cores")
     if options.device == "cuda":
         facts = torch.cuda.get_device_properties(0)

@@ -109,7 +109,7 @@ def loss_and_gradients(
 
 
 def where_a_step_waits(config: MTSLVRConfig, clips: tuple[torch.Tensor, ...], device: torch.device) -> str:
-    """What torch says when a step, augmentations included, synchronises."""
+    """Synchronizations of a step, augmentations included, as torch warns of them."""
     if device.type != "cuda":
         return "cannot be seen without a GPU"
     step = Step(config, tuple(part.pin_memory() for part in clips), device, torch.bfloat16)
@@ -276,7 +276,7 @@ def compiled(options: argparse.Namespace, say: Say) -> None:
 
 
 def find_missing() -> str | None:
-    """Why the trainer cannot be imported, or None."""
+    """Reason that the trainer cannot be imported, or None."""
     missing = [name for name in ("datasets", "soundfile", "soxr") if importlib.util.find_spec(name) is None]
     return f"left out, mtslvr_hf.trainer needs {', '.join(missing)}" if missing else None
 

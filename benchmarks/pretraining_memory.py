@@ -32,7 +32,7 @@ CACHED = next(kind for kind, (rate, _, _) in KINDS.items() if rate == 16_000)
 
 
 class Sample(NamedTuple):
-    """What was held after a step, or on average after several, in MB."""
+    """Memory after a step, or on average after several, in MB."""
 
     step: int
     trainer: float

@@ -224,7 +224,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Where data sets are, and what is in them."""
+    """Options of data sets: place, columns, splits."""
     own = parser.add_argument_group("data sets that are not in the registry")
     own.add_argument("--config", help="configuration of the data set")
     own.add_argument("--split", help="its split (default: train)")
@@ -243,7 +243,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_few_shot_options(parser: argparse.ArgumentParser) -> None:
-    """How episodes are drawn and classified."""
+    """Options of few-shot episodes: classes, sizes, seed, classifier."""
     classes = parser.add_mutually_exclusive_group()
     classes.add_argument("--classes", metavar="A,B,...", type=_names, help="classes to use (default: all)")
     classes.add_argument("--class-list", metavar="FILE", help="text file of the classes to use, a name per line")

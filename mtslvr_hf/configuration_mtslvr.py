@@ -211,7 +211,7 @@ class MTSLVRConfig(PreTrainedConfig):
 
     @property
     def embedding_parts(self) -> dict[str, str]:
-        """What computes each available task's embedding: tasks with the same part have the same embedding."""
+        """Head of each available task's embedding, by task: tasks with the same head have the same embedding."""
         one_for_all = self.shared_head and self.adapter_type == "none"
         return {task: "shared" if one_for_all and task in self.tasks else task for task in self.available_tasks}
 

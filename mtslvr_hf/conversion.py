@@ -229,7 +229,7 @@ def _depth(backbone: StateDict) -> int:
 
 
 def _count(names: Iterable[str], pattern: str) -> int:
-    """How many different numbers stand at the pattern's group."""
+    """Number of different numbers at the pattern's group."""
     return len({match.group(1) for name in names if (match := re.match(pattern, name))})
 
 

@@ -183,7 +183,7 @@ def _clips_of(raw: Any) -> list[Any]:
 
 
 def _samples_and_rate(clip: Any) -> tuple[Any, int | None]:
-    """What carries the samples, and the rate the clip says it has."""
+    """Samples of a clip, and the rate that it carries."""
     if isinstance(clip, Mapping):
         if "array" not in clip:
             raise ValueError(f"A clip given as a dictionary needs `array` and `sampling_rate`; got {sorted(clip)}.")

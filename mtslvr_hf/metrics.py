@@ -1,4 +1,4 @@
-"""How well scores rank what is of a class before what is not.
+"""Mean average precision, on the device of the scores.
 
 Shapes: N clips, C classes, R resamples.
 """

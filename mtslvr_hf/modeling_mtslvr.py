@@ -206,7 +206,7 @@ def decibels(magnitude: torch.Tensor) -> torch.Tensor:
 
 
 class MTSLVRAdapter(nn.Module):
-    """What one task owns at one convolution: batch normalisation, and a 1x1 convolution if in series or parallel."""
+    """Adapter of one task at one convolution: batch normalization, and a 1x1 convolution if in series or parallel."""
 
     def __init__(self, adapter_type: str, dims: int, in_channels: int, out_channels: int, stride: int):
         super().__init__()
@@ -310,7 +310,7 @@ class MTSLVRConvLayer(nn.Module):
 
 
 class MTSLVRMergedConvLayer(nn.Module):
-    """What `merge_adapters` makes of a convolution with adapters: one convolution with a bias for each task."""
+    """Convolution with merged adapters: one convolution with a bias for each task."""
 
     def __init__(
         self,
@@ -331,7 +331,7 @@ class MTSLVRMergedConvLayer(nn.Module):
 
 
 class MTSLVRMergedNorm(nn.Module):
-    """What `merge_adapters` makes of batch normalisation that no convolution stands next to."""
+    """Merged batch normalization without a convolution next to it."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -494,7 +494,7 @@ class MTSLVREncoder(nn.Module):
                     yield f"layer{number}.{index}.conv{position}", layer
 
     def add_adapter(self, task: str, adapter_type: str, init_from: str) -> None:
-        """Adds a task's adapters, copies of another's so far as they are of one type."""
+        """Adds a task's adapters, copies of another's where both are of one type."""
         for _, layer in self.task_layers():
             layer.add_adapter(task, adapter_type, self.branch(init_from))
         if len(self.final_norms) > 0:
@@ -577,7 +577,7 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
     def add_adapter(self, name: str, adapter_type: str | None = None, init_from: str | None = None) -> None:
         """Adds a task with adapters and a head of its own; the other tasks' embeddings stay what they are.
 
-        It starts as a copy of `init_from`, so far as their adapters are of one type; a 1x1 convolution that the other
+        It starts as a copy of `init_from`, where both adapters are of one type; a 1x1 convolution that the other
         does not have starts at 0. Train it with [`train_adapter`], use it with [`set_adapter`] or `tasks=`.
 
         Args:
@@ -727,12 +727,12 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
             raise ValueError(f"{name!r} is not among the adapters that were added: {added}.")
 
     def _needed_tasks(self) -> list[str]:
-        """Tasks that what stands behind the embedding cannot do without."""
+        """Tasks that the head needs."""
         return []
 
 
 class ClipWindows(NamedTuple):
-    """Which window belongs to which clip; windows of one clip stand next to each other."""
+    """Map of windows to clips; windows of one clip stand next to each other."""
 
     clip: torch.Tensor  # (W,) index of the clip
     number: torch.Tensor  # (W,) index of the window within its clip
@@ -851,7 +851,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
             attention_mask: (batch, samples), 1 for samples and 0 for padding; None if there is no padding.
             input_features: Instead of `input_values`: what `model.frontend` returns, (batch, channels, mels, frames).
                 They skip frontend and windows.
-            tasks: Tasks to embed for, in the order `pooler_output` shall have; the active ones unless given.
+            tasks: Tasks to embed for, in the order of `pooler_output`; the active ones unless given.
             output_hidden_states: Whether to return the feature maps after the stem and the layers.
 
         Raises:
@@ -887,7 +887,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         self.keep_frozen()
 
     def keep_frozen(self) -> None:
-        """Brings modules that were put in or put back to what trains and to the model's mode."""
+        """Re-applies requires_grad and train mode after modules were replaced."""
         if self._trained is not None:
             self.requires_grad_(False)
             for task in self._trained:
@@ -907,7 +907,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         return self
 
     def adapter_modules(self, task: str) -> Iterator[tuple[str, nn.Module]]:
-        """All that a task has of its own, each by a name without the task's."""
+        """Task-specific modules by task-independent name."""
         for name, layer in self.encoder.task_layers():
             if task in layer.adapters:
                 yield f"encoder.{name}", layer.adapters[task]
@@ -947,7 +947,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         """The merged copy that `encode` runs: made once, and again when a parameter or statistic has changed.
 
         Args:
-            tasks: Those it shall compute; the active ones unless given.
+            tasks: Tasks to compute; the active ones unless given.
             compile: Whether it is compiled by `torch.compile`, when it is called first with inputs of some shape.
         """
         tasks = self.config.resolve_tasks(tasks)
@@ -1008,7 +1008,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
     def _features(
         self, input_values: torch.Tensor | None, attention_mask: torch.Tensor | None, features: torch.Tensor | None
     ) -> tuple[torch.Tensor, ClipWindows]:
-        """What the ResNet sees, and the windows it was cut into."""
+        """Features for the ResNet, and the windows they come from."""
         if (input_values is None) == (features is None):
             raise ValueError("Give either `input_values` (waveforms) or `input_features` (spectrograms).")
         if features is None:

@@ -57,7 +57,7 @@ DEFAULT_EVAL_FRACTION = 0.2
 
 
 class Clips(NamedTuple):
-    """What is trained and evaluated on."""
+    """Clips of training and evaluation."""
 
     train: LabelledAudio
     evaluation: LabelledAudio | None
@@ -120,7 +120,7 @@ def find_checkpoint(args: FineTuningArguments, values: dict[str, Any]) -> str | 
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end: its state is what transformers writes last."""
+    """True if a checkpoint is whole: transformers writes its state last."""
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):

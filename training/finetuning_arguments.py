@@ -1,4 +1,4 @@
-"""What `finetune.py` can be told."""
+"""Arguments of `finetune.py`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CLASS_WEIGHTS = ("none", "balanced")
 
 @dataclass
 class ModelArguments:
-    """What is trained."""
+    """Model and method."""
 
     _argument_group_name = "model"
 
@@ -58,7 +58,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """What to train and evaluate on."""
+    """Data of training and evaluation."""
 
     _argument_group_name = "data"
 
@@ -91,7 +91,7 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Column, of the data set or of the folder's manifest.csv, of groups (speakers, recordings) that "
-            "are not torn apart. Default: the manifest's `group`, if it has one."
+            "stay in one part. Default: the manifest's `group`, if it has one."
         },
     )
     max_seconds: float | None = field(
@@ -177,7 +177,7 @@ def read_arguments(
 
 
 def _contradiction(values: dict[str, Any]) -> str | None:
-    """What is wrong with the values, if anything."""
+    """Contradiction among the values, or None."""
     fold, folds = values["fold"], values["folds"]
     if (fold is None) != (folds is None):
         return "--fold and --folds are given together"

@@ -1,4 +1,4 @@
-"""What `pretrain.py` can be told, and how it reads, checks and saves that."""
+"""Arguments of `pretrain.py`: read, checked and saved."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """What to train on."""
+    """Data of training and evaluation."""
 
     _argument_group_name = "data"
 
@@ -78,7 +78,7 @@ class DataArguments:
 
 @dataclass
 class ProbeArguments:
-    """What to probe the embeddings on while they are trained."""
+    """Probe of the embeddings during training."""
 
     _argument_group_name = "probe"
 

@@ -76,7 +76,7 @@ def torchcodec_decoder(data: str | bytes, name: str) -> Any:
 
 
 def needs_torchcodec(magic: bytes) -> bool:
-    """Whether a file begins like MP4/M4A, Matroska/WebM, ASF/WMA or ADTS AAC."""
+    """True for the first bytes of MP4/M4A, Matroska/WebM, ASF/WMA or ADTS AAC."""
     adts = magic[0] == 0xFF and len(magic) > 1 and magic[1] & 0xF6 == 0xF0
     return (
         magic[4:8] == b"ftyp" or magic.startswith((b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11")) or adts

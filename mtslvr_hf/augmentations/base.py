@@ -1,4 +1,4 @@
-"""What every augmentation shares: how its parameters are drawn, and how a batch of clips goes through it.
+"""Base class of augmentations: parameters are drawn per clip, and a batch is transformed at once.
 
 Shapes: B clips, S samples.
 """

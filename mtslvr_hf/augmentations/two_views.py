@@ -30,7 +30,7 @@ _CLASSES = {
 
 
 class AugmentationDraw(NamedTuple):
-    """What was drawn for a batch, all on the CPU.
+    """Augmentations and parameters drawn for a batch, all on the CPU.
 
     names: the A augmentations, in the labels' order.
     order: (B, A) int64; row b holds the positions in `names` of what clip b goes through, first to last, then -1.
@@ -56,7 +56,7 @@ class AugmentationDraw(NamedTuple):
 
 
 class TwoViews(NamedTuple):
-    """What the pipeline returns.
+    """Views, labels and parameters that the pipeline returns.
 
     views: (B, 2, S) float32 on the waveforms' device.
     labels: (B, A) float32 on the same device, multi-hot.

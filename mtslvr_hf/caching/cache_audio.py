@@ -29,7 +29,7 @@ COMMAND = "mtslvr cache"
 
 @dataclass(frozen=True)
 class CacheReport:
-    """What a folder holds of one split.
+    """Report of one split in a folder of cached audio.
 
     Attributes:
         folder: The folder, which may hold other splits, too.

@@ -29,7 +29,7 @@ METRICS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierSummary:
-    """What training a classifier reports about itself.
+    """Summary of a classifier's training, for its card.
 
     Args:
         base_model: Folder or Hub name of the pre-trained model; of a folder only the last part is published.

@@ -27,7 +27,7 @@ def library_versions() -> dict[str, str]:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name is `owner/name` as on the Hub, and not an existing folder."""
+    """True if a name is `owner/name` as on the Hub, and not an existing folder."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None and not Path(name).exists()
 
 

@@ -1,4 +1,4 @@
-"""Model cards: what is known about a checkpoint, poured into `templates/pretraining.md`.
+"""Model cards of pre-trained models, from the template `templates/pretraining.md`.
 
 A card states the architecture (read from the configuration), what the training run reports about itself
 (`TrainingSummary`, filled by the Trainer) and what was measured (`MeasuredResult`). What is not known is left out.
@@ -29,7 +29,7 @@ FRONTEND_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSummary:
-    """What a pre-training run reports about itself. `None` or empty means unknown: the card then does not mention it.
+    """Summary of a pre-training run, for its card. `None` or empty means unknown: the card does not mention it.
 
     Args:
         dataset: The Hub's name of the data set (`"agkphysics/AudioSet"`), or the path of a local one, of which only
@@ -209,7 +209,7 @@ def _architecture(config: MTSLVRConfig) -> list[tuple[str, str]]:
 
 
 def _outputs(config: MTSLVRConfig) -> list[tuple[str, int]]:
-    """What the model returns for a clip, with its size: the lines of the card's example."""
+    """Outputs of the model for a clip, with their sizes: the lines of the card's example."""
     one_for_all = config.shared_head and config.adapter_type == "none"  # then both tasks' embeddings are the same
     sizes = [("pooler_output", config.head_size * (1 if one_for_all else len(config.tasks)))]
     return sizes + [(f"{task}_embeds", config.head_size) for task in config.tasks]

@@ -60,7 +60,7 @@ class ClipDataset(Dataset):
 
     @property
     def epoch(self) -> int:
-        """Which epoch's crops are made, in the workers too."""
+        """Epoch of the crops, shared with the workers."""
         return int(self._epoch)
 
     @epoch.setter

@@ -1,4 +1,4 @@
-"""How good predicted classes are, and losses that weigh classes.
+"""Metrics of classifiers, and losses with class weights.
 
 Shapes: B clips of a batch, N of an evaluation, C classes.
 """

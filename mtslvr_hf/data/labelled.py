@@ -50,7 +50,7 @@ class LabelledAudio:
         return row[AUDIO_COLUMN] if isinstance(self.audio, datasets.Dataset) else row
 
     def target(self, index: int) -> np.ndarray:
-        """What a model is to predict: the class's index (), or float32 (C,) with several classes a clip."""
+        """Target of a row: the class's index (), or float32 (C,) with several classes a clip."""
         return self.labels[index].astype(np.float32) if self.multi_label else self.labels[index].argmax()
 
     def select(self, indices: Sequence[int] | np.ndarray) -> LabelledAudio:

@@ -42,9 +42,9 @@ class Cursor(NamedTuple):
 class ShuffledReader:
     """Reads one consumer's part of a data set, shuffled anew every epoch.
 
-    Each epoch deals the shards out to the consumers (DataLoader workers of all processes), so that all consumers
-    together read each row once an epoch. With more consumers than shards, several read the same shard and keep every
-    n-th row each. The hands are passed round: in C epochs, each of C consumers has had every row.
+    Shards are assigned to the consumers (DataLoader workers of all processes): all consumers together read each row
+    once an epoch. With more consumers than shards, several read the same shard and keep every n-th row each. The
+    assignment rotates: after C epochs, each of C consumers has read every shard.
 
     Rows are then shuffled in blocks: a block goes out in random order while the next one is read in. The order of a
     block depends on where it begins and nothing before it, so a reader can begin at any row after reading at most two
@@ -79,15 +79,15 @@ class ShuffledReader:
 
     def read(self, epoch: int, start: Cursor) -> Iterator[tuple[Row, Cursor]]:
         """Yields the rows of an epoch from `start` on, each with the cursor behind it."""
-        hand = self._hand(epoch)
-        rows = self._rows(hand, start)
+        assignment = self._assignment(epoch)
+        rows = self._rows(assignment, start)
         if self.read_ahead:
             rows = _in_thread(rows, self.read_ahead)
         block = list(islice(rows, self.block_rows))
         used = start.used
         while block:
             place, index = block[0].place, block[0].index
-            order = _generator(self.seed, epoch, hand.shards[place], index).permutation(len(block))
+            order = _generator(self.seed, epoch, assignment.shards[place], index).permutation(len(block))
             following = []
             for n, i in enumerate(order, 1):
                 row, block[i] = block[i], None  # so that the memory of rows used is free for those read
@@ -96,30 +96,30 @@ class ShuffledReader:
                 following += islice(rows, 1)
             block, used = following, 0
 
-    def _hand(self, epoch: int) -> _Hand:
-        """What this consumer reads in an epoch. The cards are shuffled every C epochs, each hand's order in each."""
+    def _assignment(self, epoch: int) -> _ShardAssignment:
+        """Shards of this consumer in an epoch. The permutation is redrawn every C epochs, the order within in each."""
         total = self.dataset.num_shards
         shards = _generator(self.seed, epoch // self.consumers).permutation(total)
-        hand = (self.consumer + epoch) % self.consumers
-        mine = _generator(self.seed, epoch, hand).permutation(shards[hand % total :: self.consumers])
-        return _Hand(mine.tolist(), hand // total, len(range(hand % total, self.consumers, total)))
+        turn = (self.consumer + epoch) % self.consumers
+        mine = _generator(self.seed, epoch, turn).permutation(shards[turn % total :: self.consumers])
+        return _ShardAssignment(mine.tolist(), turn // total, len(range(turn % total, self.consumers, total)))
 
-    def _rows(self, hand: _Hand, start: Cursor) -> Iterator[Row]:
-        """Yields a hand's rows in order, those of the starting shard from `start.index` on."""
+    def _rows(self, assignment: _ShardAssignment, start: Cursor) -> Iterator[Row]:
+        """Yields the rows of the assigned shards in order, those of the starting shard from `start.index` on."""
         fsspec.asyn.reset_lock()  # a lock taken while the worker was forked would never be free
-        for place in range(start.place, len(hand.shards)):
-            yield from self._shard(hand, place, start.index if place == start.place else 0)
+        for place in range(start.place, len(assignment.shards)):
+            yield from self._shard(assignment, place, start.index if place == start.place else 0)
 
-    def _shard(self, hand: _Hand, place: int, index: int) -> Iterator[Row]:
+    def _shard(self, assignment: _ShardAssignment, place: int, index: int) -> Iterator[Row]:
         """Yields a shard's rows from `index` on; a failure to read becomes its last row.
 
         `iter(batch_size=...)` is the one way through a data set that datasets does not split by DataLoader worker.
         """
-        shard = hand.shards[place]
+        shard = assignment.shards[place]
         try:
             rows = self.dataset.shard(num_shards=self.dataset.num_shards, index=shard)
             for batch in (rows.skip(index) if index else rows).iter(batch_size=1):
-                if index % hand.sharers == hand.share:
+                if index % assignment.stride == assignment.offset:
                     yield Row(place, index, batch["audio"][0], None)
                 index += 1
         except SHARD_ERRORS as error:
@@ -132,12 +132,12 @@ def _in_thread(rows: Iterator[Row], limit: int) -> Iterator[Row]:
         yield row
 
 
-class _Hand(NamedTuple):
+class _ShardAssignment(NamedTuple):
     """Shards in the order they are read, and which of how many parts of each (every n-th row) is read."""
 
     shards: list[int]
-    share: int
-    sharers: int
+    offset: int
+    stride: int
 
 
 def _generator(*key: int) -> np.random.Generator:

@@ -1,4 +1,4 @@
-"""Where audio comes from: data sets on the Hub, parquet shards, tar shards and folders of audio files."""
+"""Sources of audio: data sets on the Hub, parquet shards, tar shards and folders of audio files."""
 
 from __future__ import annotations
 

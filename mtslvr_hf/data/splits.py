@@ -1,4 +1,4 @@
-"""Dividing labelled clips into parts: each class's share alike in all of them, groups never torn apart.
+"""Stratified, group-aware splits: each class has the same share in all parts, and a group lies in one part.
 
 Shapes: N clips, C classes, P parts, G groups.
 """
@@ -44,7 +44,7 @@ def divide(
     rarest = np.array([classes[row > 0].min(initial=len(labels)) for row in counts])  # (G,)
     shuffled = np.random.default_rng(seed).permutation(len(names))
     order = shuffled[np.lexsort((rarest[shuffled], -sizes[shuffled]))]
-    part_of_group = _deal_out(counts, sizes, order, np.asarray(shares, dtype=float))
+    part_of_group = _assign_groups(counts, sizes, order, np.asarray(shares, dtype=float))
     return part_of_group[group]
 
 
@@ -52,7 +52,7 @@ def _as_text(groups: Sequence[Hashable]) -> np.ndarray:
     return np.array([str(name) for name in groups])
 
 
-def _deal_out(counts: np.ndarray, sizes: np.ndarray, order: np.ndarray, shares: np.ndarray) -> np.ndarray:
+def _assign_groups(counts: np.ndarray, sizes: np.ndarray, order: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """(G,) the part of each group; counts are (G, C), in shares of their class."""
     filled = np.zeros((len(shares), counts.shape[1]))  # (P, C)
     clips = np.zeros(len(shares))  # (P,)

@@ -31,7 +31,7 @@ HELD_OUT_SALT = 0x68656C64  # so that being held out says nothing about where a 
 
 
 class _Progress(NamedTuple):
-    """How far a worker has read: `rows` rows into an epoch, where the reader's cursor stands."""
+    """Position of a worker: `rows` rows of an epoch have been read, up to the reader's cursor."""
 
     epoch: int = 0
     rows: int = 0
@@ -189,13 +189,13 @@ class AudioStream(IterableDataset):
         reader = ShuffledReader(self.dataset, self.seed, self.shuffle_buffer, consumer, consumers, ahead)
         epoch, rows, begin = start
         good = -1 if rows else 0  # a state is that behind a good clip of its epoch
-        barren = 0
+        passes_without_clips = 0
         while True:
             for row, cursor in reader.read(epoch, begin):
                 rows += 1
                 yield row, _Progress(epoch, rows, cursor)
-            barren = barren + 1 if total.good == good else 0
-            if barren == 2 * consumers - 1:  # by then, this worker has tried every row of the data set
+            passes_without_clips = passes_without_clips + 1 if total.good == good else 0
+            if passes_without_clips == 2 * consumers - 1:  # by then, this worker has tried every row of the data set
                 total.fail("A pass over the data set gave no clip.")
             if not self.endless:
                 return
@@ -247,7 +247,7 @@ class AudioStream(IterableDataset):
         }
 
     def _identity(self) -> dict[str, int]:
-        """What must be the same for a state to mean the same."""
+        """Settings that a state depends on."""
         return {
             "version": STATE_VERSION,
             "seed": self.seed,

@@ -32,7 +32,7 @@ EXTRACTOR_KEYS = ("normalization", "mean", "std", "do_resample")
 
 @dataclass(frozen=True)
 class EmbedReport:
-    """What a folder of embeddings holds.
+    """Report of a folder of embeddings.
 
     Attributes:
         folder: The folder.

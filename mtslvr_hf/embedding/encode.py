@@ -48,7 +48,7 @@ class TimedEmbeddings(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """What became of one item.
+    """Result of one item: its embedding, or the error.
 
     Attributes:
         index: Its place among the items.

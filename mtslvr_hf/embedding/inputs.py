@@ -1,4 +1,4 @@
-"""What `encode` takes as audio, each kind as a recording that is read in blocks."""
+"""Inputs of `encode`: each kind of audio becomes a recording that is read in blocks."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class WindowReader:
             )
 
     def _statistics(self, recording: Recording) -> tuple[np.float32, np.float32]:
-        """What to subtract and to divide by. An item's own mean and deviation take a pass over it."""
+        """Mean and deviation of the normalization. An item's own take a pass over it."""
         if self.extractor.normalization == "global":
             return np.float32(self.extractor.mean), np.float32(self.extractor.std)
         if self.extractor.normalization == "none":

@@ -1,4 +1,4 @@
-"""What models are evaluated on: labelled audio, or embeddings of it that were made before.
+"""Evaluation data: labelled audio, or precomputed embeddings of it.
 
 Shapes: N clips, C classes, D embedding size.
 """
@@ -239,7 +239,7 @@ def _of_audio(audio: LabelledAudio, name: str, source: str, benchmark: Benchmark
 
 
 def _holds_embeddings(folder: Path) -> bool:
-    """Whether the first shard of a folder has a column `embedding`."""
+    """True if the first shard of a folder has a column `embedding`."""
     shard = min(folder.rglob("*.parquet"), default=None)
     return shard is not None and "embedding" in pq.read_schema(shard).names
 

@@ -181,7 +181,7 @@ def _run(
 
 
 def _check(models: Sequence[Any], classifier: str, probes: Sequence[str], invariance_clips: int) -> None:
-    """What can be said before anything is loaded."""
+    """Checks of the arguments, before anything is loaded."""
     if classifier not in CLASSIFIERS:
         raise ValueError(f"classifier is {classifier!r}; expected one of {', '.join(CLASSIFIERS)}")
     for kind in probes:
@@ -327,7 +327,7 @@ def _add(
 
 
 def _look_closer(each: _Evaluated, model: str, found: Mapping[str, Tensor]) -> None:
-    """What the report shows of a model beside its accuracy: its heads' shares, and a projection of each embedding."""
+    """Weight shares of a model's heads, and a projection of each embedding, for the report."""
     heads = dict(list(found.items())[:-1])
     if len(heads) > 1:
         each.shares[model] = weight_shares(heads, each.episodes)

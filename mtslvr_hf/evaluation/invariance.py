@@ -1,4 +1,4 @@
-"""How far each augmentation moves each embedding, and what the embedding still tells about it.
+"""Invariance and equivariance: the distance that each augmentation moves an embedding, and its linear decodability.
 
 Shapes: N clips, S samples, D embedding size.
 """
@@ -36,7 +36,7 @@ Embed = Callable[[Tensor], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Displacement:
-    """How far an augmentation of one strength moves one embedding, averaged over the clips.
+    """Distance that an augmentation of one strength moves one embedding, averaged over the clips.
 
     mahalanobis: Distance between a clip's embedding and that of its augmented copy, by the originals' covariance.
     relative: The same over that of two different clips: 0 is invariant, 1 as far as another clip.
@@ -56,7 +56,7 @@ class Displacement:
 
 @dataclass(frozen=True)
 class Readability:
-    """What linear probes read from one embedding about an augmentation, on clips that they were not fitted to.
+    """Linear decodability of an augmentation from one embedding, on clips that the probes were not fitted to.
 
     Its parameters are drawn as in pre-training, over their whole range: at one strength there is none to be read.
 
@@ -74,7 +74,7 @@ class Readability:
 
 @dataclass(frozen=True)
 class InvarianceReport:
-    """What `measure_invariance` found."""
+    """Report of `measure_invariance`."""
 
     displacements: tuple[Displacement, ...]
     readabilities: tuple[Readability, ...]
@@ -82,7 +82,7 @@ class InvarianceReport:
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold."""
+        """Report as plain Python for JSON."""
         return asdict(self)
 
     def to_markdown(self) -> str:

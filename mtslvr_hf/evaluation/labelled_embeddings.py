@@ -37,7 +37,7 @@ def read_labelled_embeddings(
     Args:
         data: the folder, or a data set with a column `embedding` (D numbers a row).
         label_column: column of the classes: names, numbers, or a ClassLabel, whose names are taken.
-        group_column: column of the groups, if episodes shall be group-disjoint.
+        group_column: column of the groups, for group-disjoint episodes.
         classes: the classes to read; all if None.
 
     Raises:

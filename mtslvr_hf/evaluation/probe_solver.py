@@ -108,7 +108,7 @@ class LogisticRegression:
         return self._classifier(self._start)
 
     def _scale(self, penalty: float) -> Tensor:
-        """What to multiply coordinates by so that their curvature is about 1 where the search starts, (R + 1, 1)."""
+        """Scale of the coordinates, (R + 1, 1): their curvature is about 1 at the start of the search."""
         probabilities = self._probabilities(self._clips @ self._start[:-1] + self._start[-1])
         curvature = (probabilities * (1 - probabilities)).mean().clamp(min=_FLAT)  # along an axis of variance 1
         return torch.cat([curvature * self._variances + penalty, curvature[None]]).rsqrt()[:, None]

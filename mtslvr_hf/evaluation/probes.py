@@ -28,7 +28,7 @@ _BLOCK_NUMBERS = 2**23  # in the largest array of similarities or votes: 64 MB i
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What a classifier on top of frozen embeddings reaches on clips that it was not fitted to.
+    """Score of a classifier on frozen embeddings, on clips that it was not fitted to.
 
     Attributes:
         name: "linear" or "knn".
@@ -321,7 +321,7 @@ def _count(part: _Part, clips: str, groups: str) -> str:
 
 def _choose(kind: _Kind, train: _Part, multi_label: bool, seed: int) -> tuple[float, str]:
     """The parameter that is best for a held-out share of the train clips, and how it was chosen, in words."""
-    if train.groups is not None and len(set(train.groups)) == 1:  # which must be torn apart
+    if train.groups is not None and len(set(train.groups)) == 1:  # which has to be split
         train = replace(train, groups=None)
     fitted, held_out = (train.select(part) for part in split(train.labels, train.groups, VALIDATION_SHARE, seed))
     grid = [value for value in kind.grid if kind.parameter != "k" or value <= len(fitted.labels)]
@@ -365,7 +365,7 @@ def _interval(scores: Tensor, test: _Part, multi_label: bool, seed: int) -> tupl
 
 
 def _resampled(test: _Part, seed: int) -> Tensor:
-    """How often each clip counts in each resample, (R, M) float64: the draws of its group, or of itself."""
+    """Bootstrap counts of each clip in each resample, (R, M) float64: the draws of its group, or of itself."""
     names, group = np.unique(
         np.arange(len(test.labels)) if test.groups is None else np.array([str(name) for name in test.groups]),
         return_inverse=True,

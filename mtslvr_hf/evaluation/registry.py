@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Where a labelled data set is, and what it is.
+    """Entry of the registry: the place and the facts of a labelled data set.
 
     Attributes:
         name: what the command line and tables call it.

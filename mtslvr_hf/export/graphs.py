@@ -57,7 +57,7 @@ class WaveformGraph(nn.Module):
 
 
 class SpectrogramGraph(nn.Module):
-    """What `model.frontend` returns to embeddings, for stretches of any number of frames."""
+    """Graph from spectrograms, as `model.frontend` returns them, to embeddings, for any number of frames."""
 
     input_names = ("input_features",)
 
@@ -91,7 +91,7 @@ class SpectrogramGraph(nn.Module):
 
 
 def _embed(network: MTSLVRModel, features: torch.Tensor, tasks: Sequence[str]) -> torch.Tensor:
-    """What the ResNet sees -> (windows, D): the part of the model's forward between frontend and windows' mean."""
+    """Embeddings of windows (windows, D): the model's forward between frontend and the windows' mean."""
     maps, _ = network.encoder(features, tasks)
     heads = {network.config.embedding_parts[task]: task for task in reversed(tasks)}  # the first of those that share
     distinct = [task for task in tasks if task in heads.values()]
@@ -122,7 +122,7 @@ def padded_batch(
 
 
 def onnx_decompositions() -> dict[Any, Callable[..., torch.Tensor]]:
-    """What ONNX has no operator for, or torch's translation to it fails at; the rest is left to torch."""
+    """Decompositions for operators that ONNX lacks, or that torch does not translate; torch has the rest."""
     aten = torch.ops.aten
     return {
         aten.stft.default: _stft,

@@ -27,7 +27,7 @@ OUTPUT = "embeddings"
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how close it is to torch.
+    """Report of an export: the file, and its error against torch.
 
     Attributes:
         path: the file.
@@ -231,7 +231,7 @@ def _to_onnx(graph: nn.Module, opset: int | None) -> Any:
 def _metadata(
     network: MTSLVRModel, input: str, tasks: Sequence[str], extractor: MTSLVRFeatureExtractor
 ) -> dict[str, str]:
-    """What a program that has only the file must know; every value is JSON."""
+    """Metadata of the file for programs that have nothing else; every value is JSON."""
     config = network.config
     facts = {
         "input": input,

@@ -116,7 +116,7 @@ class MTSLVREncoder:
 
     @property
     def mteb_model_meta(self) -> "ModelMeta":
-        """What mteb files the results under; needs mteb."""
+        """Metadata of the model for mteb's results; needs mteb."""
         if self._meta is None:
             self._meta = self._make_meta()
         return self._meta

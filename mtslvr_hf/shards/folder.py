@@ -25,7 +25,7 @@ SHARD_NAME = re.compile(r"[a-z]+-\d{6}-\d{4}\.(parquet|json)")
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What is known of a finished shard. It is written after the shard, so that it vouches for it.
+    """Record of a finished shard. It is written last: its presence marks the shard complete.
 
     Attributes:
         unit: Number of the unit of work.
@@ -219,7 +219,7 @@ class ShardFolder:
             return {}
 
     def _foreign(self) -> Iterator[Path]:
-        """What lies in the folder beside half-written settings."""
+        """Files in the folder, half-written settings aside."""
         return (file for file in self.path.iterdir() if not file.name.endswith(TEMPORARY))
 
     def _stem(self, unit: int, part: int) -> str:
@@ -227,7 +227,7 @@ class ShardFolder:
 
 
 def content_of(shards: Iterable[Mapping[str, Any]]) -> str:
-    """What tells a folder from others of its name and columns, for `description` in a README's `dataset_info`.
+    """Content hash of a folder, for `description` in a README's `dataset_info`.
 
     `datasets` keeps what it loaded under the name and the header of a folder: of two folders called `embeddings`, with
     the same header, the second would load as the first.

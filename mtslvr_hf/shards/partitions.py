@@ -1,4 +1,4 @@
-"""What `mtslvr embed` and `cache` read: a folder or data set as units of work, each with its rows in a fixed order."""
+"""Partitions of a source for `mtslvr embed` and `cache`: units of work, each with its rows in a fixed order."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Source:
 
 
 class _Layout(NamedTuple):
-    """Which columns of a data set matter."""
+    """Columns of a data set that are read."""
 
     audio: str
     columns: tuple[str, ...]
@@ -186,7 +186,7 @@ def _files_hash(root: Path, files: Sequence[Path]) -> str:
 
 
 def _file_state(file: Path, name: str) -> list[Any]:
-    """What tells a changed file: its name, size and time of change."""
+    """State of a file: its name, size and time of change."""
     try:
         stat = file.stat()
     except OSError:  # it is listed as bad when its turn comes
@@ -224,7 +224,7 @@ def _load(name: str, config: str | None, split: str | None) -> tuple[datasets.It
 
 
 def _count_rows(files: Sequence[str]) -> int | None:
-    """How many rows parquet files have that are here."""
+    """Number of rows of local parquet files."""
     if any("://" in file or not file.endswith(".parquet") for file in files):
         return None
     try:
@@ -234,7 +234,7 @@ def _count_rows(files: Sequence[str]) -> int | None:
 
 
 def _state_of(dataset: datasets.Dataset | datasets.IterableDataset) -> Any:
-    """What tells one data set object from another; a stream has no more to tell than its shards and columns."""
+    """State of a data set object: its fingerprint, or a stream's shards and columns."""
     if isinstance(dataset, datasets.Dataset):
         return dataset._fingerprint
     return [dataset.num_shards, list(dataset.features or {})]

@@ -1,4 +1,4 @@
-"""What a run of several processes agrees on, and what it calls its source."""
+"""Distributed helpers of embed and cache: processes, shares, names of sources."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SLOWEST_PROCESS = timedelta(weeks=4)  # how long the others wait for it at the e
 
 
 def process_state(cpu: bool = False) -> PartialState:
-    """Which process of how many this is, and its device.
+    """State of the process: its index, the number of processes, its device.
 
     Args:
         cpu: Whether to keep to the CPU where there is an accelerator.
@@ -40,12 +40,12 @@ def process_state(cpu: bool = False) -> PartialState:
 
 
 def share_of(rows: int | None, state: PartialState) -> int | None:
-    """How many of a number of rows come to one process."""
+    """Number of rows of one process."""
     return None if rows is None else math.ceil(rows / state.num_processes)
 
 
 def source_name(source: Any, opened: Source, output: Path) -> str:
-    """What is known of the source in the output: a path relative to it, which tells nothing of this machine."""
+    """Name of the source in the output: a path relative to it, without the folders of this machine."""
     if isinstance(source, (str, Path)) and Path(source).expanduser().exists():
         return Path(os.path.relpath(Path(source).expanduser().resolve(), output.resolve())).as_posix()
     return opened.name

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class Result(Protocol):
-    """What became of one row; more than this is known to the `ShardWriter` that made it."""
+    """Result of one row; a `ShardWriter` may add to it."""
 
     index: int  # the row's place among those given
     error: BadClip | None
@@ -61,7 +61,7 @@ class ShardWriter(ABC):
         """Makes a row group."""
 
     def group_is_full(self, good: Sequence[tuple[SourceRow, Result]]) -> bool:
-        """Whether these rows are to be written before there are more; a shard is one row group unless overridden."""
+        """True if these rows make a row group; a shard is one row group unless overridden."""
         return False
 
     def write(self, number: int, unit: Unit) -> None:
@@ -131,7 +131,7 @@ class _UnitRows:
             yield row.audio
 
     def at_end(self) -> bool:
-        """Whether there are no more rows, which takes reading one to find out."""
+        """True if there are no more rows. It reads one to find out."""
         row = self._read()
         self._ahead = [] if row is None else [row]
         return row is None

@@ -1,4 +1,4 @@
-"""What a pre-training run can be told."""
+"""Training arguments of pre-training."""
 
 from __future__ import annotations
 

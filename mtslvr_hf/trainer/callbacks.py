@@ -1,4 +1,4 @@
-"""When to save, and when to stop early."""
+"""Callbacks of saving and early stopping."""
 
 from __future__ import annotations
 

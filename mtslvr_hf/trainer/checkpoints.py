@@ -1,4 +1,4 @@
-"""What a checkpoint holds besides transformers' own files: how far each process has read in its stream."""
+"""Checkpoints of a run: the position of each process in its stream, beside transformers' own files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
 
 
 def is_complete(checkpoint: str | Path) -> bool:
-    """Whether everything was written: transformers writes its state last, and we write each process's before."""
+    """True if a checkpoint is whole: transformers writes its state last, after each process's."""
     first = _read_json(Path(checkpoint) / RUN_STATE_NAME.format(rank=0))
     if first is None or _read_json(Path(checkpoint) / TRAINER_STATE_NAME) is None:
         return False

@@ -1,4 +1,4 @@
-"""What a run logs about itself, gathered on the device without making the host wait.
+"""Metrics of a training run, gathered on the device while the host goes on.
 
 Shapes: B clips, V views, D embedding size, A augmentations.
 """
@@ -23,7 +23,7 @@ MAX_RANKED_VIEWS = 16384  # newest views of a window that average precision is c
 
 
 def embedding_spread(embeddings: torch.Tensor) -> torch.Tensor:
-    """How widely a batch's embeddings are spread over the sphere: 1 in every direction alike, 0 collapsed to a point.
+    """Spread of a batch's embeddings over the sphere: 1 in every direction alike, 0 collapsed to a point.
 
     Args:
         embeddings: (B, V, D).

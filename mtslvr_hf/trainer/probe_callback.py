@@ -105,7 +105,7 @@ class ProbeCallback(TrainerCallback):
         self._trainer, self._paused = trainer, paused
 
     def metric_names(self) -> list[str]:
-        """What it measures, by the names that are logged: one for each embedding of the model, the whole one last."""
+        """Names of the logged metrics: one for each embedding of the model, the whole one last."""
         metric = "map" if self.data.multi_label else "accuracy"
         return [f"eval_{self.name}_{metric}_{part}" for part in _part_names(self._trainer.model.config)]
 
@@ -134,7 +134,7 @@ class ProbeCallback(TrainerCallback):
         """Decodes the clips and tries the probe, so that what cannot work fails before the first step.
 
         Raises:
-            ValueError: If it would never run, cannot drive what it shall, or the clips do not allow it.
+            ValueError: If it would never run, cannot choose the best checkpoint, or the clips do not allow it.
         """
         if self._trainer is None:
             raise TypeError("A ProbeCallback needs an MTSLVRTrainer.")
@@ -237,7 +237,7 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _part_names(config: Any) -> list[str]:
-    """What the heads' embeddings are called, and all of them together."""
+    """Names of the heads' embeddings, and of all of them together."""
     heads: dict[str, list[str]] = {}
     for task in config.tasks:
         heads.setdefault(config.embedding_parts[task], []).append(task)

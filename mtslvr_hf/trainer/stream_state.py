@@ -68,7 +68,7 @@ class StreamProgress:
         self.all_skipped.check(self.stream.max_bad_share, self.stream.bad_share_after)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where to go on and what was skipped, in what JSON can hold."""
+        """Position in the stream and skipped rows, as plain Python for JSON."""
         position = self.stream.state_after(self._last_records.values())
         return {"position": position, "epoch": self.epoch, "skipped": self.skipped.state_dict()}
 

@@ -93,7 +93,7 @@ class MTSLVRTrainer(Trainer):
         callbacks: As for Trainer; among them any number of `ProbeCallback`s, of different names.
         optimizers: As for Trainer.
         augmentation: What makes the two views; all of `model.config.augmentations` unless given.
-        summary: What the model card shall say that the Trainer cannot know: the data set's name.
+        summary: Facts for the model card that the Trainer cannot know: the data set's name.
 
     Raises:
         TypeError: If the data sets are of other kinds.
@@ -418,7 +418,7 @@ class MTSLVRTrainer(Trainer):
         card.save(Path(folder or self.args.output_dir) / "README.md")
 
     def _summary(self) -> TrainingSummary:
-        """What the card says about the run. With the best weights loaded, steps and figures are theirs."""
+        """Summary of the run for its card. With the best weights loaded, steps and figures are theirs."""
         args, steps = self.args, self._weights_step or self.state.global_step
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         stream, precision = self.train_dataset, self.accelerator.mixed_precision

@@ -1,4 +1,4 @@
-"""What turns audio to embeddings, under one interface: MT-SLVR models, others of transformers, and the baselines.
+"""Embedders under one interface: MT-SLVR models, other models of transformers, and the baselines.
 
 Shapes: N clips, n waveforms, S samples, D embedding size.
 """
@@ -24,7 +24,7 @@ WAVEFORM_RATE = 16_000  # of what `embed_waveforms` takes, in Hz
 
 @runtime_checkable
 class Embedder(Protocol):
-    """What an evaluation needs of a model.
+    """Interface of a model in an evaluation.
 
     Attributes:
         name: Its rows' name in tables.

@@ -1,4 +1,4 @@
-"""What an embedding must beat: statistics of the log-mel spectrogram."""
+"""Log-mel baseline: statistics of the log-mel spectrogram."""
 
 from __future__ import annotations
 

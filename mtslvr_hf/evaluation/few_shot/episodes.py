@@ -128,7 +128,7 @@ def _usable_classes(
 
 
 def _splits(groups: list[Hashable], shots: int, queries: int) -> bool:
-    """Whether whole groups can be dealt so that one side has `shots` clips at least and the other `queries`."""
+    """True if whole groups can be divided into sides of at least `shots` and at least `queries` clips."""
     sums = 1  # bit n: some choice of groups has n clips
     for count in Counter(groups).values():
         sums |= sums << count

@@ -13,7 +13,7 @@ _MAX_HALVINGS = 30
 
 
 def nearest_centroid(support_gram: torch.Tensor, query_gram: torch.Tensor, ways: int, cosine: bool) -> torch.Tensor:
-    """How near each query is to the mean of each class's support clips; the largest score is the nearest.
+    """Nearest-centroid scores: each query against the mean of each class's support clips; larger is nearer.
 
     Args:
         support_gram: inner products of the support clips, (E, S, S).

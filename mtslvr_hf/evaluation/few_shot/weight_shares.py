@@ -1,4 +1,4 @@
-"""How much of few-shot classifiers' weights lies on each of a model's heads.
+"""Weight shares of a model's heads in few-shot classifiers.
 
 Shapes: N clips, D embedding size, D_h size of a head, E episodes, W ways, S support clips of an episode.
 """
@@ -22,7 +22,7 @@ _BLOCK_NUMBERS = 2**22  # numbers in the largest array of a block of episodes: 3
 
 @dataclass(frozen=True)
 class WeightShares:
-    """Which heads the classifiers of few-shot episodes use.
+    """Shares of the heads in the classifiers of few-shot episodes.
 
     Attributes:
         shares: of each head, the mean over episodes of its share of the sum of the weights' absolute values, 0 to 1.

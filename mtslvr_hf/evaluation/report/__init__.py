@@ -1,1 +1,1 @@
-"""What an evaluation found, as data, tables, plots, Markdown and HTML."""
+"""Report of an evaluation: data, tables, plots, Markdown and HTML."""

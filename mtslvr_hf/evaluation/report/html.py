@@ -56,7 +56,7 @@ def to_html(report: EvaluationReport) -> str:
 
 
 def _data(result: DataResult, ways: int) -> dict[str, object]:
-    """What the template shows of one data set."""
+    """Template values of one data set."""
     return {
         "name": result.data,
         "protocol": data_protocol(result),
@@ -76,7 +76,7 @@ def _data(result: DataResult, ways: int) -> dict[str, object]:
 
 
 def _invariance(model: str, report: InvarianceReport) -> dict[str, object]:
-    """What the template shows of what augmentations do to one model's embeddings."""
+    """Template values of one model's invariance."""
     return {
         "model": model,
         "clips": report.clips,

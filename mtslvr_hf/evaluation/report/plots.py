@@ -42,7 +42,7 @@ def check_matplotlib() -> None:
 
 
 def heat_map(report: InvarianceReport, title: str = "") -> Figure:
-    """What each augmentation does to each embedding: a row of panels per embedding, dark where it is not invariant.
+    """Heat map of invariance: a row of panels per embedding, dark where it is not invariant.
 
     Distance, cosine similarity and how well the augmentation's presence is read at each strength, and how well its
     parameter is read over its whole range. Colours have the same meaning in every report; values are printed.

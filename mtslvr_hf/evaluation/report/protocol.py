@@ -1,4 +1,4 @@
-"""How an evaluation measured, in words."""
+"""Protocol of an evaluation, in words."""
 
 from .results import DataResult, EvaluationReport
 
@@ -9,7 +9,7 @@ CLASSIFIER_WORDS = {
 
 
 def protocol(report: EvaluationReport) -> list[str]:
-    """What holds for every data set, sentence by sentence."""
+    """Sentences of the protocol that hold for every data set."""
     drawn = report.protocol
     sentences = [
         f"{drawn.ways}-way {drawn.shots}-shot accuracy: {drawn.episodes:,} episodes of {drawn.queries} queries a "
@@ -31,7 +31,7 @@ def protocol(report: EvaluationReport) -> list[str]:
 
 
 def data_protocol(result: DataResult) -> list[str]:
-    """What holds for one data set, sentence by sentence."""
+    """Sentences of the protocol that hold for one data set."""
     sentences = [f"{result.clips:,} clips of {len(result.classes)} classes from {result.source}."]
     if result.episodes_sha256:
         sentences[0] += f" Episode list {result.episodes_sha256[:12]}."

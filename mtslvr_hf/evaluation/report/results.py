@@ -1,4 +1,4 @@
-"""What an evaluation found: plain data that Markdown, JSON and HTML are made of."""
+"""Results of an evaluation: plain data for Markdown, JSON and HTML."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..projection import Projection
 
 @dataclass(frozen=True)
 class FewShotProtocol:
-    """How few-shot episodes are drawn; the words are those of `sample_episodes`.
+    """Protocol of few-shot episodes; see `sample_episodes`.
 
     Attributes:
         group_disjoint: None for what each data set asks for by itself.
@@ -67,7 +67,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class DataResult:
-    """What was found on one data set.
+    """Results on one data set.
 
     Attributes:
         data: its name.
