@@ -15,7 +15,7 @@ def divide(
 ) -> np.ndarray:
     """Divides clips into parts of given shares, so that each class is divided by these shares as nearly as can be.
 
-    Groups (a clip is one by itself, without `groups`) are dealt out one after the other, the largest and those of the
+    Groups (a clip is one by itself, without `groups`) are assigned one after the other, the largest and those of the
     rarest classes first, each to the part where it adds least to the sum over parts p and classes c of
     (clips of c in p / clips of c)^2 / share of p. That sum is smallest where every class is divided by the shares.
 

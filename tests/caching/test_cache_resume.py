@@ -84,7 +84,7 @@ def test_killed_command(source, whole, out, capsys):
         [sys.executable, "-c", KILLED, "5", *command], env=environment(), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert len(data_files(out)) == 2  # settings twice, a shard with its record, and a shard that nothing vouches for
+    assert len(data_files(out)) == 2  # settings twice, a shard with its record, and a shard without one
     assert len(list((out / "balanced/train/records").glob("*.json"))) == 1
     assert not (out / "manifest.json").exists()
     kept = data_files(out)[0].stat().st_mtime_ns

@@ -88,7 +88,7 @@ def test_killed_process(sounds, whole, tmp_path):
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert len(shard_files(out)) == 3
-    assert len(list((out / "records").glob("*.json"))) == 2  # the third shard is there, and nothing vouches for it
+    assert len(list((out / "records").glob("*.json"))) == 2  # the third shard is there, and has no record
     assert len(list((out / "records").glob(".*.tmp"))) == 1
     assert not (out / "manifest.json").exists()
     model = make_model()
