@@ -75,6 +75,3 @@ def change_a_byte(file):
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-
-
-DAMAGES = (truncate, change_a_byte, Path.unlink)

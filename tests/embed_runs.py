@@ -79,13 +79,6 @@ def write_parquet(folder, files, rows_per_group=100):
     return folder
 
 
-def contents(folder):
-    """All files' bytes by their path in the folder."""
-    return {
-        file.relative_to(folder).as_posix(): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()
-    }
-
-
 def shard_files(folder):
     return sorted((folder / "data").glob("*.parquet"))
 

@@ -14,8 +14,8 @@ import torch
 from transformers import AutoModel
 
 import mtslvr_hf
+from mtslvr_cli import main
 from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRModel
-from mtslvr_hf.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ class TestEvaluate:
         assert list((tmp_path / "cache").glob("*.safetensors"))
 
     def test_runs_as_a_command(self, evaluate):
-        command = [sys.executable, "-m", "mtslvr_hf.cli", *evaluate]
+        command = [sys.executable, "-m", "mtslvr_cli", *evaluate]
         result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
         assert result.stdout.startswith("2-way 1-shot accuracy: ")
         assert "models x data" in result.stderr  # the progress bar keeps out of the table's way

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import soundfile
-from tqdm.auto import tqdm
 
 from ..audio.clips import SILENCE_DBFS
 from ..audio.errors import BadClip
@@ -22,9 +20,7 @@ from ..audio.files import describe
 from ..audio.prefetch import ReadAhead
 from ..audio.recording import open_recording
 from ..data.sources import AUDIO_COLUMN, AUDIO_SUFFIXES
-from ..shards.folder import ShardFolder
-from ..shards.partitions import SourceRow
-from ..shards.writer import ShardWriter
+from ..shards import ShardWriter, SourceRow
 
 ROWS_PER_GROUP = 64  # what a reader holds in memory at once, and what small data sets are divided into
 BYTES_PER_GROUP = 32 * 2**20  # so that rows of an hour each do not fill the memory
@@ -52,27 +48,16 @@ class CachedClip:
 
 
 class AudioWriter(ShardWriter):
-    """Decodes units of work, part by part, in threads: libsndfile and soxr do not hold Python's lock.
+    """Decodes partitions, shard by shard, in threads: libsndfile and soxr do not hold Python's lock.
 
     Args:
-        folder: Where they go.
-        features: `audio` and the columns that are kept.
-        rows_per_shard: Most rows of the source in a shard.
-        bar: Counts the rows.
+        *options: As for `ShardWriter`; the features are `audio` and the columns that are kept.
         sampling_rate: In Hz.
         num_workers: Threads; 0 works in the caller's.
     """
 
-    def __init__(
-        self,
-        folder: ShardFolder,
-        features: datasets.Features,
-        rows_per_shard: int,
-        bar: tqdm,
-        sampling_rate: int,
-        num_workers: int,
-    ):
-        super().__init__(folder, features, rows_per_shard, bar)
+    def __init__(self, *options: Any, sampling_rate: int, num_workers: int):
+        super().__init__(*options)
         self.sampling_rate = sampling_rate
         self.num_workers = num_workers
 

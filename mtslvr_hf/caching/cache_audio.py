@@ -1,25 +1,21 @@
-"""A data set decoded once, as shards of 16 kHz mono FLAC: what `mtslvr cache` runs."""
+"""Cached audio: a data set decoded once, as shards of 16 kHz mono FLAC."""
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-from accelerate.utils import gather_object
-from tqdm.auto import tqdm
 
 from ..cards.cached_audio import write_card
 from ..data.sources import AUDIO_COLUMN
 from ..files import write_json
-from ..shards.folder import ERRORS, FORMAT_VERSION, MANIFEST, ShardFolder
-from ..shards.partitions import Source, open_source
-from ..shards.run import check_agreement, check_apart, process_state, share_of, source_name
+from ..shards import ShardFolder, ShardReport, Source, report_of, write_shards
+from ..shards.folder import ERRORS, FORMAT_VERSION, MANIFEST
 from ..workers import usable_cores
 from .audio_writer import AudioWriter
 
@@ -28,47 +24,29 @@ COMMAND = "mtslvr cache"
 
 
 @dataclass(frozen=True)
-class CacheReport:
-    """Report of one split in a folder of cached audio.
+class CacheReport(ShardReport):
+    """Report of one split in a folder of cached audio, which may hold other splits, too.
 
     Attributes:
-        folder: The folder, which may hold other splits, too.
         config: Name of the configuration there.
         split: Name of the split there.
-        rows: Clips.
-        bad_rows: Rows of the source that could not be decoded and are left out.
-        reasons: How many of them for each reason.
-        failures: Parts of the source that could not be read to their end; another run tries again.
-        shards: Number of parquet files.
-        computed: How many of them were made in this run.
-        seconds: Duration of the audio.
         bytes: Size of the files.
         clipped_rows: Clips with samples beyond full scale, which are now at it.
         clipped_samples: How many such samples.
     """
 
-    folder: Path
     config: str
     split: str
-    rows: int
-    bad_rows: int
-    reasons: dict[str, int]
-    failures: list[str]
-    shards: int
-    computed: int
-    seconds: float
     bytes: int
     clipped_rows: int
     clipped_samples: int
 
     def __str__(self) -> str:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in self.reasons.items())
-        errors = f"{self.config}/{self.split}/{ERRORS}"
-        bad = f"{self.bad_rows} bad rows ({reasons}; see {errors})" if self.bad_rows else "no bad rows"
         return (
             f"Wrote {self.folder}: {self.rows} clips, {self.seconds / 3600:.2f} hours, {self.bytes / 1e6:.1f} MB, "
-            f"{bad}, {self.clipped_rows} clips clipped; {self.computed} of {self.shards} shards were made in this "
-            f"run.\nOpen them with mtslvr_hf.data.load_audio({str(self.folder)!r}, {self.config!r}, {self.split!r})."
+            f"{self.bad(f'{self.config}/{self.split}/{ERRORS}')}, {self.clipped_rows} clips clipped; "
+            f"{self.computed} of {self.shards} shards were made in this run.\n"
+            f"Open them with mtslvr_hf.data.load_audio({str(self.folder)!r}, {self.config!r}, {self.split!r})."
         )
 
 
@@ -83,6 +61,7 @@ def cache_audio(
     sampling_rate: int = 16_000,
     rows_per_shard: int = 1000,
     num_workers: int | None = None,
+    verify: bool = False,
     show_progress_bar: bool | None = None,
 ) -> CacheReport:
     """Decodes all audio of a split once, into a folder that `load_audio` and `datasets.load_dataset` read.
@@ -91,9 +70,9 @@ def cache_audio(
     gets `CONFIG/SPLIT/data/*.parquet`, in row groups of at most 64 rows; `errors.jsonl` beside it (rows left out and
     why); and a README.md and `manifest.json` (counts, settings, every shard with its checksum) of all splits: cache
     another split or configuration of the same source by another call. A run that was interrupted, however hard, goes
-    on where it was when called again: finished shards are verified by size and checksum, and only what is missing,
-    damaged or made from other input is made. Under `accelerate launch`, process p of P takes every P-th unit of work
-    (see `open_source`). Memory holds a row group and, for each thread, a file.
+    on where it was when called again: only shards that are missing, incomplete or made from other input are made.
+    Under `accelerate launch`, process p of P takes every P-th partition of the source: a shard of a stream, or
+    `rows_per_shard` rows. Memory holds a row group and, for each thread, a file.
 
     Args:
         source: A folder of audio files at any depth, of parquet or of tar shards; a parquet or tar file; the name of a
@@ -106,10 +85,12 @@ def cache_audio(
         sampling_rate: In Hz.
         rows_per_shard: Most rows of a parquet file. A stream's shards are not joined, so files may have less.
         num_workers: Threads that decode; unless given, one for each core that this process may use.
+        verify: Whether to compare the checksums of finished shards, too, which reads all of them, and to make damaged
+            ones again.
         show_progress_bar: Unless given, on a terminal.
 
     Returns:
-        What the folder holds of this split now, the same in all processes.
+        The report of this split, the same in all processes.
 
     Raises:
         FileNotFoundError: If the source is not there, or processes do not share the output folder.
@@ -120,40 +101,44 @@ def cache_audio(
     output = Path(output)
     num_workers = usable_cores() if num_workers is None else num_workers
     _check_arguments(sampling_rate, rows_per_shard, num_workers)
-    check_apart(source, output)
-    opened = open_source(source, config, split, audio_column, columns, None, rows_per_shard)
-    names = (opened.config, opened.split)
-    _check_names(names, opened)
-    common = {
-        "format_version": FORMAT_VERSION,
-        "source": source_name(source, opened, output),
-        "sampling_rate": sampling_rate,
-    }
-    own = {"audio_column": audio_column, "columns": list(opened.features), "rows_per_shard": rows_per_shard}
-    root = ShardFolder(output, "audio", COMMAND)
-    root.claim(common)
-    folder = ShardFolder(output.joinpath(*names), "audio", COMMAND, summaries=[output / MANIFEST])
-    folder.claim(own)
-    state = process_state(cpu=True)
-    check_agreement(gather_object([len(opened.units)]))
-    features = datasets.Features({AUDIO_COLUMN: datasets.Audio(sampling_rate=sampling_rate), **opened.features})
-    show = (sys.stderr.isatty() if show_progress_bar is None else show_progress_bar) and state.is_main_process
-    with tqdm(desc="caching", total=share_of(opened.rows, state), unit="clip", disable=not show) as bar:
-        writer = AudioWriter(folder, features, rows_per_shard, bar, sampling_rate, num_workers)
-        for number in range(state.process_index, len(opened.units), state.num_processes):
-            writer.write(number, opened.units[number])
-    computed = sum(gather_object([writer.computed]))  # waits for all
-    if state.is_main_process:
-        facts = folder.finish(len(opened.units))
-        manifest = {**common, "config": names[0], "split": names[1], **own, **facts}
-        write_json(folder.path / MANIFEST, manifest)
-        _summarise(output, common)
-        root.tidy([])
-    state.wait_for_everyone()
-    return _report(output, folder.read_manifest(), computed)
+
+    def make_writer(opened: Source) -> AudioWriter:
+        names = (opened.config, opened.split)
+        _check_names(names, opened)
+        common = {"format_version": FORMAT_VERSION, "source": opened.name, "sampling_rate": sampling_rate}
+        own = {"audio_column": audio_column, "columns": list(opened.features), "rows_per_shard": rows_per_shard}
+        root = ShardFolder(output, "audio", COMMAND)
+        root.claim(common)
+        folder = ShardFolder(output.joinpath(*names), "audio", COMMAND, [output / MANIFEST], verify)
+        folder.claim(own)
+
+        def finish(facts: dict[str, Any]) -> None:
+            manifest = {**common, "config": names[0], "split": names[1], **own, **facts}
+            write_json(folder.path / MANIFEST, manifest)
+            _summarize(output, common)
+            root.tidy([])
+
+        features = datasets.Features({AUDIO_COLUMN: datasets.Audio(sampling_rate=sampling_rate), **opened.features})
+        options = {"sampling_rate": sampling_rate, "num_workers": num_workers}
+        return AudioWriter(folder, features, rows_per_shard, finish, **options)
+
+    manifest, computed = write_shards(
+        source,
+        output,
+        make_writer,
+        cpu=True,
+        description="caching",
+        show_progress_bar=show_progress_bar,
+        config=config,
+        split=split,
+        audio_column=audio_column,
+        columns=columns,
+        rows_per_partition=rows_per_shard,
+    )
+    return report_of(CacheReport, output, manifest, computed)
 
 
-def _summarise(output: Path, common: dict[str, Any]) -> None:
+def _summarize(output: Path, common: dict[str, Any]) -> None:
     """README and manifest of all splits that are complete."""
     files = sorted(output.glob(f"*/*/{MANIFEST}"))
     splits = [json.loads(file.read_text(encoding="utf-8")) for file in files]
@@ -164,17 +149,6 @@ def _summarise(output: Path, common: dict[str, Any]) -> None:
         for shard in split["shards"]:
             shard["file"] = f"{split['config']}/{split['split']}/{shard['file']}"
     write_json(output / MANIFEST, {**common, "splits": splits})
-
-
-def _report(output: Path, manifest: dict[str, Any], computed: int) -> CacheReport:
-    names = "config split rows bad_rows reasons failures seconds clipped_rows clipped_samples"
-    return CacheReport(
-        folder=output,
-        shards=len(manifest["shards"]),
-        computed=computed,
-        bytes=sum(shard["bytes"] for shard in manifest["shards"]),
-        **{name: manifest[name] for name in names.split()},
-    )
 
 
 def _check_arguments(sampling_rate: int, rows_per_shard: int, num_workers: int) -> None:

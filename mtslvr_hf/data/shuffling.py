@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
-import zlib
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
@@ -11,15 +9,12 @@ from typing import Any, NamedTuple
 import datasets
 import fsspec.asyn
 import numpy as np
-import pyarrow
 
-from ..audio.errors import READ_ERRORS
 from ..audio.hashing import hash_integers
 from ..audio.prefetch import ReadAhead
+from .sources import SHARD_ERRORS
 
 MAP_STYLE_SHARDS = 64
-# A corrupt shard, or one that cannot be reached.
-SHARD_ERRORS = (*READ_ERRORS, pyarrow.ArrowException, tarfile.TarError, zlib.error)
 
 
 class Row(NamedTuple):

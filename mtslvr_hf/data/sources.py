@@ -6,16 +6,19 @@ import logging
 import random
 import re
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
+import pyarrow
+import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard
 
-from .shuffling import SHARD_ERRORS
+from ..audio.errors import READ_ERRORS
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +32,8 @@ SPLITS = frozenset(("train", "validation", "valid", "val", "dev", "eval", "test"
 FOLDER_SHARDS = 256
 FEW_SHARDS = 16  # fewer files than this are divided into their row groups, which opens each file once
 AUDIO_COLUMN = "audio"
+# A corrupt shard, or one that cannot be reached.
+SHARD_ERRORS = (*READ_ERRORS, pyarrow.ArrowException, tarfile.TarError, zlib.error)
 
 
 @dataclass
@@ -83,41 +88,109 @@ def load_audio(
         FileNotFoundError: If there is neither such a folder or file nor such a data set (`DatasetNotFoundError`).
         ValueError: If the folder holds no audio, or the data set has no such configuration, split or audio column.
     """
-    path = Path(name).expanduser()
-    if data_files is None and path.exists():
-        kind, files = look_into(path)
-        if kind != "dataset":
-            if config is not None:
-                raise ValueError(f"{path} holds {kind} and has no configuration {config!r}")
-            return _open_files(kind, files_of_split(files, path, split), split, streaming)
-        if path.is_file():
-            name, data_files = "parquet", {split: str(path)}
-    elif data_files is None and (path.is_absolute() or str(name).startswith((".", "~")) or len(path.parts) > 2):
-        raise FileNotFoundError(f"no such file or folder: {name}")
+    path = None if data_files is not None else local_path(name)
+    kind, files = ("dataset", []) if path is None else look_into(path, config)
+    if kind != "dataset":
+        return _open_files(kind, files_of_split(files, path, split), streaming)
     if streaming:
-        dataset = _stream(str(name), config, split, revision, token, data_files)
+        dataset = open_stream(name, config, split, revision, token, data_files).dataset
     else:
+        name = str(path or name)
+        if path is not None and path.is_file():
+            name, data_files = "parquet", {split: name}
         dataset = datasets.load_dataset(
-            str(name), config, split=split, revision=revision, token=token, data_files=data_files
+            name, config, split=split, revision=revision, token=token, data_files=data_files
         )
-    return divide_into_shards(audio_rows(dataset, audio_column))
+    return audio_rows(dataset, audio_column)
 
 
-def _stream(
-    name: str, config: str | None, split: str, revision: str | None, token: str | None, data_files: Any
-) -> datasets.IterableDataset:
-    """`datasets.load_dataset(streaming=True)`, but for the threads that would decode folders of files on the Hub."""
+def local_path(name: str | Path) -> Path | None:
+    """Path of a local source, or None for the name of a data set on the Hub.
+
+    Raises:
+        FileNotFoundError: If it is written like a path and nothing is there.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if path.is_absolute() or str(name).startswith((".", "~")) or len(path.parts) > 2:
+        raise FileNotFoundError(f"no such file or folder: {name}.")
+    return None
+
+
+class OpenedStream(NamedTuple):
+    """A data set opened as a stream.
+
+    Attributes:
+        dataset: The rows, with all columns.
+        state: State of its files: times of local ones, the commit on the Hub.
+        config: Name of its configuration.
+        split: Name of its split.
+        rows: Number of rows, if that is known without reading them.
+    """
+
+    dataset: datasets.IterableDataset
+    state: Any
+    config: str
+    split: str
+    rows: int | None
+
+
+def open_stream(
+    name: str | Path,
+    config: str | None = None,
+    split: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    data_files: str | Sequence[str] | Mapping[str, Any] | None = None,
+) -> OpenedStream:
+    """Opens a data set on the Hub, a folder of parquet files or a parquet file as a stream.
+
+    `datasets.load_dataset(streaming=True)` would decode folders of files on the Hub by threads.
+
+    Args:
+        name: As for `load_audio`.
+        config: Configuration of the data set.
+        split: Its split; unless given, its only one.
+        revision: Branch, tag or commit on the Hub.
+        token: Token for the Hub.
+        data_files: Files to read, as for `datasets.load_dataset`.
+
+    Raises:
+        ValueError: If no split is given and the data set has several.
+    """
+    path = None if data_files is not None else local_path(name)
+    name = str(path or name)
+    if path is not None and path.is_file():
+        name, data_files = "parquet", {split or "train": name}
     builder = datasets.load_dataset_builder(name, config, revision=revision, token=token, data_files=data_files)
     if hasattr(builder.config, "decode_num_threads"):
         builder.config.decode_num_threads = 0  # or the rows would be encoded, by torchcodec, before they can be cast
-    return builder.as_streaming_dataset(split=split)
+    dataset = builder.as_streaming_dataset(split=split)
+    if split is None:
+        if len(dataset) != 1:
+            raise ValueError(f"the data set has the splits {', '.join(dataset)}: choose one with `split`.")
+        split, dataset = next(iter(dataset.items()))
+    files = (builder.config.data_files or {}).get(split)
+    state = [str(builder.hash)] if files is None else [[Path(f).name for f in files], files.origin_metadata]
+    said = (builder.info.splits or {}).get(split)
+    rows = said.num_examples if said else _count_rows(files or [])
+    return OpenedStream(_divide_into_shards(dataset), state, builder.config.name, str(split), rows or None)
 
 
-def divide_into_shards(
-    dataset: datasets.IterableDataset | datasets.Dataset,
-) -> datasets.IterableDataset | datasets.Dataset:
+def _count_rows(files: Sequence[str]) -> int | None:
+    """Number of rows of local parquet files."""
+    if any("://" in file or not file.endswith(".parquet") for file in files):
+        return None
+    try:
+        return sum(pq.read_metadata(file).num_rows for file in files)
+    except SHARD_ERRORS:  # the reader meets the same error, and reports it
+        return None
+
+
+def _divide_into_shards(dataset: datasets.IterableDataset) -> datasets.IterableDataset:
     """Makes shards of the row groups of parquet files if there are few files."""
-    if isinstance(dataset, datasets.Dataset) or dataset.num_shards >= FEW_SHARDS:
+    if dataset.num_shards >= FEW_SHARDS:
         return dataset
     try:
         return dataset.reshard()
@@ -138,13 +211,19 @@ def audio_rows(
     if features is not None and list(features) == [AUDIO_COLUMN] and isinstance(features[AUDIO_COLUMN], EncodedAudio):
         return dataset
     column = find_audio_column(features, audio_column)
+    dataset = undecoded(dataset, column).select_columns([column])
+    return dataset if column == AUDIO_COLUMN else dataset.rename_column(column, AUDIO_COLUMN)
+
+
+def undecoded(
+    dataset: datasets.IterableDataset | datasets.Dataset, audio_column: str
+) -> datasets.IterableDataset | datasets.Dataset:
+    """Gives a data set's audio column the type `EncodedAudio`. Select columns after it: selection applies types."""
     if isinstance(dataset, datasets.IterableDataset):
         dataset = dataset.decode(
             False
         )  # first, or it would not undo the decoding by threads that load_dataset sets up
-    # The type comes before the selection, which applies the types it finds.
-    dataset = dataset.with_format(None).cast_column(column, EncodedAudio()).select_columns([column])
-    return dataset if column == AUDIO_COLUMN else dataset.rename_column(column, AUDIO_COLUMN)
+    return dataset.with_format(None).cast_column(audio_column, EncodedAudio())
 
 
 def find_audio_files(folder: Path, suffixes: frozenset[str] = AUDIO_SUFFIXES) -> list[Path]:
@@ -182,16 +261,26 @@ def find_audio_column(features: datasets.Features | None, wanted: str | None) ->
     return found[0]
 
 
-def look_into(path: Path) -> tuple[str, list[Path]]:
-    """Tells if a path holds a "dataset", "tar shards" or "audio files", and lists the files of the latter two."""
+def look_into(path: Path, config: str | None = None) -> tuple[str, list[Path]]:
+    """Kind of a local source ("dataset", "tar shards" or "audio files"), and the files of the latter two.
+
+    Raises:
+        ValueError: If it is none of these, or has no configurations and one is asked for.
+    """
+    kind, files = _kind_of(path)
+    if kind != "dataset" and config is not None:
+        raise ValueError(f"{path} holds {kind} and has no configuration {config!r}.")
+    return kind, files
+
+
+def _kind_of(path: Path) -> tuple[str, list[Path]]:
     if path.is_file():
         if path.suffix == ".parquet":
             return "dataset", []
         if _is_tar(path):
             return "tar shards", [path]
         raise ValueError(f"{path} is neither a folder nor a parquet or tar file")
-    card = path / "README.md"
-    if (card.is_file() and DatasetCard.load(card).data.get("configs")) or any(path.rglob("*.parquet")):
+    if is_dataset(path):
         return "dataset", []
     tars = [file for file in sorted(path.rglob("*")) if _is_tar(file)]
     if tars:
@@ -203,6 +292,12 @@ def look_into(path: Path) -> tuple[str, list[Path]]:
     raise ValueError(
         f"{path} holds neither parquet shards nor tar shards nor audio files; found: {found or 'nothing'}"
     )
+
+
+def is_dataset(folder: Path) -> bool:
+    """True for a folder of parquet files, or one whose README.md names the files of its configurations."""
+    card = folder / "README.md"
+    return (card.is_file() and bool(DatasetCard.load(card).data.get("configs"))) or any(folder.rglob("*.parquet"))
 
 
 def _is_tar(path: Path) -> bool:
@@ -230,16 +325,12 @@ def _split_name(file: Path) -> str:
     return re.split(r"[-_.]", file.name)[0] if _is_tar(file) else ""
 
 
-def _open_files(
-    kind: str, files: list[Path], split: str, streaming: bool
-) -> datasets.IterableDataset | datasets.Dataset:
+def _open_files(kind: str, files: list[Path], streaming: bool) -> datasets.IterableDataset | datasets.Dataset:
     """Opens tar shards as shards, or audio files in up to 256 shards that each hold a fixed random part of them."""
+    if kind == "tar shards":
+        return open_tars(files, streaming)
     features = datasets.Features({AUDIO_COLUMN: EncodedAudio()})
     paths = [str(file) for file in files]
-    if kind == "tar shards":
-        if not streaming:
-            return datasets.Dataset.from_generator(read_tars, features=features, gen_kwargs={"paths": paths})
-        return datasets.IterableDataset.from_generator(read_tars, features=features, gen_kwargs={"paths": paths})
     random.Random(0).shuffle(paths)
     if not streaming:
         return datasets.Dataset.from_dict({AUDIO_COLUMN: paths}, features=features)
@@ -247,7 +338,14 @@ def _open_files(
     return datasets.IterableDataset.from_generator(_list_files, features=features, gen_kwargs={"shards": shards})
 
 
-def read_tars(paths: list[str]) -> Iterator[dict[str, Any]]:
+def open_tars(files: Sequence[Path], streaming: bool = True) -> datasets.IterableDataset | datasets.Dataset:
+    """Opens tar shards as a data set of their audio files; a stream has a shard for each."""
+    kind = datasets.IterableDataset if streaming else datasets.Dataset
+    features = datasets.Features({AUDIO_COLUMN: EncodedAudio()})
+    return kind.from_generator(_read_tars, features=features, gen_kwargs={"paths": [str(file) for file in files]})
+
+
+def _read_tars(paths: list[str]) -> Iterator[dict[str, Any]]:
     """Yields the audio files in tar shards; what else lies beside them (labels, texts) is passed over."""
     for path in paths:
         with tarfile.open(path, "r|*") as tar:

@@ -1,67 +1,49 @@
-"""Embeddings of a whole data set as parquet shards: what `mtslvr embed` runs."""
+"""Embeddings of a whole data set as parquet shards, and a faiss index of them."""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
-from accelerate.utils import gather_object
-from tqdm.auto import tqdm
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from transformers import PreTrainedModel
 
 from ..cards.embeddings import write_card
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
-from ..files import sha256_of, write_json
+from ..files import sha256_of, whole_file, write_json
 from ..fingerprints import weights_sha256
-from ..shards.folder import ERRORS, FORMAT_VERSION, MANIFEST, ShardFolder
-from ..shards.partitions import open_source
-from ..shards.run import check_agreement, check_apart, process_state, share_of, source_name
-from .embedding_writer import OWN_COLUMNS, EmbeddingWriter, table_features
-from .encode import feature_extractor_of
-from .faiss_index import INDEX, check_faiss, write_index
+from ..shards import ShardFolder, ShardReport, ShardWriter, Source, SourceRow, report_of, write_shards
+from ..shards.folder import ERRORS, FORMAT_VERSION, MANIFEST
+from .encode import Encoded, encode_items, feature_extractor_of
 
+INDEX = "embeddings.faiss"
+OWN_COLUMNS = ("id", "embedding", "duration", "windows")
 # What an embedding depends on beside the weights, their names and their shapes.
 CONFIG_KEYS = ("frontend", "sampling_rate", "n_fft", "hop_length", "num_mel_bins", "window_seconds")
 EXTRACTOR_KEYS = ("normalization", "mean", "std", "do_resample")
 
 
 @dataclass(frozen=True)
-class EmbedReport:
+class EmbedReport(ShardReport):
     """Report of a folder of embeddings.
 
     Attributes:
-        folder: The folder.
-        rows: Embeddings in it.
-        bad_rows: Rows of the source that have none.
-        reasons: How many of them for each reason.
-        failures: Parts of the source that could not be read to their end; another run tries again.
-        shards: Number of parquet files.
-        computed: How many of them were made in this run.
-        seconds: Duration of the audio.
         embedding_size: D.
     """
 
-    folder: Path
-    rows: int
-    bad_rows: int
-    reasons: dict[str, int]
-    failures: list[str]
-    shards: int
-    computed: int
-    seconds: float
     embedding_size: int
 
     def __str__(self) -> str:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in self.reasons.items())
-        bad = f"{self.bad_rows} bad rows ({reasons}; see {ERRORS})" if self.bad_rows else "no bad rows"
         return (
-            f"Wrote {self.folder}: {self.rows} embeddings of {self.embedding_size} values, {bad}; {self.computed} of "
-            f"{self.shards} shards were made in this run.\n"
+            f"Wrote {self.folder}: {self.rows} embeddings of {self.embedding_size} values, {self.bad(ERRORS)}; "
+            f"{self.computed} of {self.shards} shards were made in this run.\n"
             f"Load them with datasets.load_dataset({str(self.folder)!r}, split='train')."
         )
 
@@ -84,6 +66,7 @@ def embed_dataset(
     num_workers: int = 2,
     compile: bool = False,
     faiss: bool = False,
+    verify: bool = False,
     show_progress_bar: bool | None = None,
 ) -> EmbedReport:
     """Embeds all audio of a data set into a folder that `datasets.load_dataset` reads.
@@ -91,8 +74,8 @@ def embed_dataset(
     The folder gets `data/*.parquet` (columns `id`, `embedding`, `duration` in seconds, `windows`, and those asked
     for), `manifest.json` (counts, settings and every shard with its checksum), `errors.jsonl` (rows that have no
     embedding, and why) and a README.md. A run that was interrupted, however hard, goes on where it was when called
-    again: finished shards are verified by size and checksum, and only what is missing, damaged or made from other
-    input is computed. Under `accelerate launch`, process p of P takes every P-th unit of work (see `open_source`).
+    again: only shards that are missing, incomplete or made from other input are computed. Under `accelerate launch`,
+    process p of P takes every P-th partition of the source: a shard of a stream, or `rows_per_shard` rows.
 
     Args:
         model: An MT-SLVR model of any class.
@@ -113,10 +96,12 @@ def embed_dataset(
         compile: Whether to compile the network, as for `encode`.
         faiss: Whether to write an index for `get_nearest_examples`, too: by inner product if `normalize`, else by
             Euclidean distance.
+        verify: Whether to compare the checksums of finished shards, too, which reads all of them, and to compute
+            damaged ones again.
         show_progress_bar: Unless given, on a terminal.
 
     Returns:
-        What the folder holds now, the same in all processes.
+        The folder's report, the same in all processes.
 
     Raises:
         FileNotFoundError: If the source is not there, or processes do not share the output folder.
@@ -125,53 +110,96 @@ def embed_dataset(
         ValueError: If an option is out of its range, the source lacks what was asked for, or the folder's shards were
             made with other settings, by another model or from another source.
     """
-    _check_arguments(source, Path(output), columns, rows_per_shard, faiss)
-    opened = open_source(source, config, split, audio_column, columns, id_column, rows_per_shard)
+    output = Path(output)
+    _check_arguments(columns, rows_per_shard, faiss)
     extractor = feature_extractor_of(model) if feature_extractor is None else feature_extractor
     tasks = model.config.resolve_tasks(tasks)
-    settings = {
-        "source": {
-            "name": source_name(source, opened, Path(output)),
-            "config": config,
-            "split": split,
-            "audio_column": audio_column,
-        },
-        "columns": list(opened.features),
-        "id_column": id_column,
-        "rows_per_shard": rows_per_shard,
-        "tasks": tasks,
-        "normalize": normalize,
-    }
-    settings = _with_versions(settings, model, extractor)
-    folder = ShardFolder(output, "embeddings", "mtslvr embed")
-    folder.claim(settings)
-    state = process_state()
-    check_agreement(gather_object([len(opened.units)]))
-    features = table_features(opened.features, model.config.embedding_size_of(tasks))
     options = {"tasks": tasks, "normalize": normalize, "feature_extractor": extractor}
     options |= {"batch_size": batch_size, "num_workers": num_workers, "compile": compile}
-    show = (sys.stderr.isatty() if show_progress_bar is None else show_progress_bar) and state.is_main_process
-    with tqdm(desc="embedding", total=share_of(opened.rows, state), unit="row", disable=not show) as bar:
-        writer = EmbeddingWriter(model, folder, features, rows_per_shard, options, bar)
-        for number in range(state.process_index, len(opened.units), state.num_processes):
-            writer.write(number, opened.units[number])
-    computed = sum(gather_object([writer.computed]))  # waits for all
-    if state.is_main_process:
-        _finish(folder, len(opened.units), settings, model, features, faiss)
-    state.wait_for_everyone()
-    return _report(folder, computed)
+
+    def make_writer(opened: Source) -> EmbeddingWriter:
+        settings = {
+            "format_version": FORMAT_VERSION,
+            "source": {"name": opened.name, "config": config, "split": split, "audio_column": audio_column},
+            "columns": list(opened.features),
+            "id_column": id_column,
+            "rows_per_shard": rows_per_shard,
+            "tasks": tasks,
+            "normalize": normalize,
+            "model": _fingerprint(model),
+            "feature_extractor": {key: getattr(extractor, key) for key in EXTRACTOR_KEYS},
+        }
+        folder = ShardFolder(output, "embeddings", "mtslvr embed", verify=verify)
+        folder.claim(settings)
+        features = _table_features(opened.features, model.config.embedding_size_of(tasks))
+        finish = partial(_finish, folder, settings, model, faiss)
+        return EmbeddingWriter(folder, features, rows_per_shard, finish, model=model, options=options)
+
+    manifest, computed = write_shards(
+        source,
+        output,
+        make_writer,
+        cpu=False,
+        description="embedding",
+        show_progress_bar=show_progress_bar,
+        config=config,
+        split=split,
+        audio_column=audio_column,
+        columns=columns,
+        id_column=id_column,
+        rows_per_partition=rows_per_shard,
+    )
+    return report_of(EmbedReport, output, manifest, computed)
 
 
-def _with_versions(
-    settings: dict[str, Any], model: PreTrainedModel, extractor: MTSLVRFeatureExtractor
-) -> dict[str, Any]:
-    """All that the shards depend on."""
-    return {
-        "format_version": FORMAT_VERSION,
-        **settings,
-        "model": _fingerprint(model),
-        "feature_extractor": {key: getattr(extractor, key) for key in EXTRACTOR_KEYS},
+class EmbeddingWriter(ShardWriter):
+    """Embeds partitions, shard by shard. Shapes: R rows of a shard, D embedding.
+
+    Args:
+        *arguments: As for `ShardWriter`.
+        model: Embeds the audio.
+        options: Options of `encode_items`.
+    """
+
+    def __init__(self, *arguments: Any, model: PreTrainedModel, options: dict[str, Any]):
+        super().__init__(*arguments)
+        self.model = model
+        self.options = options
+
+    def results(self, audio: Iterator[Any]) -> Iterator[Encoded]:
+        return encode_items(self.model, audio, **self.options)
+
+    def totals(self, results: Sequence[Encoded]) -> dict[str, float]:
+        return {"seconds": sum(r.seconds for r in results), "windows": sum(r.windows for r in results)}
+
+    def table(self, good: Sequence[tuple[SourceRow, Encoded]]) -> pa.Table:
+        schema, size = self.features.arrow_schema, self.features["embedding"].length
+        embeddings = (
+            np.stack([result.embedding.numpy() for _, result in good]) if good else np.zeros((0, size), np.float32)
+        )
+        values = {
+            "id": [row.id for row, _ in good],
+            "duration": [result.seconds for _, result in good],
+            "windows": [result.windows for _, result in good],
+        }
+        for name in self.features:
+            if name not in OWN_COLUMNS:
+                values[name] = [row.columns[name] for row, _ in good]
+        arrays = {name: pa.array(column, schema.field(name).type) for name, column in values.items()}
+        flat = pa.array(embeddings.ravel())  # (R x D,)
+        arrays["embedding"] = pa.FixedSizeListArray.from_arrays(flat, type=schema.field("embedding").type)
+        return pa.Table.from_arrays([arrays[name] for name in self.features], schema=schema)
+
+
+def _table_features(copied: datasets.Features, size: int) -> datasets.Features:
+    """A shard's columns: the own ones, and behind them the copied ones."""
+    own = {
+        "id": datasets.Value("string"),
+        "embedding": datasets.List(datasets.Value("float32"), length=size),
+        "duration": datasets.Value("float64"),
+        "windows": datasets.Value("int32"),
     }
+    return datasets.Features({**own, **copied})
 
 
 def _fingerprint(model: PreTrainedModel) -> dict[str, Any]:
@@ -182,21 +210,12 @@ def _fingerprint(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def _finish(
-    folder: ShardFolder,
-    units: int,
-    settings: dict[str, Any],
-    model: PreTrainedModel,
-    features: datasets.Features,
-    faiss: bool,
+    folder: ShardFolder, settings: dict[str, Any], model: PreTrainedModel, faiss: bool, facts: dict[str, Any]
 ) -> None:
-    """Puts together what all processes did: errors, index, README and, last, the manifest."""
-    manifest = {
-        **settings,
-        "model": {"name": _model_name(model), "revision": getattr(model.config, "_commit_hash", None)}
-        | settings["model"],
-        "embedding_size": features["embedding"].length,
-        **folder.finish(units),
-    }
+    """Writes the index, the README and, last, the manifest."""
+    name = {"name": _model_name(model), "revision": getattr(model.config, "_commit_hash", None)}
+    size = model.config.embedding_size_of(settings["tasks"])
+    manifest = {**settings, "model": name | settings["model"], "embedding_size": size, **facts}
     index = _index(folder, manifest, faiss)
     if index is not None:
         manifest["index"] = index
@@ -216,23 +235,38 @@ def _index(folder: ShardFolder, manifest: dict[str, Any], wanted: bool) -> dict[
     if not wanted or manifest["rows"] == 0:
         return None
     shards = [folder.path / shard["file"] for shard in manifest["shards"]]
-    metric = write_index(file, shards, manifest["embedding_size"], manifest["normalize"])
+    _write_index(file, shards, manifest["normalize"])
+    metric = "inner product" if manifest["normalize"] else "squared Euclidean distance"
     return {"file": INDEX, "metric": metric, "bytes": file.stat().st_size, "sha256": sha256_of(file)}
 
 
-def _report(folder: ShardFolder, computed: int) -> EmbedReport:
-    manifest = folder.read_manifest()
-    return EmbedReport(
-        folder=folder.path,
-        rows=manifest["rows"],
-        bad_rows=manifest["bad_rows"],
-        reasons=manifest["reasons"],
-        failures=manifest["failures"],
-        shards=len(manifest["shards"]),
-        computed=computed,
-        seconds=manifest["seconds"],
-        embedding_size=manifest["embedding_size"],
-    )
+def _write_index(file: Path, shards: Sequence[Path], normalized: bool) -> None:
+    """Writes an exact index of all embeddings, which are in memory: twice 4 GB for a million of 1,000 values.
+
+    Inner products of embeddings of norm 1 are cosines.
+    """
+    faiss = _import_faiss()
+    dataset = datasets.Dataset(pq.read_table(shards, columns=["embedding"]))
+    metric = faiss.METRIC_INNER_PRODUCT if normalized else faiss.METRIC_L2
+    dataset.add_faiss_index("embedding", string_factory="Flat", metric_type=metric)
+    with whole_file(file) as temporary:
+        dataset.save_faiss_index("embedding", str(temporary))
+
+
+def _import_faiss() -> Any:
+    """Imports faiss.
+
+    Raises:
+        ImportError: If it is not installed; the message says how to.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError(
+            "an index needs faiss: pip install 'mtslvr-hf[faiss]', or leave the index out and add it later with "
+            "dataset.add_faiss_index('embedding')."
+        ) from error
+    return faiss
 
 
 def _model_name(model: PreTrainedModel) -> str:
@@ -243,21 +277,16 @@ def _model_name(model: PreTrainedModel) -> str:
     return Path(name).resolve().name if os.path.isdir(name) else name
 
 
-def _check_arguments(source: Any, output: Path, columns: Sequence[str], rows_per_shard: int, faiss: bool) -> None:
+def _check_arguments(columns: Sequence[str], rows_per_shard: int, faiss: bool) -> None:
     if rows_per_shard < 1:
         raise ValueError(f"`rows_per_shard` must be at least 1; got {rows_per_shard}.")
     if faiss:
-        check_faiss()
-    check_apart(source, output)
-    _check_names(columns)
-
-
-def _check_names(columns: Sequence[str]) -> None:
+        _import_faiss()
     taken = [name for name in columns if name in OWN_COLUMNS]
     if taken:
         raise ValueError(
             f"the output has columns {', '.join(OWN_COLUMNS)} of its own, so {', '.join(taken)} cannot be copied: "
-            "rename it in the source, or name the rows by it with `id_column`"
+            "rename it in the source, or name the rows by it with `id_column`."
         )
 
 

@@ -1,4 +1,4 @@
-"""The folder that `mtslvr embed` and others write: shards that are whole or not there, and a record of each."""
+"""Folder of resumable parquet shards: complete shards, and a record of each."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import TEMPORARY, sha256_of, temporary_name, write_json, write_whole
+from ..files import TEMPORARY, sha256_of, whole_file, write_json, write_whole
 
 FORMAT_VERSION = 2
 SETTINGS, MANIFEST, ERRORS, README = "settings.json", "manifest.json", "errors.jsonl", "README.md"
@@ -28,20 +28,20 @@ class ShardRecord:
     """Record of a finished shard. It is written last: its presence marks the shard complete.
 
     Attributes:
-        unit: Number of the unit of work.
-        part: Which part of the unit's rows it is.
-        inputs: Hash of what the unit was read from.
-        last: Whether it is the unit's last part.
+        partition: Number of the partition.
+        shard: Number of the shard in it.
+        inputs: Hash of what the partition was read from.
+        last: Whether it is the partition's last shard.
         rows: Rows in the shard.
         totals: Sums over them, by name: `seconds` of audio and what else the run counts.
-        errors: The rows that were left out: `id`, `unit`, `row`, `reason` and `message` of each.
+        errors: The rows that were left out: `id`, `partition`, `row`, `reason` and `message` of each.
         failure: Why the source could not be read to its end, or None.
         bytes: Size of the shard's file.
         sha256: Its checksum.
     """
 
-    unit: int
-    part: int
+    partition: int
+    shard: int
     inputs: str
     last: bool
     rows: int
@@ -53,20 +53,24 @@ class ShardRecord:
 
 
 class ShardFolder:
-    """Writes shards and records, and finds those of an earlier run.
+    """Folder of shards and their records: writes them, and finds those of an earlier run.
 
     Args:
         path: The folder; it need not exist.
         word: What its shards hold; their names begin with it.
-        command: What writes such folders.
-        summaries: Files outside of it that no longer tell what is here once a shard is written.
+        command: The command that writes such folders, for messages.
+        summaries: Files outside of it that are out of date once a shard is written.
+        verify: Whether to compare the checksums of finished shards, which reads all of them.
     """
 
-    def __init__(self, path: str | Path, word: str, command: str, summaries: Sequence[Path] = ()):
+    def __init__(
+        self, path: str | Path, word: str, command: str, summaries: Sequence[Path] = (), verify: bool = False
+    ):
         self.path = Path(path)
         self.word = word
         self.command = command
         self.summaries = (self.path / MANIFEST, *summaries)
+        self.verify = verify
 
     def claim(self, settings: Mapping[str, Any]) -> None:
         """Begins or resumes a run with these settings. Several processes may do so at once.
@@ -81,7 +85,7 @@ class ShardFolder:
             if self.path.is_file() or (self.path.exists() and any(self._foreign()) and not file.exists()):
                 raise FileExistsError(
                     f"{self.path} is there and was not written by `{self.command}`: choose another output folder, or "
-                    "empty this one"
+                    "empty this one."
                 )
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(file, settings)
@@ -89,7 +93,7 @@ class ShardFolder:
             known = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(
-                f"{file} is damaged ({error}): choose another output folder, or empty this one"
+                f"{file} is damaged ({error}): choose another output folder, or empty this one."
             ) from error
         changes = list(_differences(known, json.loads(json.dumps(settings))))
         if changes and not any(self.path.glob(f"**/{RECORDS}/*.json")):  # nothing was made yet
@@ -97,66 +101,69 @@ class ShardFolder:
         elif changes:
             raise ValueError(
                 f"{self.path} holds {self.word} made otherwise: {'; '.join(changes)}. Choose another output folder, "
-                "or repeat the earlier settings"
+                "or repeat the earlier settings."
             )
 
-    def finished(self, unit: int, part: int, inputs: str) -> ShardRecord | None:
-        """The record of a shard that is there, whole and from the same input; else None."""
-        record = self.record(unit, part)
+    def finished(self, partition: int, shard: int, inputs: str) -> ShardRecord | None:
+        """Record of a shard that is complete and made from the same input; else None.
+
+        A shard is complete if its size is as recorded and its parquet footer can be read. With `verify`, its checksum
+        is compared as well.
+        """
+        record = self.record(partition, shard)
         if record is None or record.failure is not None or record.inputs != inputs:
             return None
-        file = self.path / self.file(unit, part)
-        if not file.is_file() or file.stat().st_size != record.bytes or sha256_of(file) != record.sha256:
-            return None
-        return record
-
-    def record(self, unit: int, part: int) -> ShardRecord | None:
-        """Reads a record; None if there is none, or none that can be read."""
+        file = self.path / self.file(partition, shard)
         try:
-            values = json.loads((self.path / RECORDS / f"{self._stem(unit, part)}.json").read_text(encoding="utf-8"))
-            checksum = values.pop("checksum")
-            return ShardRecord(**values) if checksum == _checksum(values) else None
-        except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):  # not of this form
+            complete = file.stat().st_size == record.bytes and pq.read_metadata(file).num_rows == record.rows
+        except (OSError, pa.ArrowException):
             return None
+        return record if complete and (not self.verify or sha256_of(file) == record.sha256) else None
 
-    def file(self, unit: int, part: int) -> str:
+    def record(self, partition: int, shard: int) -> ShardRecord | None:
+        """Reads a record; None if there is none, or none that can be read."""
+        file = self.path / RECORDS / f"{self._stem(partition, shard)}.json"
+        try:
+            record = ShardRecord(**json.loads(file.read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError):  # not of this form
+            return None
+        return record if (record.partition, record.shard) == (partition, shard) else None
+
+    def file(self, partition: int, shard: int) -> str:
         """A shard's path in the folder; the order of the names is that of the rows."""
-        return f"{DATA}/{self._stem(unit, part)}.parquet"
+        return f"{DATA}/{self._stem(partition, shard)}.parquet"
 
     def write(
-        self, unit: int, part: int, schema: pa.Schema, fill: Callable[[pq.ParquetWriter], ShardRecord]
+        self, partition: int, shard: int, schema: pa.Schema, fill: Callable[[pq.ParquetWriter], ShardRecord]
     ) -> ShardRecord:
         """Writes a shard, and then its record; each appears whole under its name or not at all.
 
         Args:
-            unit: Number of the unit of work.
-            part: Which part of the unit's rows it is.
+            partition: Number of the partition.
+            shard: Number of the shard in it.
             schema: The shard's columns.
-            fill: Writes the rows, one row group after the other, and tells what is known of them.
+            fill: Writes the rows, one row group after the other, and returns what is known of them.
         """
-        for folder in (DATA, RECORDS):
-            (self.path / folder).mkdir(exist_ok=True)
-        file = self.path / self.file(unit, part)
-        temporary = temporary_name(file)
-        with open(temporary, "wb") as target:
-            with pq.ParquetWriter(target, schema) as writer:
-                record = fill(writer)
-            target.flush()
-            os.fsync(target.fileno())
-        facts = {**asdict(record), "bytes": temporary.stat().st_size, "sha256": sha256_of(temporary)}
-        for summary in self.summaries:
-            summary.unlink(missing_ok=True)
-        os.replace(temporary, file)
-        write_json(self.path / RECORDS / f"{self._stem(unit, part)}.json", {**facts, "checksum": _checksum(facts)})
-        return ShardRecord(**facts)
+        (self.path / RECORDS).mkdir(exist_ok=True)
+        with whole_file(self.path / self.file(partition, shard)) as temporary:
+            with open(temporary, "wb") as target:
+                with pq.ParquetWriter(target, schema) as writer:
+                    record = fill(writer)
+                target.flush()
+                os.fsync(target.fileno())
+            record = replace(record, bytes=temporary.stat().st_size, sha256=sha256_of(temporary))
+            for summary in self.summaries:
+                summary.unlink(missing_ok=True)
+        write_json(self.path / RECORDS / f"{self._stem(partition, shard)}.json", asdict(record))
+        return record
 
-    def finish(self, units: int) -> dict[str, Any]:
-        """Writes the list of errors, tidies, and puts together what a manifest says of rows and shards.
+    def finish(self, partitions: int) -> dict[str, Any]:
+        """Writes the list of errors, tidies, and returns a manifest's counts and shards.
 
         Raises:
             FileNotFoundError: If a shard is not there, as when processes write to different folders.
         """
-        records = self.collect(units)
+        records = self._collect(partitions)
         self.tidy(records)
         errors = [error for record in records for error in record.errors]
         lines = "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in errors)
@@ -168,11 +175,12 @@ class ShardFolder:
             "rows": sum(record.rows for record in records),
             "bad_rows": len(errors),
             "reasons": dict(sorted(Counter(error["reason"] for error in errors).items())),
-            "failures": [f"unit {record.unit} {record.failure}" for record in records if record.failure],
+            "failures": [f"partition {record.partition} {record.failure}" for record in records if record.failure],
             **totals,
+            "bytes": sum(record.bytes for record in records),
             "shards": [
                 {
-                    "file": self.file(r.unit, r.part),
+                    "file": self.file(r.partition, r.shard),
                     "rows": r.rows,
                     "bad_rows": len(r.errors),
                     "bytes": r.bytes,
@@ -182,29 +190,29 @@ class ShardFolder:
             ],
         }
 
-    def collect(self, units: int) -> list[ShardRecord]:
-        """Records of all units' parts, in order.
+    def _collect(self, partitions: int) -> list[ShardRecord]:
+        """Records of all partitions' shards, in order.
 
         Raises:
             FileNotFoundError: If one is not there, as when processes write to different folders.
         """
         records = []
-        for unit in range(units):
-            part, last = 0, False
+        for partition in range(partitions):
+            shard, last = 0, False
             while not last:
-                record = self.record(unit, part)
-                if record is None or not (self.path / self.file(unit, part)).is_file():
+                record = self.record(partition, shard)
+                if record is None or not (self.path / self.file(partition, shard)).is_file():
                     raise FileNotFoundError(
-                        f"{self.path} lacks the shard {self._stem(unit, part)}: all processes must write to one "
-                        "folder, on a file system that they share; then run it again"
+                        f"{self.path} lacks the shard {self._stem(partition, shard)}: all processes must write to one "
+                        "folder, on a file system that they share; then run it again."
                     )
                 records.append(record)
-                part, last = part + 1, record.last
+                shard, last = shard + 1, record.last
         return records
 
     def tidy(self, records: list[ShardRecord]) -> None:
-        """Removes shards that the source no longer has, and what interrupted runs left half-written."""
-        kept = {self._stem(record.unit, record.part) for record in records}
+        """Removes shards that the source no longer has, and unfinished files of interrupted runs."""
+        kept = {self._stem(record.partition, record.shard) for record in records}
         for folder in (self.path, self.path / DATA, self.path / RECORDS):
             for file in folder.iterdir() if folder.is_dir() else ():
                 stale = SHARD_NAME.fullmatch(file.name) and file.stem not in kept
@@ -222,8 +230,8 @@ class ShardFolder:
         """Files in the folder, half-written settings aside."""
         return (file for file in self.path.iterdir() if not file.name.endswith(TEMPORARY))
 
-    def _stem(self, unit: int, part: int) -> str:
-        return f"{self.word}-{unit:06d}-{part:04d}"
+    def _stem(self, partition: int, shard: int) -> str:
+        return f"{self.word}-{partition:06d}-{shard:04d}"
 
 
 def content_of(shards: Iterable[Mapping[str, Any]]) -> str:
@@ -233,11 +241,6 @@ def content_of(shards: Iterable[Mapping[str, Any]]) -> str:
     the same header, the second would load as the first.
     """
     return hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()
-
-
-def _checksum(facts: Mapping[str, Any]) -> str:
-    """A record's own."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _differences(known: Any, given: Any, name: str = "") -> Iterator[str]:

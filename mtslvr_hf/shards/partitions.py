@@ -1,27 +1,26 @@
-"""Partitions of a source for `mtslvr embed` and `cache`: units of work, each with its rows in a fixed order."""
+"""Partitions of a source for `mtslvr embed` and `cache`: the rows of each in a fixed order."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
-import pyarrow.parquet as pq
 
-from ..data.shuffling import SHARD_ERRORS
 from ..data.sources import (
-    AUDIO_COLUMN,
-    EncodedAudio,
-    divide_into_shards,
+    OpenedStream,
     files_of_split,
     find_audio_column,
+    local_path,
     look_into,
-    read_tars,
+    open_stream,
+    open_tars,
+    undecoded,
 )
 
 FOLDER_COLUMNS = ("file", "label")
@@ -43,7 +42,7 @@ class SourceRow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Unit:
+class Partition:
     """Rows that one process works on.
 
     Attributes:
@@ -62,7 +61,7 @@ class Source:
     Attributes:
         name: As it was given, or the type of a data set object.
         features: Types of the columns asked for.
-        units: In the order of the output's files.
+        partitions: In the order of the output's files.
         config: The configuration they are of; "default" where there is but one and it has no name.
         split: Their split; "train" where there is but one and it has no name.
         rows: Number of rows, if that is known without reading them.
@@ -70,7 +69,7 @@ class Source:
 
     name: str
     features: datasets.Features
-    units: Sequence[Unit]
+    partitions: Sequence[Partition]
     config: str = "default"
     split: str = "train"
     rows: int | None = None
@@ -97,12 +96,12 @@ def open_source(
     audio_column: str | None = None,
     columns: Sequence[str] | None = (),
     id_column: str | None = None,
-    rows_per_unit: int = 1000,
+    rows_per_partition: int = 1000,
 ) -> Source:
-    """Divides a source into units of work, the same ones in every process and in every run.
+    """Opens a source and divides it into partitions, the same ones in every process and in every run.
 
-    A folder of audio files is divided into its files in the order of their names, `rows_per_unit` each, and so are the
-    rows of a `datasets.Dataset`. What is read as a stream (a name on the Hub, parquet or tar shards, an
+    A folder of audio files is divided into its files in the order of their names, `rows_per_partition` each, and so
+    are the rows of a `datasets.Dataset`. What is read as a stream (a name on the Hub, parquet or tar shards, an
     `IterableDataset`) is divided as it is stored: by its shards, which are the row groups where there are few files.
 
     Args:
@@ -114,35 +113,32 @@ def open_source(
         columns: Columns to copy; None copies all. A folder of audio files has `file` (path in the folder) and `label`
             (the name of the folder that the file is in).
         id_column: Column that names the rows; unless given, the path that is stored with the audio, or the place.
-        rows_per_unit: Rows of a unit, where that can be chosen.
+        rows_per_partition: Rows of a partition, where that can be chosen.
 
     Raises:
         FileNotFoundError: If there is neither such a folder or file nor such a data set.
         ValueError: If it holds no audio, lacks what was asked for, or a column cannot be copied.
     """
     wanted = None if columns is None else tuple(dict.fromkeys(columns))
-    facts = {"split": split or "train"}
     if isinstance(source, (datasets.Dataset, datasets.IterableDataset)):
         if config is not None or split is not None:
-            raise ValueError("a data set object has neither config nor split to choose: load the part that is meant")
-        name, dataset, state = type(source).__name__, source, _state_of(source)
+            raise ValueError("a data set object has neither config nor split to choose: load the part that is meant.")
+        opened = OpenedStream(source, _state_of(source), "default", "train", None)
+    elif (path := local_path(source)) is None:
+        opened = open_stream(source, config, split)
     else:
-        name, path = str(source), Path(source).expanduser()
-        if path.exists():
-            kind, files = look_into(path)
-            if kind != "dataset" and config is not None:
-                raise ValueError(f"{path} holds {kind} and has no configuration {config!r}")
-            files = files if split is None or kind == "dataset" else files_of_split(files, path, split)
-            if kind == "audio files":
-                wanted = FOLDER_COLUMNS if wanted is None else wanted
-                return _folder(name, path, files, wanted, id_column, rows_per_unit, split or "train")
-        elif path.is_absolute() or str(source).startswith((".", "~")) or len(path.parts) > 2:
-            raise FileNotFoundError(f"no such file or folder: {source}")
-        if path.exists() and kind == "tar shards":
-            dataset, state = _tars(files), [_file_state(file, file.name) for file in files]
+        kind, files = look_into(path, config)
+        files = files if split is None or kind == "dataset" else files_of_split(files, path, split)
+        if kind == "audio files":
+            wanted = FOLDER_COLUMNS if wanted is None else wanted
+            return _folder(str(source), path, files, wanted, id_column, rows_per_partition, split or "train")
+        if kind == "tar shards":
+            state = [_file_state(file, file.name) for file in files]
+            opened = OpenedStream(open_tars(files), state, "default", split or "train", None)
         else:
-            dataset, state, facts = _load(str(path) if path.exists() else str(source), config, split)
-    return replace(_dataset(name, dataset, state, audio_column, wanted, id_column, rows_per_unit), **facts)
+            opened = open_stream(path, config, split)
+    name = type(source).__name__ if isinstance(source, (datasets.Dataset, datasets.IterableDataset)) else str(source)
+    return _dataset(name, opened, audio_column, wanted, id_column, rows_per_partition)
 
 
 def _folder(
@@ -151,7 +147,7 @@ def _folder(
     files: Sequence[Path],
     columns: tuple[str, ...],
     id_column: str | None,
-    rows_per_unit: int,
+    rows_per_partition: int,
     split: str,
 ) -> Source:
     """Files as rows; `file` and `label` as columns."""
@@ -161,13 +157,17 @@ def _folder(
                 f"a folder of audio files has no column {column!r}; it has: {', '.join(FOLDER_COLUMNS)}. For more, "
                 "load it as a data set with metadata, and pass that"
             )
-    chunks = [files[start : start + rows_per_unit] for start in range(0, len(files), rows_per_unit)]
-    units = [
-        Unit(partial(_files_hash, root, chunk), partial(_file_rows, root, chunk, columns, id_column))
+    chunks = [files[start : start + rows_per_partition] for start in range(0, len(files), rows_per_partition)]
+    partitions = [
+        Partition(partial(_files_hash, root, chunk), partial(_file_rows, root, chunk, columns, id_column))
         for chunk in chunks
     ]
     return Source(
-        name, datasets.Features({c: datasets.Value("string") for c in columns}), units, split=split, rows=len(files)
+        name,
+        datasets.Features({c: datasets.Value("string") for c in columns}),
+        partitions,
+        split=split,
+        rows=len(files),
     )
 
 
@@ -194,45 +194,6 @@ def _file_state(file: Path, name: str) -> list[Any]:
     return [name, stat.st_size, stat.st_mtime_ns]
 
 
-def _tars(files: Sequence[Path]) -> datasets.IterableDataset:
-    features = datasets.Features({AUDIO_COLUMN: EncodedAudio()})
-    paths = [str(file) for file in files]
-    return datasets.IterableDataset.from_generator(read_tars, features=features, gen_kwargs={"paths": paths})
-
-
-def _load(name: str, config: str | None, split: str | None) -> tuple[datasets.IterableDataset, Any, dict[str, Any]]:
-    """Opens a data set as a stream.
-
-    Also gives the state of its files (times of local ones, the commit on the Hub), and what `Source` says of it.
-    """
-    if Path(name).is_file():
-        builder = datasets.load_dataset_builder("parquet", data_files={split or "train": name})
-    else:
-        builder = datasets.load_dataset_builder(name, config)
-    if hasattr(builder.config, "decode_num_threads"):
-        builder.config.decode_num_threads = 0  # as load_audio: rows would be encoded, by torchcodec
-    parts = builder.as_streaming_dataset(split=split)
-    if split is None:
-        if len(parts) != 1:
-            raise ValueError(f"the data set has the splits {', '.join(parts)}: choose one with `split`")
-        split, parts = next(iter(parts.items()))
-    files = (builder.config.data_files or {}).get(split)
-    state = [str(builder.hash)] if files is None else [[Path(f).name for f in files], files.origin_metadata]
-    said = (builder.info.splits or {}).get(split)
-    rows = said.num_examples if said else _count_rows(files or [])
-    return divide_into_shards(parts), state, {"config": builder.config.name, "split": split, "rows": rows or None}
-
-
-def _count_rows(files: Sequence[str]) -> int | None:
-    """Number of rows of local parquet files."""
-    if any("://" in file or not file.endswith(".parquet") for file in files):
-        return None
-    try:
-        return sum(pq.read_metadata(file).num_rows for file in files)
-    except SHARD_ERRORS:  # found out again, and told, where it is read
-        return None
-
-
 def _state_of(dataset: datasets.Dataset | datasets.IterableDataset) -> Any:
     """State of a data set object: its fingerprint, or a stream's shards and columns."""
     if isinstance(dataset, datasets.Dataset):
@@ -242,38 +203,35 @@ def _state_of(dataset: datasets.Dataset | datasets.IterableDataset) -> Any:
 
 def _dataset(
     name: str,
-    dataset: datasets.Dataset | datasets.IterableDataset,
-    state: Any,
+    opened: OpenedStream,
     audio_column: str | None,
     columns: tuple[str, ...] | None,
     id_column: str | None,
-    rows_per_unit: int,
+    rows_per_partition: int,
 ) -> Source:
-    """Chunks of rows or a stream's shards as units; other columns' contents are not read."""
-    features = dataset.features
+    """Chunks of rows or a stream's shards as partitions; other columns' contents are not read."""
+    dataset, features = opened.dataset, opened.dataset.features
     audio = find_audio_column(features, audio_column)
     columns = tuple(name for name in features if name != audio) if columns is None else columns
     layout = _Layout(audio, columns, id_column)
     _check_columns(features, layout)
-    if isinstance(dataset, datasets.IterableDataset):
-        dataset = dataset.decode(False)
-    # The type comes before the selection, which applies the types it finds.
-    dataset = dataset.with_format(None).cast_column(layout.audio, EncodedAudio())
-    dataset = dataset.select_columns(
-        list(dict.fromkeys((layout.audio, *columns, *([id_column] if id_column else []))))
-    )
-    state = _hash([state])
+    read = (*columns, *([id_column] if id_column else []))
+    dataset = undecoded(dataset, audio).select_columns(list(dict.fromkeys((audio, *read))))
+    state, rows = _hash([opened.state]), opened.rows
     if isinstance(dataset, datasets.Dataset):
-        starts = range(0, len(dataset), rows_per_unit)
-        units = [
-            Unit(partial(_hash, [state, n]), partial(_chunk_rows, dataset, layout, n, rows_per_unit)) for n in starts
+        rows = len(dataset)
+        partitions = [
+            Partition(partial(_hash, [state, n]), partial(_chunk_rows, dataset, layout, n, rows_per_partition))
+            for n in range(0, rows, rows_per_partition)
         ]
-        return Source(name, datasets.Features({c: features[c] for c in columns}), units, rows=len(dataset))
-    count = dataset.num_shards
-    units = [
-        Unit(partial(_hash, [state, n, count]), partial(_shard_rows, dataset, layout, n, count)) for n in range(count)
-    ]
-    return Source(name, datasets.Features({c: features[c] for c in columns}), units)
+    else:
+        count = dataset.num_shards
+        partitions = [
+            Partition(partial(_hash, [state, n, count]), partial(_shard_rows, dataset, layout, n, count))
+            for n in range(count)
+        ]
+    copied = datasets.Features({c: features[c] for c in columns})
+    return Source(name, copied, partitions, opened.config, opened.split, rows)
 
 
 def _check_columns(features: datasets.Features, layout: _Layout) -> None:
@@ -311,4 +269,4 @@ def _hash(parts: Iterable[Any]) -> str:
     return digest.hexdigest()[:32]
 
 
-__all__ = ["Source", "SourceRow", "Unit", "open_source"]
+__all__ = ["Partition", "Source", "SourceRow", "open_source"]

@@ -1,19 +1,24 @@
-"""Distributed helpers of embed and cache: processes, shares, names of sources."""
+"""The loop that writes a source to shards, by one or several processes, and its report."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import datasets
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import gather_object, parse_flag_from_env
+from tqdm.auto import tqdm
 
-from .partitions import Source
+from .partitions import Source, open_source
+from .writer import ShardWriter
 
 SLOWEST_PROCESS = timedelta(weeks=4)  # how long the others wait for it at the end; torch's own limit is half an hour
 
@@ -39,34 +44,107 @@ def process_state(cpu: bool = False) -> PartialState:
     return state
 
 
-def share_of(rows: int | None, state: PartialState) -> int | None:
-    """Number of rows of one process."""
-    return None if rows is None else math.ceil(rows / state.num_processes)
+def write_shards(
+    source: str | Path | datasets.Dataset | datasets.IterableDataset,
+    output: Path,
+    make_writer: Callable[[Source], ShardWriter],
+    *,
+    cpu: bool,
+    description: str,
+    show_progress_bar: bool | None,
+    **options: Any,
+) -> tuple[dict[str, Any], int]:
+    """Writes what is missing of a source's shards; process p of P takes every P-th partition.
+
+    Args:
+        source: As for `open_source`.
+        output: The folder to write, which must not lie in the source.
+        make_writer: Claims the folder of the shards and returns their writer. `Source.name` is, for a local source,
+            a path relative to `output`, without the folders of this machine.
+        cpu: Whether to keep to the CPU where there is an accelerator.
+        description: Shown on the progress bar, with the rows.
+        show_progress_bar: Unless given, on a terminal.
+        **options: As for `open_source`.
+
+    Returns:
+        The folder's manifest, and the number of shards that all processes made in this run.
+
+    Raises:
+        ValueError: If the output lies in the source, or processes find different numbers of partitions.
+    """
+    local = Path(source).expanduser() if isinstance(source, (str, Path)) else None
+    if local is not None and local.exists():
+        _check_apart(local.resolve(), output.resolve())
+    opened = open_source(source, **options)
+    if local is not None and local.exists():
+        opened = replace(opened, name=Path(os.path.relpath(local.resolve(), output.resolve())).as_posix())
+    writer = make_writer(opened)
+    state = process_state(cpu)
+    _check_agreement(gather_object([len(opened.partitions)]))
+    show = (sys.stderr.isatty() if show_progress_bar is None else show_progress_bar) and state.is_main_process
+    rows = None if opened.rows is None else math.ceil(opened.rows / state.num_processes)
+    with tqdm(desc=description, total=rows, unit="row", disable=not show) as bar:
+        mine = range(state.process_index, len(opened.partitions), state.num_processes)
+        computed = sum(writer.write(number, opened.partitions[number], bar) for number in mine)
+    computed = sum(gather_object([computed]))  # waits for all
+    if state.is_main_process:
+        writer.finish(writer.folder.finish(len(opened.partitions)))
+    state.wait_for_everyone()
+    return writer.folder.read_manifest(), computed
 
 
-def source_name(source: Any, opened: Source, output: Path) -> str:
-    """Name of the source in the output: a path relative to it, without the folders of this machine."""
-    if isinstance(source, (str, Path)) and Path(source).expanduser().exists():
-        return Path(os.path.relpath(Path(source).expanduser().resolve(), output.resolve())).as_posix()
-    return opened.name
-
-
-def check_agreement(units: Sequence[int]) -> None:
-    """Fails if processes find different numbers of units of work."""
-    if len(set(units)) > 1:
+def _check_agreement(partitions: Sequence[int]) -> None:
+    """Fails if processes find different numbers of partitions."""
+    if len(set(partitions)) > 1:
         raise ValueError(
-            f"the processes find the source divided into {', '.join(map(str, units))} units of work: give all of them "
-            "the same files, or run it again if one could not be read for a moment"
+            f"the processes find the source divided into {', '.join(map(str, partitions))} partitions: give all of "
+            "them the same files, or run it again if one could not be read for a moment."
         )
 
 
-def check_apart(source: Any, output: Path) -> None:
+def _check_apart(folder: Path, output: Path) -> None:
     """Output among the audio would be part of the source when it is read again."""
-    if not isinstance(source, (str, Path)) or not Path(source).expanduser().is_dir():
-        return
-    folder, output = Path(source).expanduser().resolve(), output.resolve()
-    if folder == output or folder in output.parents:
-        raise ValueError(f"the output folder {output} lies in the source {folder}: choose one outside of it")
+    if folder.is_dir() and (folder == output or folder in output.parents):
+        raise ValueError(f"the output folder {output} lies in the source {folder}: choose one outside of it.")
 
 
-__all__ = ["check_agreement", "check_apart", "process_state", "share_of", "source_name"]
+@dataclass(frozen=True)
+class ShardReport:
+    """Report of a folder of shards.
+
+    Attributes:
+        folder: The folder.
+        rows: Rows in it.
+        bad_rows: Rows of the source that are left out.
+        reasons: How many of them for each reason.
+        failures: Partitions of the source that could not be read to their end; another run tries again.
+        shards: Number of parquet files.
+        computed: How many of them were made in this run.
+        seconds: Duration of the audio.
+    """
+
+    folder: Path
+    rows: int
+    bad_rows: int
+    reasons: dict[str, int]
+    failures: list[str]
+    shards: int
+    computed: int
+    seconds: float
+
+    def bad(self, errors: str) -> str:
+        """Bad rows in words, and the file that lists them."""
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.reasons.items())
+        return f"{self.bad_rows} bad rows ({reasons}; see {errors})" if self.bad_rows else "no bad rows"
+
+
+Report = TypeVar("Report", bound=ShardReport)
+
+
+def report_of(kind: type[Report], folder: Path, manifest: Mapping[str, Any], computed: int) -> Report:
+    """Report of a manifest; the fields that a kind adds are taken from the manifest as well."""
+    given = {"folder": folder, "computed": computed, "shards": len(manifest["shards"])}
+    return kind(**given, **{f.name: manifest[f.name] for f in fields(kind) if f.name not in given})
+
+
+__all__ = ["ShardReport", "process_state", "report_of", "write_shards"]

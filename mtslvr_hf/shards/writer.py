@@ -1,4 +1,4 @@
-"""Units of work to shards: rows are worked on as they are read, bad ones are listed."""
+"""Shard writers: partitions to shards; rows are processed as they are read, bad ones are listed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any, Protocol
@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from ..audio.errors import BadClip, summary
-from ..data.shuffling import SHARD_ERRORS
+from ..data.sources import SHARD_ERRORS
 from .folder import ShardFolder, ShardRecord
-from .partitions import SourceRow, Unit
+from .partitions import Partition, SourceRow
 
 logger = logging.getLogger(__name__)
 
@@ -32,21 +32,26 @@ class Result(Protocol):
 
 
 class ShardWriter(ABC):
-    """Makes shards of units of work, part by part.
+    """Writer of partitions to shards.
 
     Args:
-        folder: Where they go.
+        folder: The folder of the shards.
         features: Their columns.
         rows_per_shard: Most rows of the source in a shard.
-        bar: Counts the rows.
+        finish: Writes the manifest, given the facts that `ShardFolder.finish` returns; called once, in one process.
     """
 
-    def __init__(self, folder: ShardFolder, features: datasets.Features, rows_per_shard: int, bar: tqdm):
+    def __init__(
+        self,
+        folder: ShardFolder,
+        features: datasets.Features,
+        rows_per_shard: int,
+        finish: Callable[[dict[str, Any]], None],
+    ):
         self.folder = folder
         self.features = features
         self.rows_per_shard = rows_per_shard
-        self.bar = bar
-        self.computed = 0
+        self.finish = finish
 
     @abstractmethod
     def results(self, audio: Iterator[Any]) -> Iterator[Result]:
@@ -64,22 +69,25 @@ class ShardWriter(ABC):
         """True if these rows make a row group; a shard is one row group unless overridden."""
         return False
 
-    def write(self, number: int, unit: Unit) -> None:
-        """Makes what is missing of a unit's shards."""
-        inputs, rows = unit.inputs(), _UnitRows(unit)
-        for part in itertools.count():
-            record = self.folder.finished(number, part, inputs)
+    def write(self, number: int, partition: Partition, bar: tqdm) -> int:
+        """Makes what is missing of a partition's shards; returns how many that were. `bar` counts rows."""
+        inputs, rows, computed = partition.inputs(), _PartitionRows(partition), 0
+        for shard in itertools.count():
+            record = self.folder.finished(number, shard, inputs)
             if record is None:
-                fill = partial(self._fill, number, part, inputs, rows)
-                record = self.folder.write(number, part, self.features.arrow_schema, fill)
-                self.computed += 1
+                fill = partial(self._fill, number, shard, inputs, rows, bar)
+                record = self.folder.write(number, shard, self.features.arrow_schema, fill)
+                computed += 1
             else:
-                self.bar.update(record.rows + len(record.errors))
+                bar.update(record.rows + len(record.errors))
             if record.last:
-                return
+                break
+        return computed
 
-    def _fill(self, number: int, part: int, inputs: str, rows: _UnitRows, file: pq.ParquetWriter) -> ShardRecord:
-        start, count = part * self.rows_per_shard, 0
+    def _fill(
+        self, number: int, shard: int, inputs: str, rows: _PartitionRows, bar: tqdm, file: pq.ParquetWriter
+    ) -> ShardRecord:
+        start, count = shard * self.rows_per_shard, 0
         taken: deque[SourceRow] = deque()  # those whose results are not there yet
         good: list[tuple[SourceRow, Result]] = []
         errors, totals = [], Counter(self.totals([]))
@@ -95,24 +103,24 @@ class ShardWriter(ABC):
                 if self.group_is_full(good):
                     file.write_table(self.table(good))
                     good = []
-                self.bar.update()
+                bar.update()
         if good:  # a row group without rows is an error in `datasets`, a file without row groups is none
             file.write_table(self.table(good))
         last = rows.at_end()
         if rows.failure is not None:
-            logger.warning("unit %d of the source: %s", number, rows.failure)
-        return ShardRecord(number, part, inputs, last, count, dict(totals), errors, rows.failure)
+            logger.warning("partition %d of the source: %s", number, rows.failure)
+        return ShardRecord(number, shard, inputs, last, count, dict(totals), errors, rows.failure)
 
 
-class _UnitRows:
-    """A unit's rows, part after part; they are read anew only to leave a finished part out.
+class _PartitionRows:
+    """A partition's rows, shard after shard; they are read anew only to leave a finished shard out.
 
     Attributes:
         failure: Why the rows could not be read to their end, once that has happened.
     """
 
-    def __init__(self, unit: Unit):
-        self.unit = unit
+    def __init__(self, partition: Partition):
+        self.partition = partition
         self.failure: str | None = None
         self._rows: Iterator[SourceRow] = iter(())
         self._position = -1  # of the next row
@@ -121,7 +129,7 @@ class _UnitRows:
     def audio(self, start: int, count: int, taken: deque[SourceRow]) -> Iterator[Any]:
         """Yields the audio of up to `count` rows; the rows without their audio's bytes go to `taken`."""
         if start != self._position:
-            self._rows, self._position, self._ahead = self.unit.rows(start), start, []
+            self._rows, self._position, self._ahead = self.partition.rows(start), start, []
         for _ in range(count):
             row = self._read()
             if row is None:
@@ -146,12 +154,12 @@ class _UnitRows:
             return None
 
 
-def _error(unit: int, number: int, row: SourceRow, result: Result) -> dict[str, Any]:
+def _error(partition: int, number: int, row: SourceRow, result: Result) -> dict[str, Any]:
     """A line of errors.jsonl. The message names the row as the output does, not by a place or path of this machine."""
     message, path = result.error.args[1], row.audio["path"]
     for name in (f"Clip {result.index} ({path})", f"Clip {result.index}", path):
         message = message.replace(name, row.id, 1) if name and message.startswith(name) else message
-    return {"id": row.id, "unit": unit, "row": number, "reason": result.error.reason, "message": message}
+    return {"id": row.id, "partition": partition, "row": number, "reason": result.error.reason, "message": message}
 
 
 __all__ = ["Result", "ShardWriter"]

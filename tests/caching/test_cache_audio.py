@@ -122,7 +122,7 @@ class TestContents:
             name: FEATURES[name] for name in ("video_id", "labels")
         }
         opened = open_source(tmp_path / "out", "balanced", "train", columns=["labels"])
-        assert sum(len(list(unit.rows(0))) for unit in opened.units) == 4
+        assert sum(len(list(unit.rows(0))) for unit in opened.partitions) == 4
 
     def test_folders_of_one_name_are_not_taken_for_each_other(self, tmp_path, monkeypatch):
         """datasets keeps what it loaded by the folder's name and README's header."""

@@ -1,47 +1,18 @@
 """The command `mtslvr cache`; runs that were killed, damaged or shared out end as one run does."""
 
-import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
-from audio_files import DAMAGES, numbered_clip, truncate, write_parquet
+from audio_files import change_a_byte, numbered_clip, truncate, write_parquet
 from hub_server import HubServer
+from interrupted_runs import ROOT, contents, environment, interrupt, kill
 
+from mtslvr_cli import main
 from mtslvr_hf.caching import cache_audio
-from mtslvr_hf.cli import main
-from mtslvr_hf.shards import folder as shards
-
-ROOT = Path(__file__).parents[2]
-
-KILLED = """
-import os, signal, sys
-from mtslvr_hf.cli import main
-
-replace, left = os.replace, [int(sys.argv[1])]
-
-def replace_or_die(source, destination):
-    if left[0] == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    left[0] -= 1
-    replace(source, destination)
-
-os.replace = replace_or_die
-main(sys.argv[2:])
-"""
-
-
-class Interrupted(BaseException):
-    """Not an Exception, so that nothing catches it, as nothing catches a killed process."""
-
-
-def contents(folder):
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def data_files(out):
@@ -69,21 +40,9 @@ def out(source, request):
     return source.parent / re.sub(r"\W", "-", request.node.name)
 
 
-def environment():
-    return {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-        "HF_HUB_OFFLINE": "1",
-    }
-
-
 def test_killed_command(source, whole, out, capsys):
     command = ["cache", str(source), "--output", str(out), "--num-workers", "2"]
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, "5", *command], env=environment(), capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    kill(5, command)
     assert len(data_files(out)) == 2  # settings twice, a shard with its record, and a shard without one
     assert len(list((out / "balanced/train/records").glob("*.json"))) == 1
     assert not (out / "manifest.json").exists()
@@ -97,36 +56,33 @@ def test_killed_command(source, whole, out, capsys):
 
 
 def test_interrupted_at_any_file(source, whole, out, monkeypatch):
-    replace = os.replace
-    for files in range(12):
-        folder, left = out.with_name(f"after-{files}"), [files]
-
-        def replace_or_stop(source, destination, left=left):
-            if left[0] == 0:
-                Path(source).write_bytes(Path(source).read_bytes()[:10])  # half-written
-                raise Interrupted
-            left[0] -= 1
-            replace(source, destination)
-
-        monkeypatch.setattr(shards.os, "replace", replace_or_stop)
-        with pytest.raises(Interrupted):
-            cache_audio(source, folder)
-        monkeypatch.setattr(shards.os, "replace", replace)
+    for files in range(12):  # two settings, three times a shard and its record, errors, two manifests and the README
+        folder = out.with_name(f"after-{files}")
+        interrupt(monkeypatch, files, cache_audio, source, folder)
         assert cache_audio(source, folder).computed == 3 - max(0, min(3, (files - 2) // 2)), files
         assert contents(folder) == whole, files
-    assert files == 11  # two settings, three times a shard and its record, errors, two manifests and the README
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", [truncate, Path.unlink])
 @pytest.mark.parametrize("kind", ["data/audio-000001-0000.parquet", "records/audio-000001-0000.json"])
-def test_damage_is_made_good(source, whole, out, damage, kind):
+def test_what_is_incomplete_is_made_again(source, whole, out, damage, kind):
     cache_audio(source, out)
     damage(out / "balanced/train" / kind)
     assert cache_audio(source, out).computed == 1
     assert contents(out) == whole
 
 
-def test_parts_of_one_unit(tmp_path):
+def test_damaged_shard_is_found_on_request(source, whole, out, capsys):
+    command = ["cache", str(source), "--output", str(out)]
+    assert main(command) == 0
+    change_a_byte(data_files(out)[1])
+    for options, made in (([], 0), (["--verify"], 1)):
+        assert main([*command, *options]) == 0
+        assert f"{made} of 3 shards were made in this run" in capsys.readouterr().out.splitlines()[-2]
+    assert contents(out) == whole
+
+
+def test_shards_of_one_partition(tmp_path):
     files = [numbered_clip(n) for n in range(5)]
     files[3] = b"no audio"
     source = write_parquet(tmp_path / "source", files, shards=1)
@@ -144,13 +100,7 @@ def test_parts_of_one_unit(tmp_path):
 def test_manifests_are_gone_while_shards_change(source, whole, out, monkeypatch):
     cache_audio(source, out)
     truncate(data_files(out)[0])
-
-    def stop(*_):
-        raise Interrupted
-
-    monkeypatch.setattr(shards.os, "replace", stop)
-    with pytest.raises(Interrupted):
-        cache_audio(source, out)
+    interrupt(monkeypatch, 0, cache_audio, source, out)
     assert not (out / "manifest.json").exists()
     assert not (out / "balanced/train/manifest.json").exists()
 
@@ -189,7 +139,7 @@ def test_mistakes(source, out, tmp_path, capsys):
 
 @pytest.mark.ddp
 def test_two_processes_write_what_one_writes(source, whole, out, tmp_path):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "mtslvr_hf.cli"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "mtslvr_cli"]
     done = subprocess.run(
         [sys.executable, *launch, "cache", str(source), "--output", str(out)],
         env=environment(),
@@ -207,7 +157,7 @@ def test_two_processes_write_what_one_writes(source, whole, out, tmp_path):
 HUB = """
 import sys
 from huggingface_hub import HfApi
-from mtslvr_hf.cli import main
+from mtslvr_cli import main
 
 HfApi().create_repo("tester/clips", repo_type="dataset")
 HfApi().upload_folder(folder_path=sys.argv[1], repo_id="tester/clips", repo_type="dataset")

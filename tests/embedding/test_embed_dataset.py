@@ -13,7 +13,6 @@ import pytest
 from embed_runs import (
     FEATURES,
     SIZE,
-    contents,
     errors_in,
     make_dataset,
     make_model,
@@ -26,6 +25,7 @@ from embed_runs import (
     write_parquet,
     write_sounds,
 )
+from interrupted_runs import contents
 
 from mtslvr_hf import MTSLVRForPreTraining
 from mtslvr_hf.embedding import encode
@@ -253,7 +253,7 @@ class TestDataSets:
         stream = datasets.IterableDataset.from_generator(read, features=FEATURES, gen_kwargs={"shards": [0, 1, 2]})
         report = embed_dataset(model, stream, out, rows_per_shard=10)
         assert report.rows == 8
-        assert report.failures == ["unit 1 cannot be read on after row 2: OSError: connection lost"]
+        assert report.failures == ["partition 1 cannot be read on after row 2: OSError: connection lost"]
         assert "connection lost" in caplog.text
         assert "connection lost" in (out / "README.md").read_text()
         broken.unlink()
@@ -271,7 +271,7 @@ class TestBadRows:
         ]
         assert (report.rows, report.bad_rows, report.reasons) == (5, 3, {"empty": 1, "unreadable": 2})
         errors = errors_in(out)
-        assert [(e["id"], e["unit"], e["row"], e["reason"]) for e in errors] == [
+        assert [(e["id"], e["partition"], e["row"], e["reason"]) for e in errors] == [
             ("even/2.wav", 0, 1, "unreadable"),
             ("even/4.wav", 0, 2, "empty"),
             ("odd/5.wav", 2, 0, "unreadable"),
@@ -287,7 +287,7 @@ class TestBadRows:
         embed_dataset(model, source, out)
         assert [row["id"] for row in rows_in(out)] == ["0.wav", "2.wav"]
         assert errors_in(out)[0] == {
-            "id": "0-1", "unit": 0, "row": 1, "reason": "empty", "message": "0-1 is None; leave it out"
+            "id": "0-1", "partition": 0, "row": 1, "reason": "empty", "message": "0-1 is None; leave it out"
         }  # fmt: skip
 
     def test_nothing_but_bad_rows(self, model, tmp_path, out):
@@ -347,7 +347,7 @@ class TestMistakes:
         (source / "test.parquet").write_bytes((source / "train.parquet").read_bytes())
         with pytest.raises(ValueError, match=r"has the splits .*: choose one with `split`"):
             open_source(source)
-        assert len(open_source(source, split="test").units) == 1
+        assert len(open_source(source, split="test").partitions) == 1
 
     def test_output_that_is_something_else(self, model, sounds, out):
         out.mkdir()

@@ -8,7 +8,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from embed_runs import SIZE, contents, make_model, manifest_of, rows_in, save_model, shard_files, wav, write_sounds
+from embed_runs import SIZE, make_model, manifest_of, rows_in, save_model, shard_files, wav, write_sounds
+from interrupted_runs import contents
 
 from mtslvr_hf.embedding.embed_dataset import embed_dataset
 

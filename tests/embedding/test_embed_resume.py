@@ -1,45 +1,18 @@
 """Runs of embed_dataset that were interrupted, damaged or repeated end as one run does."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
-from audio_files import DAMAGES, truncate
-from embed_runs import contents, make_model, rows_in, save_model, shard_files, wav, write_sounds
+from audio_files import change_a_byte, truncate
+from embed_runs import make_model, rows_in, save_model, shard_files, wav, write_sounds
+from interrupted_runs import contents, interrupt, kill
 
 from mtslvr_hf import MTSLVRFeatureExtractor
 from mtslvr_hf.embedding.embed_dataset import embed_dataset
-from mtslvr_hf.shards import folder as shards
 
-ROOT = Path(__file__).parents[2]
 OPTIONS = {"rows_per_shard": 2, "columns": ["label"]}
-
-KILLED = """
-import os, signal, sys
-from mtslvr_hf.cli import main
-
-replace, records = os.replace, []
-
-def replace_or_die(source, destination):
-    if "records" in str(destination):
-        records.append(destination)
-        if len(records) == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, destination)
-
-os.replace = replace_or_die
-main(sys.argv[1:])
-"""
-
-
-class Interrupted(BaseException):
-    """Not an Exception, so that nothing catches it, as nothing catches a killed process."""
 
 
 @pytest.fixture(scope="module")
@@ -77,16 +50,7 @@ def test_killed_process(sounds, whole, tmp_path):
     out = sounds.parent / "killed"
     command = ["embed", str(sounds), "--model", str(tmp_path / "model"), "--output", str(out)]
     command += ["--rows-per-shard", "2", "--columns", "label", "--device", "cpu"]
-    env = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-        "HF_HUB_OFFLINE": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, *command], env=env, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    kill(6, command)
     assert len(shard_files(out)) == 3
     assert len(list((out / "records").glob("*.json"))) == 2  # the third shard is there, and has no record
     assert len(list((out / "records").glob(".*.tmp"))) == 1
@@ -99,36 +63,18 @@ def test_killed_process(sounds, whole, tmp_path):
 
 
 def test_interrupted_at_any_file(model, sounds, whole, monkeypatch):
-    replace = os.replace
     for files in range(12):
-        out, left = sounds.parent / f"after-{files}", [files]
-
-        def replace_or_stop(source, destination, left=left):
-            if left[0] == 0:
-                Path(source).write_bytes(Path(source).read_bytes()[:10])  # half-written
-                raise Interrupted
-            left[0] -= 1
-            replace(source, destination)
-
-        monkeypatch.setattr(shards.os, "replace", replace_or_stop)
-        with pytest.raises(Interrupted):
-            embed_dataset(model, sounds, out, **OPTIONS)
-        monkeypatch.setattr(shards.os, "replace", replace)
+        out = sounds.parent / f"after-{files}"
+        interrupt(monkeypatch, files, embed_dataset, model, sounds, out, **OPTIONS)
         made = embed_dataset(model, sounds, out, **OPTIONS).computed
         assert made == 4 - max(0, min(4, (files - 1) // 2))  # settings, then shard and record of each
         assert contents(out) == whole, files
-    assert files == 11  # README and manifest come last; a run of 12 renames is whole
+    assert embed_dataset(model, sounds, out, **OPTIONS).computed == 0  # README and manifest come last
 
 
 def test_manifest_is_gone_while_shards_change(model, sounds, whole, finished, monkeypatch):
     truncate(shard_files(finished)[0])
-
-    def stop(*_):
-        raise Interrupted
-
-    monkeypatch.setattr(shards.os, "replace", stop)
-    with pytest.raises(Interrupted):
-        embed_dataset(model, sounds, finished, **OPTIONS)
+    interrupt(monkeypatch, 0, embed_dataset, model, sounds, finished, **OPTIONS)
     assert not (finished / "manifest.json").exists()
 
 
@@ -145,13 +91,27 @@ def test_batches_workers_and_model_names_may_differ(sounds, whole, finished, tmp
     assert embed_dataset(model, sounds, finished, **options).computed == 0
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", [truncate, Path.unlink])
 @pytest.mark.parametrize("kind", ["data/embeddings-000002-0000.parquet", "records/embeddings-000002-0000.json"])
-def test_damaged_shard_or_record(model, sounds, whole, out, damage, kind):
+def test_incomplete_shard_or_record(model, sounds, whole, out, damage, kind):
     embed_dataset(model, sounds, out, **OPTIONS)
     damage(out / kind)
-    embed_dataset(model, sounds, out, **OPTIONS)
+    assert embed_dataset(model, sounds, out, **OPTIONS).computed == 1
     assert contents(out) == whole
+
+
+def test_damaged_shard_is_found_on_request(model, sounds, whole, finished):
+    change_a_byte(shard_files(finished)[2])
+    assert embed_dataset(model, sounds, finished, **OPTIONS).computed == 0
+    assert embed_dataset(model, sounds, finished, verify=True, **OPTIONS).computed == 1
+    assert contents(finished) == whole
+
+
+def test_shard_of_the_recorded_size_without_a_footer(model, sounds, whole, finished):
+    file = shard_files(finished)[2]
+    file.write_bytes(bytes(file.stat().st_size))
+    assert embed_dataset(model, sounds, finished, **OPTIONS).computed == 1
+    assert contents(finished) == whole
 
 
 def test_damaged_shard_is_the_only_one_made_again(model, sounds, whole, finished):

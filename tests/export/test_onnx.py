@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from mtslvr_cli import main
 from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRForAudioClassification, MTSLVRModel
-from mtslvr_hf.cli import main
 from mtslvr_hf.export.graphs import WaveformGraph, onnx_decompositions, padded_batch
 
 WINDOW = 16_000

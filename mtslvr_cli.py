@@ -1,6 +1,7 @@
-"""The `mtslvr` command.
+"""The `mtslvr` command line.
 
-What a subcommand needs is imported when it runs, so that none waits for what only another needs.
+This module stands outside of the package, which imports torch and transformers, so that `--help` needs neither. A
+subcommand imports what it needs when it runs.
 """
 
 import argparse
@@ -10,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import __version__
-
 if TYPE_CHECKING:
     from accelerate import PartialState
+
+    from mtslvr_hf.shards import ShardReport
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="mtslvr",
         description="Audio embeddings pre-trained with MT-SLVR: make and evaluate them, convert original checkpoints.",
     )
-    parser.add_argument("--version", action="version", version=f"mtslvr-hf {__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_embed(commands)
     _add_cache(commands)
@@ -52,20 +53,12 @@ def _add_embed(commands: argparse._SubParsersAction) -> None:
         "embed",
         help="audio of a folder or data set to a data set of embeddings",
         description="Embeds all audio of a source into parquet shards that datasets.load_dataset reads. Run it again "
-        "to go on after an interruption: finished shards are verified and kept. Bad files are listed in errors.jsonl. "
+        "to go on after an interruption: finished shards are kept. Bad files are listed in errors.jsonl. "
         "Under `accelerate launch` each process takes its share.",
         epilog="example: mtslvr embed sounds --model outputs/my-model --output embeddings --columns file,label",
     )
-    parser.add_argument(
-        "source",
-        metavar="SOURCE",
-        help="a folder of audio files, of parquet or of tar shards, a parquet or tar file, or a data set on the Hub",
-    )
+    _add_shard_options(parser)
     parser.add_argument("--model", required=True, metavar="FOLDER_OR_NAME", help="a model's folder or name on the Hub")
-    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="the folder to write")
-    parser.add_argument("--config", help="configuration of the data set")
-    parser.add_argument("--split", help="its split (default: its only one; all files of a folder)")
-    parser.add_argument("--audio-column", metavar="NAME", help="needed where several columns could be meant")
     parser.add_argument(
         "--columns", metavar="A,B", type=_names, default=[], help="columns to copy (a folder of files: file,label)"
     )
@@ -73,7 +66,6 @@ def _add_embed(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--tasks", metavar="A,B", type=_names, help="tasks of the embedding (default: the model's)")
     parser.add_argument("--normalize", action="store_true", help="give embeddings L2 norm 1")
     parser.add_argument("--batch-size", type=int, default=32, help="windows embedded at once (default: %(default)s)")
-    parser.add_argument("--rows-per-shard", type=int, default=1000, help="most rows of a file (default: %(default)s)")
     parser.add_argument("--num-workers", type=int, default=2, help="threads that decode ahead (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one, else cpu)")
     parser.add_argument(
@@ -84,11 +76,30 @@ def _add_embed(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=_embed)
 
 
+def _add_shard_options(parser: argparse.ArgumentParser) -> None:
+    """Options of commands that write shards: source, output, size, verification."""
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a folder of audio files, of parquet or of tar shards, a parquet or tar file, or a data set on the Hub",
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="the folder to write")
+    parser.add_argument("--config", help="configuration of the data set")
+    parser.add_argument("--split", help="its split (default: its only one; all files of a folder)")
+    parser.add_argument("--audio-column", metavar="NAME", help="needed where several columns could be meant")
+    parser.add_argument("--rows-per-shard", type=int, default=1000, help="most rows of a file (default: %(default)s)")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare the checksums of finished shards, which reads all of them, and make damaged ones again",
+    )
+
+
 def _embed(options: argparse.Namespace) -> None:
     from transformers import AutoModel
 
-    from .embedding.embed_dataset import embed_dataset
-    from .shards.run import process_state
+    from mtslvr_hf.embedding.embed_dataset import embed_dataset
+    from mtslvr_hf.shards.run import process_state
 
     _check_model_folder(options.model)
     device = options.device and _device(options.device)
@@ -97,24 +108,24 @@ def _embed(options: argparse.Namespace) -> None:
         device = state.device
     model = AutoModel.from_pretrained(options.model, dtype=options.dtype or "auto").to(device).eval()
     names = "config split audio_column columns id_column tasks normalize batch_size rows_per_shard num_workers"
-    names += " compile faiss"
+    names += " compile faiss verify"
     try:
         report = embed_dataset(
             model, options.source, options.output, **{name: getattr(options, name) for name in names.split()}
         )
     except ImportError as error:
         raise ValueError(str(error)) from error
+    _end(report, state, f"nothing could be embedded; {options.output / 'errors.jsonl'} says why.")
+
+
+def _end(report: "ShardReport", state: "PartialState", empty: str) -> None:
+    """Prints a report and ends the process if it was one of several; fails if rows are missing, or all are."""
     if state.is_main_process:
         sys.stdout.write(f"{report}\n")
     if report.failures:
-        raise ValueError(f"the source could not be read to its end, run it again: {'; '.join(report.failures)}")
+        raise ValueError(f"the source could not be read to its end, run it again: {'; '.join(report.failures)}.")
     if report.rows == 0:
-        raise ValueError(f"nothing could be embedded; {options.output / 'errors.jsonl'} says why")
-    _leave(state)
-
-
-def _leave(state: "PartialState") -> None:
-    """Ends a process that was one of several."""
+        raise ValueError(empty)
     if state.num_processes > 1:
         state.destroy_process_group()
         sys.stdout.flush()
@@ -129,23 +140,14 @@ def _add_cache(commands: argparse._SubParsersAction) -> None:
         help="data set of any audio to 16 kHz mono FLAC shards, which pre-training reads faster",
         description="Decodes all audio of a source once, to parquet shards of 16 bit mono FLAC beside the source's "
         "other columns, which load_audio, pretrain.py, mtslvr embed and datasets.load_dataset read. Run it again to "
-        "go on after an interruption: finished shards are verified and kept. Other splits of the source go into the "
+        "go on after an interruption: finished shards are kept. Other splits of the source go into the "
         "same folder by further runs. Bad rows are listed in errors.jsonl. Under `accelerate launch` each process "
         "takes its share.",
         epilog="example: mtslvr cache agkphysics/AudioSet --config balanced --split train --output audioset-16k",
     )
-    parser.add_argument(
-        "source",
-        metavar="SOURCE",
-        help="a folder of audio files, of parquet or of tar shards, a parquet or tar file, or a data set on the Hub",
-    )
-    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="the folder to write")
-    parser.add_argument("--config", help="configuration of the data set")
-    parser.add_argument("--split", help="its split (default: its only one; all files of a folder)")
-    parser.add_argument("--audio-column", metavar="NAME", help="needed where several columns could be meant")
+    _add_shard_options(parser)
     parser.add_argument("--columns", metavar="A,B", type=_names, help="columns to keep (default: all)")
     parser.add_argument("--sampling-rate", type=int, default=16_000, help="in Hz (default: %(default)s)")
-    parser.add_argument("--rows-per-shard", type=int, default=1000, help="most rows of a file (default: %(default)s)")
     parser.add_argument("--num-workers", type=int, help="threads that decode (default: one for each core)")
     parser.set_defaults(run=_cache)
 
@@ -153,19 +155,12 @@ def _add_cache(commands: argparse._SubParsersAction) -> None:
 def _cache(options: argparse.Namespace) -> None:
     from accelerate import PartialState
 
-    from .caching import cache_audio
+    from mtslvr_hf.caching import cache_audio
 
-    names = "config split audio_column columns sampling_rate rows_per_shard num_workers"
+    names = "config split audio_column columns sampling_rate rows_per_shard num_workers verify"
     report = cache_audio(options.source, options.output, **{name: getattr(options, name) for name in names.split()})
-    state = PartialState()
-    if state.is_main_process:
-        sys.stdout.write(f"{report}\n")
-    if report.failures:
-        raise ValueError(f"the source could not be read to its end, run it again: {'; '.join(report.failures)}")
-    if report.rows == 0:
-        errors = options.output / report.config / report.split / "errors.jsonl"
-        raise ValueError(f"nothing could be decoded; {errors} says why")
-    _leave(state)
+    errors = options.output / report.config / report.split / "errors.jsonl"
+    _end(report, PartialState(), f"nothing could be decoded; {errors} says why.")
 
 
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:
@@ -262,19 +257,29 @@ def _add_few_shot_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class _Version(argparse.Action):
+    """Prints the version of the installed package."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"mtslvr-hf {version('mtslvr-hf')}\n")
+        parser.exit()
+
+
 class _ListData(argparse.Action):
     """Prints the registry, like --help, whatever else was given."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from .evaluation.registry import describe_registry
+        from mtslvr_hf.evaluation.registry import describe_registry
 
         sys.stdout.write(describe_registry() + "\n")
         parser.exit()
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from .evaluation import FewShotProtocol, evaluate, read_class_list, to_markdown, write_report
-    from .evaluation.report.plots import check_matplotlib
+    from mtslvr_hf.evaluation import FewShotProtocol, evaluate, read_class_list, to_markdown, write_report
+    from mtslvr_hf.evaluation.report.plots import check_matplotlib
 
     if options.output:
         try:
@@ -345,7 +350,7 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from .conversion import convert_checkpoint
+    from mtslvr_hf.conversion import convert_checkpoint
 
     convert_checkpoint(options.source, options.destination, options.tasks)
     sys.stdout.write(
@@ -375,7 +380,7 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
 def _export(options: argparse.Namespace) -> None:
     from transformers import AutoModel
 
-    from .export import export_onnx
+    from mtslvr_hf.export import export_onnx
 
     _check_model_folder(options.model)
     model = AutoModel.from_pretrained(options.model)
