@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .parts import is_hub_name, library_versions, read_template
+from .parts import fill_template, is_hub_name, library_versions, public_name
 
 if TYPE_CHECKING:
     from ..configuration_mtslvr import MTSLVRConfig
 
-TEMPLATE = "pretraining.md"
 METHOD_NAMES = {"simclr": "SimCLR", "simsiam": "SimSiam"}
 FRONTEND_NAMES = {
     "mel_stft": "log-mel, and magnitude and phase of a complex mel STFT (three channels)",
@@ -139,9 +137,10 @@ def create_model_card(
         model_name=title,
         eval_results=[_eval_result(result) for result in results] or None,
     )
-    return ModelCard.from_template(
+    return fill_template(
+        ModelCard,
+        "pretraining",
         data,
-        template_str=read_template(TEMPLATE),
         title=title,
         repo=repo_id or "NAME_OR_FOLDER_OF_THIS_MODEL",
         architecture=_architecture(config),
@@ -150,8 +149,8 @@ def create_model_card(
         window_seconds=config.window_seconds,
         sampling_rate=config.sampling_rate,
         training=_training_rows(training),
-        metrics=dict(training.metrics) if training else {},
-        versions=dict(training.versions) if training else {},
+        metrics=[(f"`{name}`", f"{value:.4g}") for name, value in training.metrics.items()] if training else [],
+        versions=training.versions if training else {},
         results=[_result_text(result) for result in results],
     )
 
@@ -210,9 +209,8 @@ def _architecture(config: MTSLVRConfig) -> list[tuple[str, str]]:
 
 def _outputs(config: MTSLVRConfig) -> list[tuple[str, int]]:
     """Outputs of the model for a clip, with their sizes: the lines of the card's example."""
-    one_for_all = config.shared_head and config.adapter_type == "none"  # then both tasks' embeddings are the same
-    sizes = [("pooler_output", config.head_size * (1 if one_for_all else len(config.tasks)))]
-    return sizes + [(f"{task}_embeds", config.head_size) for task in config.tasks]
+    parts = [(f"{task}_embeds", config.head_size) for task in config.tasks]
+    return [("pooler_output", config.embedding_size_of()), *parts]
 
 
 def _hub_datasets(training: TrainingSummary | None) -> list[str] | None:
@@ -249,7 +247,7 @@ def _training_rows(training: TrainingSummary | None) -> list[tuple[str, str]]:
 def _dataset_text(training: TrainingSummary) -> str | None:
     if training.dataset is None:
         return None
-    name = training.dataset if is_hub_name(training.dataset) else f"{Path(training.dataset).resolve().name} (local)"
+    name = public_name(training.dataset) + ("" if is_hub_name(training.dataset) else " (local)")
     details = [
         f"{what} `{value}`"
         for what, value in (("configuration", training.dataset_config), ("split", training.dataset_split))
