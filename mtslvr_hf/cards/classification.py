@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
-from .parts import fill_template, is_hub_name, library_versions, public_name
+from .parts import eval_result, fill_template, is_hub_name, library_versions, public_name
 
 if TYPE_CHECKING:
     from ..configuration_mtslvr import MTSLVRConfig
@@ -81,7 +81,7 @@ def create_classifier_card(config: MTSLVRConfig, summary: ClassifierSummary, rep
         base_model=base_model if is_hub_name(summary.base_model) else None,
         datasets=[dataset] if is_hub_name(summary.dataset) else None,
         model_name=title,
-        eval_results=[_eval_result(dataset, summary.split, name, value) for _, name, value in measured] or None,
+        eval_results=[eval_result(dataset, summary.split, name, value) for _, name, value in measured] or None,
     )
     return fill_template(
         ModelCard,
@@ -115,17 +115,6 @@ def _rows(summary: ClassifierSummary, dataset: str, base_model: str) -> list[tup
 def _shown(classes: Sequence[str], limit: int = 50) -> str:
     rest = len(classes) - limit
     return ", ".join(classes[:limit]) + (f" and {rest} more (`id2label` in config.json)" if rest > 0 else "")
-
-
-def _eval_result(dataset: str, split: str, metric: str, value: float) -> EvalResult:
-    return EvalResult(
-        task_type="audio-classification",
-        dataset_type=dataset,
-        dataset_name=dataset,
-        dataset_split=split,
-        metric_type=metric,
-        metric_value=value,
-    )
 
 
 __all__ = ["ClassifierSummary", "create_classifier_card"]

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import CardData, RepoCard
+from huggingface_hub import CardData, EvalResult, RepoCard
 
 from ..files import write_whole
 
@@ -33,6 +33,19 @@ def markdown_table(rows: Iterable[tuple[str, Any]], header: str = "| | |") -> st
     return "\n".join([header, "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)])
 
 
+def eval_result(dataset: str, split: str | None, metric: str, value: float, **details: Any) -> EvalResult:
+    """Metadata of one measured number."""
+    return EvalResult(
+        task_type="audio-classification",
+        dataset_type=dataset,
+        dataset_name=dataset,
+        dataset_split=split,
+        metric_type=metric,
+        metric_value=value,
+        **details,
+    )
+
+
 def library_versions() -> dict[str, str]:
     """Versions of the libraries a checkpoint depends on, by name; those not installed are left out."""
     found = {}
@@ -54,4 +67,12 @@ def public_name(name: str) -> str:
     return name if is_hub_name(name) else Path(name).resolve().name
 
 
-__all__ = ["fill_template", "is_hub_name", "library_versions", "markdown_table", "public_name", "save_card"]
+__all__ = [
+    "eval_result",
+    "fill_template",
+    "is_hub_name",
+    "library_versions",
+    "markdown_table",
+    "public_name",
+    "save_card",
+]
