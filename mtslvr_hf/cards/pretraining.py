@@ -84,6 +84,7 @@ def create_model_card(
     model_name: str | None = None,
     repo_id: str | None = None,
     license: str = "apache-2.0",
+    command: str | None = None,
 ) -> ModelCard:
     """Writes the card of one checkpoint.
 
@@ -94,6 +95,7 @@ def create_model_card(
         model_name: Title of the card; by default the variant's name in the paper.
         repo_id: Name the checkpoint has, or will have, on the Hub, for the code that loads it.
         license: License of the weights, as the Hub spells it.
+        command: Command that trains the model, if that has not been done: `training` then holds its settings.
 
     Returns:
         The card; `card.save(path)` writes it, `card.push_to_hub(repo_id)` publishes it.
@@ -120,6 +122,7 @@ def create_model_card(
         tasks=config.tasks,
         window_seconds=config.window_seconds,
         sampling_rate=config.sampling_rate,
+        command=command,
         training=_training_rows(training),
         metrics=[(f"`{name}`", f"{value:.4g}") for name, value in training.metrics.items()] if training else [],
         versions=training.versions if training else {},

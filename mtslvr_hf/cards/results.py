@@ -18,7 +18,7 @@ from .parts import eval_result, is_hub_name, save_card
 CLASSIFIERS = {"centroid": "nearest centroid", "logistic": "logistic regression"}
 EMBEDDINGS = {"": "its embedding", "both": "both embeddings", "all": "all embeddings"}
 SECTION = re.compile(r"^## Results\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
-NO_RESULT = re.compile(r"^- No result has been measured .*\n", re.MULTILINE)
+NO_RESULT = re.compile(r"^(- No result has been measured.*\n|Not trained yet.*\n\n)", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
