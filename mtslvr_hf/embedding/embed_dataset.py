@@ -25,8 +25,6 @@ from .embedding_writer import OWN_COLUMNS, EmbeddingWriter, table_features
 from .encode import feature_extractor_of
 from .faiss_index import INDEX, check_faiss, write_index
 
-# What an embedding depends on beside the weights, their names and their shapes.
-CONFIG_KEYS = ("frontend", "sampling_rate", "n_fft", "hop_length", "num_mel_bins", "window_seconds")
 EXTRACTOR_KEYS = ("normalization", "mean", "std", "do_resample")
 
 
@@ -177,8 +175,8 @@ def _with_versions(
 def _fingerprint(model: PreTrainedModel) -> dict[str, Any]:
     """Changes with whatever of the model changes its embeddings; not with its name."""
     network = model.base_model
-    settings = {key: getattr(network.config, key) for key in CONFIG_KEYS}
-    return {"weights_sha256": weights_sha256(network), "dtype": str(network.dtype).removeprefix("torch."), **settings}
+    facts = {"weights_sha256": weights_sha256(network), "dtype": str(network.dtype).removeprefix("torch.")}
+    return {**facts, **network.config.architecture()}
 
 
 def _finish(
