@@ -19,7 +19,7 @@ Card = TypeVar("Card", bound=RepoCard)
 
 def fill_template(kind: type[Card], name: str, data: CardData, /, **values: Any) -> Card:
     """Card of a kind, made from the template `templates/NAME.md` and its metadata; templates may call `table`."""
-    template = files(__package__).joinpath("templates", f"{name}.md").read_text(encoding="utf-8")
+    template = (files(__package__) / "templates" / f"{name}.md").read_text(encoding="utf-8")
     return kind.from_template(data, template_str=template, table=markdown_table, **values)
 
 

@@ -166,7 +166,8 @@ def write_results(folder: str | Path, results: Sequence[MeasuredResult]) -> None
         card = ModelCard(path.read_text(encoding="utf-8"))
     except (YAMLError, ValueError) as error:
         raise ValueError(f"The metadata of {path} cannot be read: {error}.") from error
-    if "mtslvr" not in (card.data.tags or ()) or card.data.pipeline_tag != "feature-extraction":
+    data: Any = card.data
+    if "mtslvr" not in (data.tags or ()) or data.pipeline_tag != "feature-extraction":
         raise ValueError(
             f"{path} is not the card of a pre-trained MT-SLVR model, which has the tag mtslvr and the pipeline "
             "feature-extraction; its results stay as they are."
@@ -178,9 +179,9 @@ def write_results(folder: str | Path, results: Sequence[MeasuredResult]) -> None
         text = f"{before.rstrip()}\n\n{section}\n{limits}{after}"
     title = re.search(r"^# (.+)$", text, re.MULTILINE)
     card.text = text
-    card.data.model_name = card.data.model_name or (title[1] if title else path.parent.resolve().name)
-    card.data.metrics = sorted({result.metric for result in results})
-    card.data.eval_results = [result.metadata() for result in results]
+    data.model_name = data.model_name or (title[1] if title else path.parent.resolve().name)
+    data.metrics = sorted({result.metric for result in results})
+    data.eval_results = [result.metadata() for result in results]
     save_card(card, path.parent)
 
 
