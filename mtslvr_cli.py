@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_embed(commands)
     _add_cache(commands)
     _add_evaluate(commands)
+    _add_card(commands)
     _add_convert(commands)
     _add_export(commands)
     return parser
@@ -326,6 +327,28 @@ def _check_model_folder(source: str) -> None:
     looks_like_a_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or os.path.exists(source)
     if looks_like_a_path and not os.path.isfile(os.path.join(source, "config.json")):
         raise ValueError(f"no model in {source}: there is no {os.path.join(source, 'config.json')}")
+
+
+def _add_card(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "card",
+        help="results of mtslvr evaluate into a model's card",
+        description="Writes the few-shot accuracies and probes of a report into the README.md of a pre-trained "
+        "model's folder: its section Results and its metadata, in place of all earlier results.",
+        epilog="example: mtslvr card outputs/my-model --report outputs/report/report.json",
+    )
+    parser.add_argument("model", metavar="MODEL", help="the model's folder")
+    parser.add_argument("--report", required=True, metavar="FILE", help="report.json of mtslvr evaluate --output")
+    parser.add_argument("--name", help="the model's name in the report (default: MODEL)")
+    parser.set_defaults(run=_card)
+
+
+def _card(options: argparse.Namespace) -> None:
+    from mtslvr_hf.cards.results import results_from, write_results
+
+    results = results_from(options.report, options.name or options.model)
+    write_results(options.model, results)
+    sys.stdout.write(f"Wrote {len(results)} results into {Path(options.model) / 'README.md'}.\n")
 
 
 def _add_convert(commands: argparse._SubParsersAction) -> None:

@@ -197,6 +197,12 @@ class MTSLVRConfig(PreTrainedConfig):
         parts = self.embedding_parts
         return self.head_size * len({parts[task] for task in self.resolve_tasks(tasks)})
 
+    def architecture(self) -> dict[str, Any]:
+        """Fields that define the network (input, layers, adapters, heads), not its training or its active tasks."""
+        names = "frontend sampling_rate n_fft hop_length num_mel_bins window_seconds depth base_width adapter_type"
+        names += " tasks shared_head embedding_size added_adapters merged_adapters"
+        return {name: getattr(self, name) for name in names.split()}
+
     @property
     def available_tasks(self) -> list[str]:
         """Every task the network can compute: those of pre-training and those added, or those it was merged for."""

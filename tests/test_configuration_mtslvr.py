@@ -1,5 +1,7 @@
 """The configuration: defaults, derived sizes, refusals, and the round trip through JSON."""
 
+import inspect
+
 import pytest
 
 from mtslvr_hf import MTSLVRConfig
@@ -65,3 +67,11 @@ def test_round_trip_keeps_every_field(tmp_path):
     again = MTSLVRConfig.from_pretrained(tmp_path)
     assert again.to_dict() == config.to_dict()
     assert again.num_labels == 5
+
+
+def test_architecture_is_every_field_but_those_of_training_and_the_choice_of_tasks():
+    config = MTSLVRConfig(depth=34, added_adapters={"speech": "bn"}, temperature=0.5, active_adapters=["speech"])
+    others = {"contrastive_method", "temperature", "predictive_weight", "augmentations", "active_adapters", "kwargs"}
+    assert config.architecture().keys() == inspect.signature(MTSLVRConfig).parameters.keys() - others
+    assert config.architecture() == {name: getattr(config, name) for name in config.architecture()}
+    assert config.architecture() == MTSLVRConfig(depth=34, added_adapters={"speech": "bn"}).architecture()

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
-from .parts import is_hub_name, library_versions, read_template
+from .parts import eval_result, fill_template, is_hub_name, library_versions, public_name
 
 if TYPE_CHECKING:
     from ..configuration_mtslvr import MTSLVRConfig
 
-TEMPLATE = "classification.md"
 METHODS = {
     "linear_probe": "a linear classifier on the frozen embeddings",
     "adapters": "adapters of a new task, and a linear classifier on its embedding; all else frozen",
@@ -73,7 +71,7 @@ def create_classifier_card(config: MTSLVRConfig, summary: ClassifierSummary, rep
     Returns:
         The card; `card.save(path)` writes it.
     """
-    dataset, base_model = _public_name(summary.dataset), _public_name(summary.base_model)
+    dataset, base_model = public_name(summary.dataset), public_name(summary.base_model)
     title = f"{dataset}: {config.num_labels} classes of sounds"
     measured = [(METRICS[name], name, value) for name, value in summary.metrics.items() if name in METRICS]
     data = ModelCardData(
@@ -83,19 +81,20 @@ def create_classifier_card(config: MTSLVRConfig, summary: ClassifierSummary, rep
         base_model=base_model if is_hub_name(summary.base_model) else None,
         datasets=[dataset] if is_hub_name(summary.dataset) else None,
         model_name=title,
-        eval_results=[_eval_result(dataset, summary.split, name, value) for _, name, value in measured] or None,
+        eval_results=[eval_result(dataset, summary.split, name, value) for _, name, value in measured] or None,
     )
-    return ModelCard.from_template(
+    return fill_template(
+        ModelCard,
+        "classification",
         data,
-        template_str=read_template(TEMPLATE),
         title=title,
         repo=repo_id or "NAME_OR_FOLDER_OF_THIS_MODEL",
         classes=_shown([config.id2label[number] for number in range(config.num_labels)]),
         several=config.problem_type == "multi_label_classification",
         rows=_rows(summary, dataset, base_model),
-        measured=[(words, value) for words, _, value in measured],
+        measured=[(words, f"{value:.4f}") for words, _, value in measured],
         summary=summary,
-        versions=dict(summary.versions),
+        versions=summary.versions,
         sampling_rate=config.sampling_rate,
     )
 
@@ -116,21 +115,6 @@ def _rows(summary: ClassifierSummary, dataset: str, base_model: str) -> list[tup
 def _shown(classes: Sequence[str], limit: int = 50) -> str:
     rest = len(classes) - limit
     return ", ".join(classes[:limit]) + (f" and {rest} more (`id2label` in config.json)" if rest > 0 else "")
-
-
-def _eval_result(dataset: str, split: str, metric: str, value: float) -> EvalResult:
-    return EvalResult(
-        task_type="audio-classification",
-        dataset_type=dataset,
-        dataset_name=dataset,
-        dataset_split=split,
-        metric_type=metric,
-        metric_value=value,
-    )
-
-
-def _public_name(name: str) -> str:
-    return name if is_hub_name(name) else Path(name).resolve().name
 
 
 __all__ = ["ClassifierSummary", "create_classifier_card"]

@@ -1,18 +1,49 @@
-"""Parts that several cards share: templates, versions of libraries, names on the Hub."""
+"""Parts that all cards share: templates, tables, README.md, versions of libraries, names on the Hub."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import CardData, EvalResult, RepoCard
+
+from ..files import write_whole
 
 CARD_LIBRARIES = ("mtslvr-hf", "torch", "transformers", "accelerate", "datasets")
+Card = TypeVar("Card", bound=RepoCard)
 
 
-def read_template(name: str) -> str:
-    """Text of a card's template in `templates/`."""
-    return files(__package__).joinpath("templates", name).read_text(encoding="utf-8")
+def fill_template(kind: type[Card], name: str, data: CardData, /, **values: Any) -> Card:
+    """Card of a kind, made from the template `templates/NAME.md` and its metadata; templates may call `table`."""
+    template = (files(__package__) / "templates" / f"{name}.md").read_text(encoding="utf-8")
+    return kind.from_template(data, template_str=template, table=markdown_table, **values)
+
+
+def save_card(card: RepoCard, folder: Path) -> None:
+    """Writes a folder's README.md, whole or not at all."""
+    write_whole(folder / "README.md", f"{str(card).rstrip()}\n".encode())
+
+
+def markdown_table(rows: Iterable[tuple[str, Any]], header: str = "| | |") -> str:
+    """Markdown table of names and values."""
+    return "\n".join([header, "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def eval_result(dataset: str, split: str | None, metric: str, value: float, **details: Any) -> EvalResult:
+    """Metadata of one measured number."""
+    return EvalResult(
+        task_type="audio-classification",
+        dataset_type=dataset,
+        dataset_name=dataset,
+        dataset_split=split,
+        metric_type=metric,
+        metric_value=value,
+        **details,
+    )
 
 
 def library_versions() -> dict[str, str]:
@@ -31,4 +62,17 @@ def is_hub_name(name: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None and not Path(name).exists()
 
 
-__all__ = ["is_hub_name", "library_versions", "read_template"]
+def public_name(name: str) -> str:
+    """A name on the Hub as it is; of a local path only the last part."""
+    return name if is_hub_name(name) else Path(name).resolve().name
+
+
+__all__ = [
+    "eval_result",
+    "fill_template",
+    "is_hub_name",
+    "library_versions",
+    "markdown_table",
+    "public_name",
+    "save_card",
+]

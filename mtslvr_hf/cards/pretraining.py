@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
-from .parts import is_hub_name, library_versions, read_template
+from .parts import fill_template, is_hub_name, library_versions, public_name
+from .results import MeasuredResult, results_section
 
 if TYPE_CHECKING:
     from ..configuration_mtslvr import MTSLVRConfig
 
-TEMPLATE = "pretraining.md"
 METHOD_NAMES = {"simclr": "SimCLR", "simsiam": "SimSiam"}
 FRONTEND_NAMES = {
     "mel_stft": "log-mel, and magnitude and phase of a complex mel STFT (three channels)",
@@ -77,35 +76,6 @@ class TrainingSummary:
     versions: Mapping[str, str] = field(default_factory=library_versions)
 
 
-@dataclass(frozen=True, kw_only=True)
-class MeasuredResult:
-    """One measured number, with all that is needed to measure it again.
-
-    Args:
-        dataset: Name of the evaluation data set; the Hub's name if it is there.
-        dataset_split: Its split, or which classes were used.
-        protocol: What was done (`"5-way 1-shot, nearest centroid, 10,000 tasks"`).
-        embedding: Which embedding: a task's name, or `"both"`.
-        metric: The metric's Hub identifier (`"accuracy"`).
-        value: The metric's value, between 0 and 1.
-        interval: Half width of its 95 % interval, in the same unit.
-        seed: Seed of the protocol.
-        command: The command that prints the number.
-        measured_by: Who measured it.
-    """
-
-    dataset: str
-    protocol: str
-    value: float
-    metric: str = "accuracy"
-    embedding: str = "both"
-    dataset_split: str | None = None
-    interval: float | None = None
-    seed: int | None = None
-    command: str | None = None
-    measured_by: str | None = None
-
-
 def create_model_card(
     config: MTSLVRConfig,
     training: TrainingSummary | None = None,
@@ -114,6 +84,7 @@ def create_model_card(
     model_name: str | None = None,
     repo_id: str | None = None,
     license: str = "apache-2.0",
+    command: str | None = None,
 ) -> ModelCard:
     """Writes the card of one checkpoint.
 
@@ -124,6 +95,7 @@ def create_model_card(
         model_name: Title of the card; by default the variant's name in the paper.
         repo_id: Name the checkpoint has, or will have, on the Hub, for the code that loads it.
         license: License of the weights, as the Hub spells it.
+        command: Command that trains the model, if that has not been done: `training` then holds its settings.
 
     Returns:
         The card; `card.save(path)` writes it, `card.push_to_hub(repo_id)` publishes it.
@@ -137,11 +109,12 @@ def create_model_card(
         datasets=_hub_datasets(training),
         metrics=sorted({result.metric for result in results}) or None,
         model_name=title,
-        eval_results=[_eval_result(result) for result in results] or None,
+        eval_results=[result.metadata() for result in results] or None,
     )
-    return ModelCard.from_template(
+    return fill_template(
+        ModelCard,
+        "pretraining",
         data,
-        template_str=read_template(TEMPLATE),
         title=title,
         repo=repo_id or "NAME_OR_FOLDER_OF_THIS_MODEL",
         architecture=_architecture(config),
@@ -149,10 +122,11 @@ def create_model_card(
         tasks=config.tasks,
         window_seconds=config.window_seconds,
         sampling_rate=config.sampling_rate,
+        command=command,
         training=_training_rows(training),
-        metrics=dict(training.metrics) if training else {},
-        versions=dict(training.versions) if training else {},
-        results=[_result_text(result) for result in results],
+        metrics=[(f"`{name}`", f"{value:.4g}") for name, value in training.metrics.items()] if training else [],
+        versions=training.versions if training else {},
+        results=results_section(results) if results else "",
     )
 
 
@@ -210,9 +184,8 @@ def _architecture(config: MTSLVRConfig) -> list[tuple[str, str]]:
 
 def _outputs(config: MTSLVRConfig) -> list[tuple[str, int]]:
     """Outputs of the model for a clip, with their sizes: the lines of the card's example."""
-    one_for_all = config.shared_head and config.adapter_type == "none"  # then both tasks' embeddings are the same
-    sizes = [("pooler_output", config.head_size * (1 if one_for_all else len(config.tasks)))]
-    return sizes + [(f"{task}_embeds", config.head_size) for task in config.tasks]
+    parts = [(f"{task}_embeds", config.head_size) for task in config.tasks]
+    return [("pooler_output", config.embedding_size_of()), *parts]
 
 
 def _hub_datasets(training: TrainingSummary | None) -> list[str] | None:
@@ -249,7 +222,7 @@ def _training_rows(training: TrainingSummary | None) -> list[tuple[str, str]]:
 def _dataset_text(training: TrainingSummary) -> str | None:
     if training.dataset is None:
         return None
-    name = training.dataset if is_hub_name(training.dataset) else f"{Path(training.dataset).resolve().name} (local)"
+    name = public_name(training.dataset) + ("" if is_hub_name(training.dataset) else " (local)")
     details = [
         f"{what} `{value}`"
         for what, value in (("configuration", training.dataset_config), ("split", training.dataset_split))
@@ -281,39 +254,4 @@ def _with_unit(value: float | None, unit: str) -> str | None:
     return None if value is None else f"{_number(value)} {unit}"
 
 
-def _result_text(result: MeasuredResult) -> str:
-    """One result as a sentence that says what, how and by whom."""
-    value = f"{result.value:.4f}" if result.interval is None else f"{result.value:.4f} ± {result.interval:.4f}"
-    text = f"**{result.metric} {value}**" + ("" if result.interval is None else " (95 % interval)")
-    text += f" on {result.dataset}" + (f", {result.dataset_split}" if result.dataset_split else "")
-    text += (
-        f": {result.protocol}, {_embedding_text(result)}"
-        + ("" if result.seed is None else f", seed {result.seed}")
-        + "."
-    )
-    if result.measured_by or result.command:
-        text += " Measured" + (f" by {result.measured_by}" if result.measured_by else "")
-        text += (f" with `{result.command}`" if result.command else "") + "."
-    return text
-
-
-def _embedding_text(result: MeasuredResult) -> str:
-    return "both embeddings" if result.embedding == "both" else f"{result.embedding} embedding"
-
-
-def _eval_result(result: MeasuredResult) -> EvalResult:
-    details: dict[str, Any] = {"interval_95": result.interval, "seed": result.seed, "command": result.command}
-    return EvalResult(
-        task_type="audio-classification",
-        task_name=result.protocol,
-        dataset_type=result.dataset,
-        dataset_name=result.dataset,
-        dataset_split=result.dataset_split,
-        metric_type=result.metric,
-        metric_name=f"{result.metric}, {_embedding_text(result)}",
-        metric_value=result.value,
-        metric_args={name: value for name, value in details.items() if value is not None} or None,
-    )
-
-
-__all__ = ["MeasuredResult", "TrainingSummary", "create_model_card", "variant_name"]
+__all__ = ["TrainingSummary", "create_model_card", "variant_name"]

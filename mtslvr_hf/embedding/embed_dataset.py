@@ -25,8 +25,6 @@ from .encode import Encoded, encode_items, feature_extractor_of
 
 INDEX = "embeddings.faiss"
 OWN_COLUMNS = ("id", "embedding", "duration", "windows")
-# What an embedding depends on beside the weights, their names and their shapes.
-CONFIG_KEYS = ("frontend", "sampling_rate", "n_fft", "hop_length", "num_mel_bins", "window_seconds")
 EXTRACTOR_KEYS = ("normalization", "mean", "std", "do_resample")
 
 
@@ -205,8 +203,8 @@ def _table_features(copied: datasets.Features, size: int) -> datasets.Features:
 def _fingerprint(model: PreTrainedModel) -> dict[str, Any]:
     """Changes with whatever of the model changes its embeddings; not with its name."""
     network = model.base_model
-    settings = {key: getattr(network.config, key) for key in CONFIG_KEYS}
-    return {"weights_sha256": weights_sha256(network), "dtype": str(network.dtype).removeprefix("torch."), **settings}
+    facts = {"weights_sha256": weights_sha256(network), "dtype": str(network.dtype).removeprefix("torch.")}
+    return {**facts, **network.config.architecture()}
 
 
 def _finish(

@@ -35,11 +35,6 @@ from .report.results import DataResult, Difference, EvaluationReport, FewShotPro
 INVARIANCE_SECONDS = 2.0  # of each clip that is augmented
 GIVEN = "given embeddings"  # the only row of a data set that brings embeddings in place of audio
 _SAMPLING_RATE = 16_000
-# What differs between configurations of one and the same network.
-_NOT_ARCHITECTURE = {
-    *("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"),
-    *("contrastive_method", "predictive_weight", "temperature"),
-}
 
 
 @dataclass
@@ -279,13 +274,13 @@ def _models(
     """The baselines and then the models, to be loaded one at a time; and whether each is a baseline."""
     to_load: list[tuple[Callable[[], Embedder], bool]] = [(LogMelStatistics, True)]
     options: dict[str, Any] = {"device": device, "batch_size": batch_size}
-    seen: list[dict[str, Any]] = []
+    seen: list[tuple[dict[str, Any], list[str]]] = []
     sources = [source for source in models if isinstance(source, (str, Path))]
     for source in sources:
-        config = load_config(source)
-        architecture = {name: value for name, value in config.to_dict().items() if name not in _NOT_ARCHITECTURE}
-        if config.model_type == "mtslvr" and architecture not in seen:
-            seen.append(architecture)
+        config: Any = load_config(source)
+        network = (config.architecture(), config.embedding_tasks) if config.model_type == "mtslvr" else None
+        if network and network not in seen:
+            seen.append(network)
             name = "untrained network" if len(seen) == 1 else f"untrained network of {source}"
             to_load.append((partial(untrained, source, seed, name=name, **options), True))
     if sources and not seen:

@@ -9,12 +9,8 @@ from huggingface_hub import ModelCard
 
 from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRModel
 from mtslvr_hf.cards.parts import library_versions
-from mtslvr_hf.cards.pretraining import (
-    MeasuredResult,
-    TrainingSummary,
-    create_model_card,
-    variant_name,
-)
+from mtslvr_hf.cards.pretraining import TrainingSummary, create_model_card, variant_name
+from mtslvr_hf.cards.results import MeasuredResult
 
 # The whole card; "..." stands for the rest of a line.
 WHOLE_CARD = """---
@@ -38,7 +34,7 @@ model-index:
   results:
   - task:
       type: audio-classification
-      name: 5-way 1-shot, nearest centroid, 10,000 tasks
+      name: 5-way 1-shot, nearest centroid, 10,000 episodes
     dataset:
       name: mteb/esc50
       type: mteb/esc50
@@ -48,7 +44,9 @@ model-index:
       value: 0.6125
       name: accuracy, both embeddings
       args:
-        interval_95: 0.002
+        interval_95:
+        - 0.6105
+        - 0.6145
         seed: 0
         command: mtslvr evaluate --model tester/card --data esc50
 ---
@@ -136,7 +134,7 @@ Libraries: ...torch ..., transformers ..., accelerate ..., datasets ....
 
 ## Results
 
-- **accuracy 0.6125 ± 0.0020** (95 % interval) on mteb/esc50, train: 5-way ..., both embeddings, seed 0. ...
+- **accuracy 0.6125** (95 % interval 0.6105 to 0.6145) on mteb/esc50, train: 5-way ..., both embeddings, seed 0. ...
 
 ## Limits
 
@@ -181,9 +179,9 @@ TRAINING = TrainingSummary(
 RESULT = MeasuredResult(
     dataset="mteb/esc50",
     dataset_split="train",
-    protocol="5-way 1-shot, nearest centroid, 10,000 tasks",
+    protocol="5-way 1-shot, nearest centroid, 10,000 episodes",
     value=0.6125,
-    interval=0.002,
+    interval=(0.6105, 0.6145),
     seed=0,
     command="mtslvr evaluate --model tester/card --data esc50",
     measured_by="this project",

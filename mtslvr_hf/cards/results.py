@@ -1,0 +1,188 @@
+"""Measured results of a model: read from an evaluation's report, and written into the model's card."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard
+from yaml import YAMLError
+
+from .parts import eval_result, is_hub_name, save_card
+
+CLASSIFIERS = {"centroid": "nearest centroid", "logistic": "logistic regression"}
+EMBEDDINGS = {"": "its embedding", "both": "both embeddings", "all": "all embeddings"}
+SECTION = re.compile(r"^## Results\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+NO_RESULT = re.compile(r"^(- No result has been measured.*\n|Not trained yet.*\n\n)", re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredResult:
+    """One measured number, with all that is needed to measure it again.
+
+    Args:
+        dataset: Name of the evaluation data set; the Hub's name if it is there.
+        dataset_split: Its split, or which classes were used.
+        protocol: What was done (`"5-way 1-shot, nearest centroid, 10,000 episodes"`).
+        embedding: Which embedding: a task's name, `"both"` or `"all"`; empty for a model that has only one.
+        metric: The metric's Hub identifier (`"accuracy"`).
+        value: The metric's value, between 0 and 1.
+        interval: Its 95 % interval, (lower, upper).
+        seed: Seed of the protocol.
+        command: The command that prints the number.
+        measured_by: Who measured it.
+    """
+
+    dataset: str
+    protocol: str
+    value: float
+    metric: str = "accuracy"
+    embedding: str = "both"
+    dataset_split: str | None = None
+    interval: tuple[float, float] | None = None
+    seed: int | None = None
+    command: str | None = None
+    measured_by: str | None = None
+
+    @property
+    def embedding_text(self) -> str:
+        return EMBEDDINGS.get(self.embedding, f"{self.embedding} embedding")
+
+    def __str__(self) -> str:
+        """A sentence that says what, how and by whom."""
+        text = f"**{self.metric} {self.value:.4f}**"
+        if self.interval is not None:
+            text += " (95 % interval {:.4f} to {:.4f})".format(*self.interval)
+        text += f" on {self.dataset}" + (f", {self.dataset_split}" if self.dataset_split else "")
+        text += (
+            f": {self.protocol}, {self.embedding_text}" + ("" if self.seed is None else f", seed {self.seed}") + "."
+        )
+        if self.measured_by or self.command:
+            text += " Measured" + (f" by {self.measured_by}" if self.measured_by else "")
+            text += (f" with `{self.command}`" if self.command else "") + "."
+        return text
+
+    def metadata(self) -> EvalResult:
+        """The result as the Hub's metadata hold it."""
+        interval = None if self.interval is None else list(self.interval)
+        details = {"interval_95": interval, "seed": self.seed, "command": self.command}
+        return eval_result(
+            self.dataset,
+            self.dataset_split,
+            self.metric,
+            self.value,
+            task_name=self.protocol,
+            metric_name=f"{self.metric}, {self.embedding_text}",
+            metric_args={name: value for name, value in details.items() if value is not None} or None,
+        )
+
+
+def results_from(report: str | Path, model: str | Path) -> list[MeasuredResult]:
+    """Few-shot accuracies and probes of one model, from the `report.json` that `mtslvr evaluate --output` wrote.
+
+    Args:
+        report: The file.
+        model: The model's name in the report, or its folder.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no such report, or has no result of this model.
+    """
+    text = Path(report).read_text(encoding="utf-8")
+    found: dict[str, list[MeasuredResult]] = {}
+    try:
+        content = json.loads(text)
+        for data in content["results"]:
+            for row in data["rows"]:
+                found.setdefault(row["model"], []).extend(_results_of(content, data, row))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{report} is no report of this version ({error!r}): give the report.json that `mtslvr evaluate --output` "
+            "wrote."
+        ) from error
+    same = [name for name in found if Path(name).resolve() == Path(model).resolve()]
+    names = [str(model)] if str(model) in found else same
+    if len(names) != 1:
+        which = f"calls {model} by several names" if names else f"has no model {model}"
+        raise ValueError(f"{report} {which}; say which of these is meant: {', '.join(names or found)}.")
+    if not found[names[0]]:
+        raise ValueError(f"{report} has neither accuracy nor probe of {names[0]}: evaluate it with `--probe linear`.")
+    return found[names[0]]
+
+
+def _results_of(
+    content: Mapping[str, Any], data: Mapping[str, Any], row: Mapping[str, Any]
+) -> Iterator[MeasuredResult]:
+    """Results in one row of a report; without episodes, as on clips of several classes, those of its probes."""
+    drawn, place = content["protocol"], data["source"].split()[0]
+    common = {"dataset": place if is_hub_name(place) else data["data"], "embedding": row["embedding"]}
+    clips = f"{data['clips']:,} clips of {len(data['classes'])} classes from {data['source']}"
+    clips += ", groups kept apart" if data["group_disjoint"] else ""
+    if row["accuracy"] is not None:
+        value, half = row["accuracy"], row["interval"]
+        yield MeasuredResult(
+            protocol=f"{drawn['ways']}-way {drawn['shots']}-shot, {CLASSIFIERS[content['classifier']]}, "
+            f"{drawn['episodes']:,} episodes of {drawn['queries']} queries a class "
+            f"(list {data['episodes_sha256'][:12]}), {clips}",
+            value=round(value, 6),
+            interval=None if math.isnan(half) else (round(value - half, 6), round(value + half, 6)),
+            seed=drawn["seed"],
+            **common,
+        )
+    for probe in row["probes"]:
+        lower, upper = probe["interval"]
+        yield MeasuredResult(
+            protocol=f"{probe['protocol']}; {clips}",  # it names the seed
+            value=round(probe["value"], 6),
+            metric=probe["metric"],
+            interval=(round(lower, 6), round(upper, 6)),
+            **common,
+        )
+
+
+def results_section(results: Sequence[MeasuredResult]) -> str:
+    """The card's section of results, without a line break at its end."""
+    return "\n".join(["## Results", "", *(f"- {result}" for result in results)])
+
+
+def write_results(folder: str | Path, results: Sequence[MeasuredResult]) -> None:
+    """Puts results into the README.md of a pre-trained model's folder, in place of all earlier ones.
+
+    The section `## Results` and the metadata are written anew; everything else stays.
+
+    Raises:
+        FileNotFoundError: If there is no README.md.
+        ValueError: If it is not the card of a pre-trained model of this package.
+    """
+    path = Path(folder) / "README.md"
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {path}: training writes it, or `create_model_card(config).save(path)`.")
+    try:
+        card = ModelCard(path.read_text(encoding="utf-8"))
+    except (YAMLError, ValueError) as error:
+        raise ValueError(f"The metadata of {path} cannot be read: {error}.") from error
+    data: Any = card.data
+    if "mtslvr" not in (data.tags or ()) or data.pipeline_tag != "feature-extraction":
+        raise ValueError(
+            f"{path} is not the card of a pre-trained MT-SLVR model, which has the tag mtslvr and the pipeline "
+            "feature-extraction; its results stay as they are."
+        )
+    section = results_section(results)
+    text, replaced = SECTION.subn(lambda _: f"{section}\n\n", NO_RESULT.sub("", card.text), count=1)
+    if not replaced:
+        before, limits, after = text.partition("\n## Limits\n")
+        text = f"{before.rstrip()}\n\n{section}\n{limits}{after}"
+    title = re.search(r"^# (.+)$", text, re.MULTILINE)
+    card.text = text
+    data.model_name = data.model_name or (title[1] if title else path.parent.resolve().name)
+    data.metrics = sorted({result.metric for result in results})
+    data.eval_results = [result.metadata() for result in results]
+    save_card(card, path.parent)
+
+
+__all__ = ["MeasuredResult", "results_from", "results_section", "write_results"]
