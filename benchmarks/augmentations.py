@@ -15,10 +15,10 @@ from collections.abc import Callable
 
 import torch
 from as_published import augment_clip_by_clip, machine, print_operators, seconds_each
+from scipy.fft import next_fast_len
 from torch import Tensor
 
 from mtslvr_hf.augmentations import Augmentation, TwoViewAugmentation
-from mtslvr_hf.augmentations.noise import fast_fft_size
 from mtslvr_hf.augmentations.resampling import CROSSINGS, CUTOFF
 
 RATE = 16_000
@@ -91,7 +91,7 @@ def parts(waveforms: Tensor, n_fft: int = 1280) -> dict[str, Callable[[], object
     clips, samples = waveforms.shape
     frames = torch.randn(2 * samples // n_fft + 2, n_fft)
     spectra = torch.fft.rfft(frames)
-    noise = torch.fft.rfft(torch.randn(2, fast_fft_size(samples)))
+    noise = torch.fft.rfft(torch.randn(2, next_fast_len(samples, real=True)))
     matrix, copy = torch.randn(MATRIX, MATRIX), torch.empty_like(waveforms)
 
     def vocoder() -> None:

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers import PreTrainedModel
 from transformers.utils import cached_file, logging
 
 from .files import whole_file
-from .modeling_mtslvr import SHARED, MTSLVRModel
+from .modeling_mtslvr import SHARED, MTSLVRModel, MTSLVRPreTrainedModel
 
 logger = logging.get_logger(__name__)
 
@@ -26,7 +25,7 @@ FORMAT_VERSION = 1
 ARCHITECTURE = ("frontend", "depth", "base_width", "adapter_type", "n_fft", "hop_length", "num_mel_bins")
 
 
-def save_adapter(model: PreTrainedModel, folder: str | os.PathLike, name: str) -> str:
+def save_adapter(model: MTSLVRPreTrainedModel, folder: str | os.PathLike, name: str) -> str:
     """Writes one task's adapters, their batch normalisation's statistics and its head to `adapter.safetensors`.
 
     A classifier that reads this task alone is written too, with its labels.
@@ -42,7 +41,7 @@ def save_adapter(model: PreTrainedModel, folder: str | os.PathLike, name: str) -
     Raises:
         ValueError: If there is no such task, it shares its weights with others, or the model is merged.
     """
-    network: MTSLVRModel = model.base_model
+    network = model.base_model
     network.refuse_if_merged("save an adapter of")
     model.config.check_tasks([name])
     if network.encoder.branch(name) == SHARED or name not in network.heads:
@@ -56,8 +55,9 @@ def save_adapter(model: PreTrainedModel, folder: str | os.PathLike, name: str) -
         "architecture": _architecture(network),
         "trunk": trunk_fingerprint(network),
     }
-    if hasattr(model, "classifier") and model.config.embedding_tasks == [name]:
-        tensors |= {f"classifier.{key}": value for key, value in model.classifier.state_dict().items()}
+    classifier = getattr(model, "classifier", None)
+    if classifier is not None and model.config.embedding_tasks == [name]:
+        tensors |= {f"classifier.{key}": value for key, value in classifier.state_dict().items()}
         description["id2label"] = model.config.id2label
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     path = Path(folder) / ADAPTER_FILE
@@ -66,7 +66,9 @@ def save_adapter(model: PreTrainedModel, folder: str | os.PathLike, name: str) -
     return str(path)
 
 
-def load_adapter(model: PreTrainedModel, source: str | os.PathLike, name: str | None = None, **options: Any) -> str:
+def load_adapter(
+    model: MTSLVRPreTrainedModel, source: str | os.PathLike, name: str | None = None, **options: Any
+) -> str:
     """Adds a task from what `save_adapter` wrote. It is not made active: `set_adapter` or `tasks=` do that.
 
     A model with a classifier takes the file's classifier and labels too, and then the task is the active one.
@@ -87,8 +89,9 @@ def load_adapter(model: PreTrainedModel, source: str | os.PathLike, name: str | 
     """
     source = os.fspath(source)
     path = source if os.path.isfile(source) else cached_file(source, ADAPTER_FILE, **options)
+    assert path is not None  # `cached_file` raises an OSError
     description, tensors = _read(path)
-    network: MTSLVRModel = model.base_model
+    network = model.base_model
     _check_architecture(network, description, path)
     name = name or description["name"]
     if description["trunk"] != trunk_fingerprint(network):
@@ -165,10 +168,10 @@ def _fill(network: MTSLVRModel, name: str, tensors: dict[str, torch.Tensor], pat
 
 
 def _set_classifier(
-    model: PreTrainedModel, name: str, id2label: dict[str, str], tensors: dict[str, torch.Tensor]
+    model: MTSLVRPreTrainedModel, name: str, id2label: dict[str, str], tensors: dict[str, torch.Tensor]
 ) -> None:
     weight = tensors["classifier.weight"]
-    old = model.classifier
+    old: Any = model.classifier
     model.config.id2label = {int(key): label for key, label in id2label.items()}
     model.config.label2id = {label: key for key, label in model.config.id2label.items()}
     model.classifier = torch.nn.Linear(weight.shape[1], weight.shape[0]).to(old.weight.device, old.weight.dtype)

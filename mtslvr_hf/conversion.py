@@ -25,6 +25,7 @@ import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 
@@ -140,7 +141,7 @@ def _find_state_dict(content: object, source: str | os.PathLike) -> dict[str, to
     return dict(found[candidates[0]])
 
 
-def _is_state_dict(content: object) -> bool:
+def _is_state_dict(content: object) -> TypeGuard[StateDict]:
     return (
         isinstance(content, Mapping)
         and len(content) > 0

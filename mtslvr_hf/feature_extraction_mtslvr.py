@@ -136,12 +136,12 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
     def _prepare(self, clip: Any, sampling_rate: int | None, number: int) -> torch.Tensor:
         """One clip as normalised (samples,) float32 at `self.sampling_rate`."""
         samples, own_rate = _samples_and_rate(clip)
-        if own_rate is None and sampling_rate is None:
+        rate = own_rate if sampling_rate is None else sampling_rate
+        if rate is None:
             raise ValueError(f"Clip {number} came without a sampling rate: pass `sampling_rate`, in Hz.")
-        if None not in (own_rate, sampling_rate) and own_rate != sampling_rate:
+        if own_rate not in (None, rate):
             raise ValueError(f"Clip {number} says it is at {own_rate} Hz, `sampling_rate` says {sampling_rate} Hz.")
         waveform = _mono(samples, number)
-        rate = own_rate or sampling_rate
         if rate != self.sampling_rate:
             waveform = self._resample(waveform, rate, number)
         return normalize_waveforms(waveform, self.normalization, self.mean, self.std)
@@ -165,10 +165,10 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"`padding` must be True, False, 'longest' or 'max_length'; got {padding!r}.")
         if max_length is None and (truncation or padding == "max_length"):
             raise ValueError("`padding='max_length'` and `truncation=True` need `max_length`, in samples.")
-        longest = max(min(len(clip), max_length) if truncation else len(clip) for clip in clips)
+        longest = max(len(clip[:max_length] if truncation else clip) for clip in clips)
         if padding in (False, "do_not_pad"):
             return None
-        return max(longest, max_length) if padding == "max_length" else longest
+        return max(longest, max_length or 0) if padding == "max_length" else longest
 
 
 def _clips_of(raw: Any) -> list[Any]:

@@ -10,12 +10,12 @@ import importlib
 import itertools
 import math
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -36,16 +36,17 @@ logger = logging.get_logger(__name__)
 SHARED = "shared"  # key of an adapter or a head that all tasks use
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 EPSILON = 2.220446049250313e-16  # added before the logarithm, float64's epsilon as in librosa-style code
-CONVOLUTION = {1: nn.Conv1d, 2: nn.Conv2d}
+CONVOLUTION: dict[int, type[nn.Conv1d | nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
+BatchNorm = nn.modules.batchnorm._BatchNorm
 BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
 MAX_POOL = {1: partial(F.max_pool1d, kernel_size=9), 2: partial(F.max_pool2d, kernel_size=3)}
-AVERAGE_POOL = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d}
+AVERAGE_POOL: dict[int, Callable[..., torch.Tensor]] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d}
 STEM_KERNEL = {1: 49, 2: 7}
 BLOCK_KERNEL = {1: 9, 2: 3}
 BATCH_NORM_ONLY = {SHARED: "bn"}  # the adapters of a plain convolution
 MERGE_DTYPE = torch.float64  # in which adapters are merged
 
-_inference_networks: weakref.WeakKeyDictionary[nn.Module, tuple[Any, nn.Module]] = weakref.WeakKeyDictionary()
+_inference_networks: weakref.WeakKeyDictionary[MTSLVRModel, tuple[Any, MTSLVRModel]] = weakref.WeakKeyDictionary()
 
 
 @dataclass
@@ -65,12 +66,12 @@ class MTSLVRModelOutput(ModelOutput):
             channels x tasks, bands, frames); without the axis of bands on `waveform` input.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    pooler_output: torch.FloatTensor | None = None
-    contrastive_embeds: torch.FloatTensor | None = None
-    predictive_embeds: torch.FloatTensor | None = None
-    added_embeds: dict[str, torch.FloatTensor] | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    contrastive_embeds: torch.Tensor | None = None
+    predictive_embeds: torch.Tensor | None = None
+    added_embeds: dict[str, torch.Tensor] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -88,14 +89,14 @@ class MTSLVRForPreTrainingOutput(ModelOutput):
         hidden_states: As in [`MTSLVRModelOutput`], the views' windows one after the other.
     """
 
-    loss: torch.FloatTensor | None = None
-    contrastive_loss: torch.FloatTensor | None = None
-    predictive_loss: torch.FloatTensor | None = None
-    augmentation_logits: torch.FloatTensor | None = None
-    pooler_output: torch.FloatTensor | None = None
-    contrastive_embeds: torch.FloatTensor | None = None
-    predictive_embeds: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    contrastive_loss: torch.Tensor | None = None
+    predictive_loss: torch.Tensor | None = None
+    augmentation_logits: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    contrastive_embeds: torch.Tensor | None = None
+    predictive_embeds: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 class MTSLVRFrontend(nn.Module):
@@ -107,6 +108,8 @@ class MTSLVRFrontend(nn.Module):
 
     Source: Al-Tahan and Mohsenzadeh, "CLAR", AISTATS 2021, section 3.2, as the MT-SLVR authors computed it.
     """
+
+    mel_filters: torch.Tensor
 
     def __init__(self, config: MTSLVRConfig):
         super().__init__()
@@ -233,8 +236,9 @@ class MTSLVRAdapter(nn.Module):
             self.input_norm.bias.zero_()
 
 
-def _as_affine(norm: nn.Module, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def _as_affine(norm: BatchNorm, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Batch normalisation with its statistics fixed: scale and shift of each channel, (C,) each."""
+    assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight.to(dtype) * torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
     return scale, norm.bias.to(dtype) - norm.running_mean.to(dtype) * scale
 
@@ -271,13 +275,16 @@ class MTSLVRConvLayer(nn.Module):
             adapter_type, conv.weight.ndim - 2, conv.in_channels, conv.out_channels, conv.stride[0]
         )
         if init_from is not None:
-            adapter.start_from(self.adapters[init_from])
+            adapter.start_from(self._adapter(init_from))
             adapter.to(conv.weight.device, conv.weight.dtype)
         self.adapters[task] = adapter
 
+    def _adapter(self, task: str) -> MTSLVRAdapter:
+        return cast(MTSLVRAdapter, self.adapters[task])
+
     def forward(self, hidden_states: torch.Tensor, task: str = SHARED) -> torch.Tensor:
         task = task if task in self.adapters else SHARED
-        adapter = self.adapters[task]
+        adapter = self._adapter(task)
         if adapter.adapter_type == "series":
             hidden_states = self.conv(hidden_states)
             return adapter.norm(adapter.conv(adapter.input_norm(hidden_states)) + hidden_states)
@@ -295,7 +302,7 @@ class MTSLVRConvLayer(nn.Module):
 
     def folded(self, task: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Kernel and bias of the one convolution that equals this layer in eval mode, where BN is affine."""
-        adapter = self.adapters[task]
+        adapter = self._adapter(task)
         weight = self._weight(adapter, dtype)
         scale, bias = _as_affine(adapter.norm, dtype)  # (C,)
         if adapter.adapter_type != "series":
@@ -351,7 +358,7 @@ def _convolution(
     stride: int,
     padding: int | None,
     bias: bool,
-) -> nn.Module:
+) -> nn.Conv1d | nn.Conv2d:
     padding = kernel_size // 2 if padding is None else padding
     return CONVOLUTION[_dims(config)](in_channels, out_channels, kernel_size, stride, padding, bias=bias)
 
@@ -400,8 +407,8 @@ class MTSLVRBlock(GradientCheckpointingLayer):
         if self.shortcut is not None:
             # Subsampling and a 1x1 convolution of stride 1 make one of stride 2, whose own backward pass can crash in
             # oneDNN (seen with 4 and 8 channels and 3 clips; torch 2.14, AVX-512, channels last, two threads).
-            taken = [slice(None, None, self.stride)] * (hidden_states.ndim - 2)
-            return self.shortcut(hidden_states[(..., *taken)])
+            taken: tuple[Any, ...] = (..., *[slice(None, None, self.stride)] * (hidden_states.ndim - 2))
+            return self.shortcut(hidden_states[taken])
         if hidden_states.shape[2:] != shape[2:]:
             hidden_states = AVERAGE_POOL[len(shape) - 2](hidden_states, shape[2:])
         missing = shape[1] - hidden_states.shape[1]
@@ -412,7 +419,7 @@ class MTSLVRBlock(GradientCheckpointingLayer):
 def _statistics_updated_once(block: nn.Module) -> Iterator[None]:
     """Leaves BatchNorm's running statistics alone while gradient checkpointing recomputes a block in the backward."""
     recomputing = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if recomputing else []
+    norms = [m for m in block.modules() if isinstance(m, BatchNorm)] if recomputing else []
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:  # not by `track_running_stats`: the recomputation must save the same tensors as the forward
         norm.momentum, norm.num_batches_tracked = 0.0, None
@@ -425,6 +432,11 @@ def _statistics_updated_once(block: nn.Module) -> Iterator[None]:
 
 class MTSLVREncoder(nn.Module):
     """The ResNet: stem and layer1 run once for all tasks, layer2 to layer4 once per task if they have adapters."""
+
+    layer1: nn.ModuleList
+    layer2: nn.ModuleList
+    layer3: nn.ModuleList
+    layer4: nn.ModuleList
 
     def __init__(self, config: MTSLVRConfig):
         super().__init__()
@@ -441,8 +453,9 @@ class MTSLVREncoder(nn.Module):
             for index in range(blocks):
                 stride = 2 if number > 1 and index == 0 else 1
                 adapters = {SHARED: kind} if number == 1 else kinds
-                layer.append(MTSLVRBlock(config, channels, width * 2 ** (number - 1), stride, adapters))
-                channels = layer[-1].out_channels
+                block = MTSLVRBlock(config, channels, width * 2 ** (number - 1), stride, adapters)
+                layer.append(block)
+                channels = block.out_channels
             self.add_module(f"layer{number}", layer)
         norm = BATCH_NORM[dims] if config.merged_adapters is None else MTSLVRMergedNorm
         self.final_norms = nn.ModuleDict(
@@ -486,7 +499,7 @@ class MTSLVREncoder(nn.Module):
         """The adapters in layer2 to layer4 that a task uses."""
         return task if task in self.branches else SHARED
 
-    def task_layers(self) -> Iterator[tuple[str, nn.Module]]:
+    def task_layers(self) -> Iterator[tuple[str, MTSLVRConvLayer]]:
         """The convolutions where each task has adapters of its own, those of layer2 to layer4, by name."""
         for number in (2, 3, 4):
             for index, block in enumerate(getattr(self, f"layer{number}")):
@@ -531,12 +544,18 @@ def _of_package(name: str) -> ModuleType:
 class MTSLVRPreTrainedModel(PreTrainedModel):
     """Initialisation, and what transformers asks of every model."""
 
+    config: MTSLVRConfig
     config_class = MTSLVRConfig
     base_model_prefix = "mtslvr"
     main_input_name = "input_values"
-    input_modalities = ("audio",)
+    input_modalities = "audio"
     supports_gradient_checkpointing = True
     _no_split_modules = ["MTSLVRBlock"]
+
+    @property
+    def base_model(self) -> MTSLVRModel:
+        """The network without what stands behind its heads."""
+        return cast(MTSLVRModel, super().base_model)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -603,7 +622,7 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         config.added_adapters = {**config.added_adapters, name: adapter_type}
         model.keep_frozen()
 
-    def delete_adapter(self, name: str) -> None:
+    def delete_adapter(self, name: str) -> None:  # type: ignore[override]  # other arguments than PEFT's
         """Removes a task that [`add_adapter`] added; if it was all of the embedding, the tasks of pre-training are.
 
         Raises:
@@ -657,7 +676,9 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         """
         return _of_package("adapters").save_adapter(self, folder, name)
 
-    def load_adapter(self, source: str, name: str | None = None, **options: Any) -> str:
+    def load_adapter(  # type: ignore[override]  # other arguments than PEFT's
+        self, source: str, name: str | None = None, **options: Any
+    ) -> str:
         """Adds the task that [`save_adapter`] wrote, from a folder, a file or the Hub.
 
         Needs the package; see [`mtslvr_hf.adapters.load_adapter`]. Returns the task's name.
@@ -832,7 +853,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         self.heads = nn.ModuleDict({task: nn.Linear(config.hidden_size, config.head_size) for task in heads})
         self._trained: tuple[str, ...] | None = None  # tasks whose adapters train; None: everything does
         # What `merge_adapters` replaced: encoder, heads, active tasks. In a tuple they are no submodules, never saved.
-        self.unmerged: tuple[nn.Module, nn.Module, list[str] | None] | None = None
+        self.unmerged: tuple[MTSLVREncoder, nn.ModuleDict, list[str] | None] | None = None
         self.post_init()
 
     @can_return_tuple
@@ -925,7 +946,8 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
             merged = type(self)(config)
         dtype, device = self.head(tasks[0]).weight.dtype, self.device
         state = {name: value for name, value in self.heads.state_dict(prefix="heads.").items()}
-        modules = dict(copy.deepcopy(self.encoder).cpu().named_modules())  # not every device has float64
+        # On the CPU, since not every device has float64.
+        modules: dict[str, Any] = dict(copy.deepcopy(self.encoder).cpu().named_modules())
         for name, module in merged.encoder.named_modules():
             if isinstance(module, MTSLVRMergedConvLayer):
                 folded = {task: modules[name].folded(task, MERGE_DTYPE) for task in module.convs}
@@ -955,13 +977,13 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         if merged and not compile:
             return self
         key = (tasks, compile, self._state_key())
-        cached_key, network = _inference_networks.get(self, (None, None))
-        if cached_key != key:
+        cached = _inference_networks.get(self)
+        if cached is None or cached[0] != key:
             network = copy.deepcopy(self) if merged else self.merged_copy(tasks)
             if compile:
                 network.compile()
-            _inference_networks[self] = (key, network)
-        return network
+            _inference_networks[self] = cached = (key, network)
+        return cached[1]
 
     @torch.no_grad()
     def _state_key(self) -> tuple[Any, ...]:
@@ -1009,11 +1031,11 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         self, input_values: torch.Tensor | None, attention_mask: torch.Tensor | None, features: torch.Tensor | None
     ) -> tuple[torch.Tensor, ClipWindows]:
         """Features for the ResNet, and the windows they come from."""
-        if (input_values is None) == (features is None):
-            raise ValueError("Give either `input_values` (waveforms) or `input_features` (spectrograms).")
-        if features is None:
+        if input_values is not None and features is None:
             waveforms, windows = cut_windows(input_values, attention_mask, self.config.window_samples)
             return self.frontend(waveforms), windows
+        if features is None or input_values is not None:
+            raise ValueError("Give either `input_values` (waveforms) or `input_features` (spectrograms).")
         axes = 2 + _dims(self.config)
         channels = _input_channels(self.config)
         if features.ndim != axes or features.shape[1] != channels or 0 in features.shape:
@@ -1025,7 +1047,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
 
     def head(self, task: str) -> nn.Linear:
         """The linear layer that makes a task's embedding."""
-        return self.heads[task if task in self.heads else SHARED]
+        return cast(nn.Linear, self.heads[task if task in self.heads else SHARED])
 
     def _over_time(self, feature_map: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """(windows, C, bands, frames) or (windows, C, samples / 32) -> (windows, frames, C)."""
@@ -1062,7 +1084,9 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
         super().__init__(config)
         self.mtslvr = MTSLVRModel(config)
         size = config.head_size
-        self.contrastive_projector = self.contrastive_predictor = self.predictive_projector = None
+        self.contrastive_projector: nn.Sequential | None = None
+        self.contrastive_predictor: nn.Sequential | None = None
+        self.predictive_projector: nn.Sequential | None = None
         if "contrastive" in config.tasks and config.contrastive_method == "simclr":
             self.contrastive_projector = _projector((size, size, 256), normalize=False)
         elif "contrastive" in config.tasks:
@@ -1109,7 +1133,7 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
             for name in ("contrastive_embeds", "predictive_embeds", "pooler_output")
         )
         logits = None
-        if predictive is not None:  # one pass over both views: the projector's BN sees them together
+        if self.predictive_projector is not None:  # one pass over both views: the projector's BN sees them together
             flat = torch.cat([output.predictive_embeds for output in outputs])  # (V x B, head_size)
             logits = _stack_views(list(self.predictive_projector(flat).chunk(len(outputs))))  # (B, V, A)
         contrastive_loss = predictive_loss = None
@@ -1153,7 +1177,7 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
         self, embeds: torch.Tensor | None, logits: torch.Tensor | None, labels: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         contrastive_loss = predictive_loss = None
-        if embeds is not None:
+        if embeds is not None and self.contrastive_projector is not None:
             z1, z2 = (self.contrastive_projector(embeds[:, view]) for view in (0, 1))
             if self.contrastive_predictor is None:
                 contrastive_loss = NTXentLoss(self.config.temperature)(z1, z2)
@@ -1172,18 +1196,21 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
         return contrastive_loss, predictive_loss
 
     def _sum(self, contrastive_loss: torch.Tensor | None, predictive_loss: torch.Tensor | None) -> torch.Tensor | None:
-        parts = {"contrastive": contrastive_loss, "predictive": predictive_loss}
+        losses = {"contrastive": contrastive_loss, "predictive": predictive_loss}
         weights = {"contrastive": 1.0, "predictive": self.config.predictive_weight}
-        if any(parts[task] is None for task in self.config.tasks):
-            return None
-        return sum(weights[task] * parts[task] for task in self.config.tasks)
+        terms = [weights[task] * loss for task in self.config.tasks if (loss := losses[task]) is not None]
+        return sum(terms[1:], terms[0]) if len(terms) == len(self.config.tasks) else None
 
 
 def _stack_views(embeds: list[torch.Tensor | None]) -> torch.Tensor | None:
     """[(batch, D)] x V -> (batch, V, D); a single view keeps its shape."""
-    if embeds[0] is None:
-        return None
-    return embeds[0] if len(embeds) == 1 else torch.stack(embeds, dim=1)
+    views = [view for view in embeds if view is not None]
+    return torch.stack(views, dim=1) if len(views) > 1 else views[0] if views else None
+
+
+def _classifier(config: MTSLVRConfig) -> nn.Linear:
+    assert config.num_labels is not None  # the configuration's __init__ makes labels if none came
+    return nn.Linear(config.embedding_size_of(), config.num_labels)
 
 
 class MTSLVRForAudioClassification(MTSLVRPreTrainedModel):
@@ -1194,7 +1221,7 @@ class MTSLVRForAudioClassification(MTSLVRPreTrainedModel):
     def __init__(self, config: MTSLVRConfig):
         super().__init__(config)
         self.mtslvr = MTSLVRModel(config)
-        self.classifier = nn.Linear(config.embedding_size_of(), config.num_labels)
+        self.classifier = _classifier(config)
         self.post_init()
 
     def _needed_tasks(self) -> list[str]:
@@ -1210,7 +1237,7 @@ class MTSLVRForAudioClassification(MTSLVRPreTrainedModel):
         size = self.config.embedding_size_of()
         if size != self.classifier.in_features:
             logger.warning("The embedding has %d dimensions now: the classifier starts anew.", size)
-            old, self.classifier = self.classifier, nn.Linear(size, self.config.num_labels)
+            old, self.classifier = self.classifier, _classifier(self.config)
             self.classifier.to(old.weight.device, old.weight.dtype)
 
     @can_return_tuple

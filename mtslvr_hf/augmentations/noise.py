@@ -4,9 +4,9 @@ Shapes: B clips, S samples, K frequency bins.
 """
 
 import math
-from functools import lru_cache
 
 import torch
+from scipy.fft import next_fast_len
 from torch import Tensor
 
 from .base import to_device
@@ -56,7 +56,7 @@ def white_noise(seeds: Tensor, samples: int, device: torch.device) -> Tensor:
     return torch.view_as_real(pairs).flatten(1)[:, :samples]
 
 
-def coloured_noise(seeds: Tensor, exponents: Tensor, samples: int, sampling_rate: int, device: torch.device) -> Tensor:
+def colored_noise(seeds: Tensor, exponents: Tensor, samples: int, sampling_rate: int, device: torch.device) -> Tensor:
     """Draws Gaussian noise whose power spectral density is proportional to frequency ** exponent.
 
     The spectrum is drawn, shaped and transformed to samples. -2 is brown, -1 pink, 0 white, 1 blue, 2 violet. The
@@ -68,7 +68,7 @@ def coloured_noise(seeds: Tensor, exponents: Tensor, samples: int, sampling_rate
     Returns:
         (B, samples), float32, of arbitrary power.
     """
-    size = fast_fft_size(samples)
+    size = 2 * next_fast_len((samples + 1) // 2, real=True)  # even, no prime factor above 5
     spectrum = gaussian_pairs(seeds, size // 2 + 1, device)  # (B, K)
     hertz = torch.arange(size // 2 + 1, dtype=torch.float32, device=device) * (sampling_rate / size)
     octaves = hertz.clamp_(min=FLAT_BELOW_HZ).div_(sampling_rate / 2).log2_()  # (K,)
@@ -78,26 +78,9 @@ def coloured_noise(seeds: Tensor, exponents: Tensor, samples: int, sampling_rate
     return torch.fft.irfft(spectrum, n=size)[: len(seeds), :samples]
 
 
-@lru_cache(maxsize=64)
-def fast_fft_size(samples: int) -> int:
-    """The smallest even number >= samples without prime factors above 5."""
-    best = 1 << max(samples - 1, 1).bit_length()
-    five = 1
-    while five < best:
-        three = five
-        while three < best:
-            two = 2 * three
-            while two < samples:
-                two *= 2
-            best = min(best, two)
-            three *= 3
-        five *= 5
-    return best
-
-
 def mean_power(waveforms: Tensor) -> Tensor:
     """Mean square over time: (B, S) -> (B, 1)."""
     return torch.linalg.vector_norm(waveforms, dim=1, keepdim=True).square().div_(waveforms.shape[1])
 
 
-__all__ = ["FLAT_BELOW_HZ", "coloured_noise", "gaussian_pairs", "mean_power", "random_bits", "white_noise"]
+__all__ = ["FLAT_BELOW_HZ", "colored_noise", "gaussian_pairs", "mean_power", "random_bits", "white_noise"]

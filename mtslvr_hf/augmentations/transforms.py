@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import Augmentation, check_range, draw_seeds, to_device, uniform
-from .noise import coloured_noise, mean_power, white_noise
+from .noise import colored_noise, mean_power, white_noise
 from .resampling import GRID, resample
 from .vocoder import phase_vocoder
 
@@ -134,7 +134,7 @@ def _fade_gains(lengths: Tensor, shapes: Tensor, longest: int) -> Tensor:
     return torch.where(shapes == 0, time, torch.where(shapes == 1, logarithmic, exponential))
 
 
-class ColouredNoise(Augmentation):
+class ColoredNoise(Augmentation):
     """Adds Gaussian noise whose power spectral density is proportional to frequency ** exponent (flat below 20 Hz).
 
     Parameters drawn: `snr_db`, the ratio of the mean squares of clip and noise, met exactly by scaling the noise;
@@ -167,7 +167,7 @@ class ColouredNoise(Augmentation):
         }
 
     def transform(self, waveforms: Tensor, parameters: dict[str, Tensor]) -> Tensor:
-        noise = coloured_noise(
+        noise = colored_noise(
             parameters["noise_seed"],
             parameters["exponent"],
             waveforms.shape[1],
@@ -180,7 +180,7 @@ class ColouredNoise(Augmentation):
         return noise.mul_(gain).add_(waveforms)
 
 
-class WhiteNoise(ColouredNoise):
+class WhiteNoise(ColoredNoise):
     """White to pink noise: spectral exponents -1..0."""
 
     name = "white_noise"
@@ -196,7 +196,7 @@ class WhiteNoise(ColouredNoise):
         super().__init__(min_snr_db, max_snr_db, min_exponent, max_exponent, sampling_rate)
 
 
-class MixedNoise(ColouredNoise):
+class MixedNoise(ColoredNoise):
     """Noise of any colour, brown (-2) to violet (2)."""
 
     name = "mixed_noise"
@@ -276,7 +276,7 @@ class TimeShift(Augmentation):
 
 __all__ = [
     "FADE_SHAPES",
-    "ColouredNoise",
+    "ColoredNoise",
     "Fade",
     "MixedNoise",
     "PitchShift",

@@ -14,7 +14,6 @@ from torch import Tensor
 from ..configuration_mtslvr import AUGMENTATIONS
 from .base import Augmentation
 from .transforms import (
-    ColouredNoise,
     Fade,
     MixedNoise,
     PitchShift,
@@ -24,7 +23,7 @@ from .transforms import (
     WhiteNoise,
 )
 
-_CLASSES = {
+_CLASSES: dict[str, type[Augmentation]] = {
     kind.name: kind for kind in (PitchShift, Fade, WhiteNoise, MixedNoise, TimeStretch, TimeMasking, TimeShift)
 }
 
@@ -190,7 +189,7 @@ def _build(entry: str | Augmentation, sampling_rate: int) -> Augmentation:
     if entry not in _CLASSES:
         raise ValueError(f"Unknown augmentation {entry!r}; there are {', '.join(_CLASSES)}.")
     kind = _CLASSES[entry]
-    return kind(sampling_rate=sampling_rate) if issubclass(kind, ColouredNoise) else kind()
+    return kind(sampling_rate=sampling_rate) if issubclass(kind, (WhiteNoise, MixedNoise)) else kind()
 
 
 __all__ = ["AUGMENTATIONS", "AugmentationDraw", "TwoViewAugmentation", "TwoViews"]

@@ -61,8 +61,8 @@ def phase_vocoder(waveforms: Tensor, rates: Tensor, lengths: Tensor, num_samples
 
     padded = F.pad(waveforms, (n_fft + hop, n_fft))
     window = _window(n_fft, waveforms.device)
-    spectra, floors, rotations = _analyse(padded, (centers + n_fft // 2).t(), window)
-    output = _synthesise(spectra, floors, rotations, start.t(), window)
+    spectra, floors, rotations = _analyze(padded, (centers + n_fft // 2).t(), window)
+    output = _synthesize(spectra, floors, rotations, start.t(), window)
     return output[:, n_fft // 2 + hop :][:, :num_samples]
 
 
@@ -75,7 +75,7 @@ def _window(n_fft: int, device: torch.device) -> Tensor:
     return torch.cat([rising, rising.flip(0)]).float().to(device)
 
 
-def _analyse(padded: Tensor, starts: Tensor, window: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _analyze(padded: Tensor, starts: Tensor, window: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # Reads each frame twice, at `starts` (N, B) and a hop later, from `padded` (B, samples). Returns of each later
     # reading its spectrum, complex (N, B, K + 1), and the power below which a bin is weak, (N, B, 1); and the rotation
     # of each bin but the last, counted from the first frame, complex (N or more, B, K). The last bin, at half the
@@ -89,13 +89,13 @@ def _analyse(padded: Tensor, starts: Tensor, window: Tensor) -> tuple[Tensor, Te
     spectra = torch.fft.rfft(later)
     floors = torch.linalg.vector_norm(later, dim=2, keepdim=True).square_().mul_(WEAK).add_(SILENCE)
     earlier = torch.fft.rfft(torch.mul(reads[..., :n_fft], window, out=later))[1:]
-    steps, buffer = _with_neighbours(frames - 1, batch, n_fft // 2, STEP_REACH, padded.device)
+    steps, buffer = _with_neighbors(frames - 1, batch, n_fft // 2, STEP_REACH, padded.device)
     own = steps[..., STEP_REACH:-STEP_REACH]
     torch.mul(earlier.conj_physical_()[..., :-1], spectra[:-1, :, :-1], out=own)
     rotations = spectra.new_empty(frames + -frames % RUN, batch, n_fft // 2)
     rotations[0] = 1
     rotations[frames:] = 1
-    torch.sgn(_over_neighbours(steps, buffer, STEP_REACH).add_(floors[1:]), out=rotations[1:frames])
+    torch.sgn(_over_neighbors(steps, buffer, STEP_REACH).add_(floors[1:]), out=rotations[1:frames])
     return spectra, floors, _running_product(rotations)
 
 
@@ -110,16 +110,16 @@ def _running_product(steps: Tensor) -> Tensor:
     return steps
 
 
-def _synthesise(spectra: Tensor, floors: Tensor, rotations: Tensor, start: Tensor, window: Tensor) -> Tensor:
+def _synthesize(spectra: Tensor, floors: Tensor, rotations: Tensor, start: Tensor, window: Tensor) -> Tensor:
     # The rotated frames added up, frame n at n * hop: (B, samples). Rotations now count from frames `start` (N, B).
     # Overwrites `spectra`.
     frames, batch = start.shape
     bins = spectra[..., :-1]
     rotation = rotations[start, torch.arange(batch, device=start.device)].conj_physical_()
     rotation.mul_(rotations[:frames]).mul_(bins)
-    by_power, buffer = _with_neighbours(frames, batch, bins.shape[2], PEAK_REACH, start.device)
+    by_power, buffer = _with_neighbors(frames, batch, bins.shape[2], PEAK_REACH, start.device)
     torch.mul(rotation, bins.conj(), out=by_power[..., PEAK_REACH:-PEAK_REACH])
-    bins *= torch.sgn(_over_neighbours(by_power, buffer, PEAK_REACH).add_(floors), out=rotation)
+    bins *= torch.sgn(_over_neighbors(by_power, buffer, PEAK_REACH).add_(floors), out=rotation)
     parts = torch.fft.irfft(spectra, n=len(window)).mul_(window).unflatten(2, (OVERLAP, -1))
     output = parts.new_zeros(frames + OVERLAP - 1, *parts.shape[1::2])  # (N + 1, B, hop)
     for part in reversed(range(OVERLAP)):  # oldest frame first, whatever the batch: rounding depends on order
@@ -127,15 +127,15 @@ def _synthesise(spectra: Tensor, floors: Tensor, rotations: Tensor, start: Tenso
     return output.transpose(0, 1).flatten(1)
 
 
-def _with_neighbours(frames: int, batch: int, bins: int, reach: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    # Two buffers (N, B, K + 2 * reach) for `_over_neighbours`, zero in the `reach` first and last columns of each row.
+def _with_neighbors(frames: int, batch: int, bins: int, reach: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    # Two buffers (N, B, K + 2 * reach) for `_over_neighbors`, zero in the `reach` first and last columns of each row.
     values = torch.empty(frames, batch, bins + 2 * reach, dtype=torch.complex64, device=device)
     values[..., :reach] = 0
     values[..., -reach:] = 0
     return values, torch.empty_like(values)
 
 
-def _over_neighbours(values: Tensor, buffer: Tensor, reach: int) -> Tensor:
+def _over_neighbors(values: Tensor, buffer: Tensor, reach: int) -> Tensor:
     # Sums over bins k - reach..k + reach with binomial weights, (N, B, K + 2 * reach) -> (N, B, K); overwrites both.
     # Rows are added as one long vector, which is faster: what runs over from one into the next stays outside of K.
     for _ in range(reach):

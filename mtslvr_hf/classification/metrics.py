@@ -25,7 +25,7 @@ def single_label_metrics(prediction: EvalPrediction) -> dict[str, float]:
     Args:
         prediction: Logits (N, C) and labels (N,).
     """
-    predicted, labels = prediction.predictions.argmax(-1), prediction.label_ids
+    predicted, labels = np.asarray(prediction.predictions).argmax(-1), prediction.label_ids
     return {
         "accuracy": float((predicted == labels).mean()),
         "macro_f1": float(f1_score(labels, predicted, average="macro")),

@@ -28,7 +28,7 @@ class MTSLVRAudioClassificationPipeline(AudioClassificationPipeline):
         [{'score': 0.98, 'label': 'kick'}, {'score': 0.01, 'label': 'snare'}]
     """
 
-    def preprocess(self, inputs: Any) -> Mapping[str, Any]:
+    def preprocess(self, inputs: Any) -> Mapping[str, Any]:  # type: ignore[override]  # as its parent, which has no types
         """The model's inputs for one clip.
 
         Args:
@@ -43,6 +43,8 @@ class MTSLVRAudioClassificationPipeline(AudioClassificationPipeline):
         elif isinstance(inputs, bytes):
             inputs = {"bytes": inputs, "path": None}
         if isinstance(inputs, Mapping) and "array" not in inputs and "raw" not in inputs:
+            if self.feature_extractor is None:
+                raise ValueError("The pipeline has no feature extractor: pass `feature_extractor`.")
             row = {"bytes": inputs.get("bytes"), "path": inputs.get("path")}
             inputs = read_waveform(row, self.feature_extractor.sampling_rate)
         return super().preprocess(inputs)

@@ -10,7 +10,7 @@ import os
 import sys
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoFeatureExtractor, PreTrainedModel
+from transformers import AutoFeatureExtractor
 
 from ..audio.errors import BadClip
 from ..audio.prefetch import ReadAhead
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
+from ..modeling_mtslvr import MTSLVRModel, MTSLVRPreTrainedModel
 from .inputs import items_of
 from .windows import Ending, WindowReader
 
@@ -30,9 +31,7 @@ logger = logging.getLogger(__name__)
 
 PROGRESS_FROM = 11  # items
 
-_extractors: weakref.WeakKeyDictionary[PreTrainedModel, tuple[Any, MTSLVRFeatureExtractor]] = (
-    weakref.WeakKeyDictionary()
-)
+_extractors: weakref.WeakKeyDictionary[MTSLVRModel, tuple[Any, MTSLVRFeatureExtractor]] = weakref.WeakKeyDictionary()
 
 
 class TimedEmbeddings(NamedTuple):
@@ -59,7 +58,7 @@ class Encoded(NamedTuple):
         error: Why the item is bad, or None.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # a field of this name hides the method of tuples
     embedding: torch.Tensor | None
     frames: TimedEmbeddings | None
     seconds: float
@@ -68,7 +67,7 @@ class Encoded(NamedTuple):
 
 
 def encode(
-    model: PreTrainedModel,
+    model: MTSLVRPreTrainedModel,
     audio: Any,
     sampling_rate: int | None = None,
     *,
@@ -148,7 +147,7 @@ def encode(
 
 
 def encode_items(
-    model: PreTrainedModel,
+    model: MTSLVRPreTrainedModel,
     items: Iterable[Any],
     sampling_rate: int | None = None,
     *,
@@ -159,7 +158,7 @@ def encode_items(
     return_timestamps: bool = False,
     num_workers: int = 2,
     compile: bool = False,
-) -> Iterator[Encoded]:
+) -> Generator[Encoded, None, None]:
     """Embeds items as they come, in their order, and yields each as soon as its last window is through the network.
 
     Args:
@@ -218,7 +217,7 @@ class _Network:
         least: Fewer windows than these are filled up with silence: another shape would be compiled anew.
     """
 
-    def __init__(self, network: PreTrainedModel, tasks: list[str] | None, with_frames: bool, least: int):
+    def __init__(self, network: MTSLVRModel, tasks: list[str] | None, with_frames: bool, least: int):
         self.network = network
         self.tasks = tasks
         self.with_frames = with_frames
@@ -264,12 +263,12 @@ class _Pending:
         return self.ending is not None and (self.ending.error is not None or self.embedded == self.windows)
 
 
-def _embed(messages: ReadAhead, network: _Network, batch_size: int, normalize: bool) -> Iterator[Encoded]:
+def _embed(messages: ReadAhead, network: _Network, batch_size: int, normalize: bool) -> Generator[Encoded, None, None]:
     """Embeds windows in full batches, whichever items they are from, and yields items when they are complete."""
     pending: deque[_Pending] = deque()
     batch: list[tuple[_Pending, np.ndarray]] = []
-    with closing(iter(messages)) as messages:
-        for index, message in messages:
+    with closing(iter(messages)) as results:
+        for index, message in results:
             if not pending or pending[-1].index != index:
                 pending.append(_Pending(index))
             if isinstance(message, Ending):
@@ -295,6 +294,7 @@ def _embed_batch(network: _Network, batch: list[tuple[_Pending, np.ndarray]]) ->
 
 
 def _encoded(item: _Pending, network: _Network, normalize: bool) -> Encoded:
+    assert item.ending is not None  # the item is finished, or no messages are left
     error = item.ending.error
     if error is None and not np.isfinite(item.total).all():
         error = BadClip(
@@ -306,16 +306,16 @@ def _encoded(item: _Pending, network: _Network, normalize: bool) -> Encoded:
         return Encoded(item.index, None, None, 0.0, 0, error)
     config = network.network.config
     seconds = item.ending.samples / config.sampling_rate
-    embedding = torch.from_numpy((item.total / item.windows).astype(np.float32))  # (D,)
-    frames = None
-    if network.with_frames:
-        values = np.concatenate(item.frames)  # (windows x N, D)
-        centres = network.frame_seconds(item.windows, len(item.frames[0]))
-        kept = max(1, int(np.searchsorted(centres, seconds)))
-        frames = TimedEmbeddings(torch.from_numpy(values[:kept].copy()), torch.from_numpy(centres[:kept].copy()))
+    embedding = torch.from_numpy(np.asarray(item.total / item.windows, dtype=np.float32))  # (D,)
     if normalize:
         embedding = torch.nn.functional.normalize(embedding, dim=-1)
-        frames = frames and frames._replace(embeddings=torch.nn.functional.normalize(frames.embeddings, dim=-1))
+    frames = None
+    if network.with_frames:
+        centres = network.frame_seconds(item.windows, len(item.frames[0]))
+        kept = max(1, int(np.searchsorted(centres, seconds)))
+        values = torch.from_numpy(np.concatenate(item.frames)[:kept].copy())  # (frames, D)
+        values = torch.nn.functional.normalize(values, dim=-1) if normalize else values
+        frames = TimedEmbeddings(values, torch.from_numpy(centres[:kept].copy()))
     return Encoded(item.index, embedding, frames, seconds, item.windows, None)
 
 
@@ -327,12 +327,12 @@ def _row(result: Encoded, size: int, timed: bool, convert_to: str, on_error: str
         logger.warning("skipped: %s", result.error)
     if timed:
         frames = result.frames or TimedEmbeddings(torch.zeros(0, size), torch.zeros(0, dtype=torch.float64))
-        return TimedEmbeddings(*(part.numpy() for part in frames)) if convert_to == "numpy" else frames
+        return TimedEmbeddings(*map(np.asarray, frames)) if convert_to == "numpy" else frames
     embedding = torch.full((size,), torch.nan) if result.embedding is None else result.embedding
     return embedding.numpy() if convert_to == "numpy" else embedding
 
 
-def feature_extractor_of(model: PreTrainedModel) -> MTSLVRFeatureExtractor:
+def feature_extractor_of(model: MTSLVRPreTrainedModel) -> MTSLVRFeatureExtractor:
     """Feature extractor saved beside the model's weights; the default one for a model that was not loaded.
 
     It is loaded once: the Hub may have another one by the time of the next call.
@@ -340,9 +340,9 @@ def feature_extractor_of(model: PreTrainedModel) -> MTSLVRFeatureExtractor:
     source = (model.config.name_or_path, getattr(model.config, "_commit_hash", None))
     if not source[0]:
         return MTSLVRFeatureExtractor(sampling_rate=model.config.sampling_rate)
-    known, extractor = _extractors.get(model.base_model, (None, None))
-    if known == source:
-        return extractor
+    known = _extractors.get(model.base_model)
+    if known is not None and known[0] == source:
+        return known[1]
     try:
         extractor = AutoFeatureExtractor.from_pretrained(source[0], revision=source[1])
     except OSError as error:

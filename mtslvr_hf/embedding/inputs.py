@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
 from numbers import Number, Real
@@ -57,7 +57,7 @@ def items_of(audio: Any) -> Items:
         single = len(audio) > 0 and _is_waveform(audio)
         return Items([audio], True, 1) if single else Items(audio, False, len(audio))
     if isinstance(audio, Iterable) and not hasattr(audio, "read"):  # an open file would be iterated by lines
-        return Items(audio, False, len(audio) if hasattr(audio, "__len__") else None)
+        return Items(audio, False, len(audio) if isinstance(audio, Sized) else None)
     raise TypeError(f"`audio` is a {type(audio).__name__}; expected {KINDS}, or several of them.")
 
 
@@ -147,9 +147,9 @@ def _agreed_rate(own: Any, given: int | None, name: str) -> int:
         raise BadClip("unreadable", f"{name} came without a sampling rate: pass `sampling_rate`, in Hz")
     if own is not None and given is not None and own != given:
         raise BadClip("unreadable", f"{name} says it is at {own} Hz, `sampling_rate` says {given} Hz: drop one")
-    if not isinstance(rate, Real) or not rate > 0 or not float(rate).is_integer():
+    if not isinstance(rate, Real) or not float(rate) > 0 or not float(rate).is_integer():
         raise BadClip("unreadable", f"{name} has the sampling rate {rate!r}; expected a positive whole number of Hz")
-    return int(rate)
+    return int(float(rate))
 
 
 def _array_recording(samples: Any, rate: int, number: int, name: str) -> Recording:

@@ -127,7 +127,7 @@ class MTSLVREncoder:
 
     def _make_meta(self) -> "ModelMeta":
         try:
-            from mteb.models import ModelMeta
+            from mteb.models.model_meta import ModelMeta, ScoringFunction
         except ImportError as error:
             raise ImportError("This needs mteb: `pip install 'mtslvr-hf[mteb]'`.") from error
         config = self.model.config
@@ -153,7 +153,7 @@ class MTSLVREncoder:
             public_training_data=None,
             framework=["PyTorch", "Transformers"],
             reference=None if local else f"https://huggingface.co/{self.model_name}",
-            similarity_fn_name="cosine",
+            similarity_fn_name=ScoringFunction.COSINE,
             use_instructions=False,
             training_datasets=None,  # unknown here: the model card says what it was trained on
             modalities=["audio"],
@@ -164,7 +164,7 @@ class MTSLVREncoder:
 
 def _clips(inputs: Iterable[dict[str, Any]], what: str) -> Iterator[Any]:
     """Each clip of a data loader: the encoded file if the data set holds files, else what the batches hold."""
-    dataset = getattr(inputs, "dataset", None)
+    dataset: Any = getattr(inputs, "dataset", None)
     features = getattr(dataset, "features", None)
     if features is not None and "audio" not in features:
         raise ValueError(f"{what} has no audio column, only {', '.join(features)}: these models embed audio alone.")

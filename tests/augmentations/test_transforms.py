@@ -20,7 +20,7 @@ from mtslvr_hf.augmentations import (
     TimeStretch,
     WhiteNoise,
 )
-from mtslvr_hf.augmentations.noise import coloured_noise, random_bits, white_noise
+from mtslvr_hf.augmentations.noise import colored_noise, random_bits, white_noise
 
 ALL = (PitchShift, Fade, WhiteNoise, MixedNoise, TimeStretch, TimeMasking, TimeShift)
 RANGES = {
@@ -84,7 +84,7 @@ def test_noise_hits_its_snr(kind):
 @pytest.mark.parametrize("exponent", [-2.0, -1.0, -0.5, 0.0, 1.0, 2.0])
 def test_noise_power_spectral_density_has_its_slope(exponent, samples):
     seeds, exponents = torch.arange(12), torch.full((12,), exponent)
-    noise = coloured_noise(seeds, exponents, samples, RATE, torch.device("cpu"))
+    noise = colored_noise(seeds, exponents, samples, RATE, torch.device("cpu"))
     frames = noise.unfold(1, 4096, 2048).double() * torch.hann_window(4096, dtype=torch.float64)
     density = torch.fft.rfft(frames).abs().square().mean((0, 1)).numpy()
     hertz = np.arange(len(density)) * RATE / 4096
