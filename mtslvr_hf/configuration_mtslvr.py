@@ -11,8 +11,7 @@ from transformers import PreTrainedConfig
 
 FRONTENDS = ("mel_stft", "mel", "waveform")
 DEPTHS = (18, 34, 50, 101, 152)
-ADAPTER_TYPES = ("none", "bn", "series", "parallel")
-ADDED_ADAPTER_TYPES = ADAPTER_TYPES[1:]
+ADAPTER_TYPES = ["none", "bn", "series", "parallel"]  # `register_adapter_type` adds to it
 TASKS = ("contrastive", "predictive")
 CONTRASTIVE_METHODS = ("simclr", "simsiam")
 AUGMENTATIONS = (
@@ -174,7 +173,7 @@ class MTSLVRConfig(PreTrainedConfig):
             raise ValueError(f"An adapter's name is made of letters, digits, _ and -; got {name!r}.")
         if name in RESERVED_NAMES:
             raise ValueError(f"An adapter cannot be named {name!r}, which means something else here: choose another.")
-        _check_choice("adapter_type", adapter_type, ADDED_ADAPTER_TYPES)
+        _check_choice("adapter_type", adapter_type, ADAPTER_TYPES[1:])
 
     def check_tasks(self, tasks: Sequence[str], available: Sequence[str] | None = None) -> None:
         """Raises a ValueError unless `tasks` names some of the network's tasks, each once."""

@@ -28,7 +28,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
-from .configuration_mtslvr import MTSLVRConfig
+from .configuration_mtslvr import ADAPTER_TYPES, MTSLVRConfig
 from .losses_mtslvr import AugmentationPredictionLoss, NegativeCosineLoss, NTXentLoss
 
 logger = logging.get_logger(__name__)
@@ -208,34 +208,6 @@ def decibels(magnitude: torch.Tensor) -> torch.Tensor:
     return 10.0 * torch.log10(magnitude + EPSILON)
 
 
-class MTSLVRAdapter(nn.Module):
-    """Adapter of one task at one convolution: batch normalization, and a 1x1 convolution if in series or parallel."""
-
-    def __init__(self, adapter_type: str, dims: int, in_channels: int, out_channels: int, stride: int):
-        super().__init__()
-        self.adapter_type = adapter_type
-        if adapter_type == "series":
-            self.input_norm = BATCH_NORM[dims](out_channels)
-            self.conv = CONVOLUTION[dims](out_channels, out_channels, 1, bias=False)
-        elif adapter_type == "parallel":
-            self.conv = CONVOLUTION[dims](in_channels, out_channels, 1, stride=stride, bias=False)
-        self.norm = BATCH_NORM[dims](out_channels)
-
-    @torch.no_grad()
-    def start_from(self, other: MTSLVRAdapter) -> None:
-        """Takes another task's values; without a 1x1 convolution to take, its own adds nothing at first."""
-        if self.adapter_type == other.adapter_type:
-            self.load_state_dict(other.state_dict())
-            return
-        self.norm.load_state_dict(other.norm.state_dict())
-        if self.adapter_type != "bn":
-            self.conv.weight.zero_()
-        if self.adapter_type == "series":
-            self.input_norm.load_state_dict(other.norm.state_dict())
-            self.input_norm.weight.fill_(1.0)
-            self.input_norm.bias.zero_()
-
-
 def _as_affine(norm: BatchNorm, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Batch normalisation with its statistics fixed: scale and shift of each channel, (C,) each."""
     assert norm.running_mean is not None and norm.running_var is not None
@@ -243,10 +215,116 @@ def _as_affine(norm: BatchNorm, dtype: torch.dtype) -> tuple[torch.Tensor, torch
     return scale, norm.bias.to(dtype) - norm.running_mean.to(dtype) * scale
 
 
+class MTSLVRAdapter(nn.Module):
+    """Adapter of one task at one convolution; this one, `bn`, is batch normalization alone: BN_t(conv(x)).
+
+    A type of your own is a subclass, which [`register_adapter_type`] makes known.
+
+    Args:
+        dims: Axes of the convolution: 1 or 2.
+        in_channels: Channels of its input.
+        out_channels: Channels of its output.
+        stride: Its stride.
+    """
+
+    def __init__(self, dims: int, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.norm = BATCH_NORM[dims](out_channels)
+
+    def forward(self, conv: nn.Conv1d | nn.Conv2d, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Output of the convolution and the adapter."""
+        if self.norm.training:
+            return self.norm(conv._conv_forward(hidden_states, self.kernel(conv.weight), None))
+        return conv._conv_forward(hidden_states, *self.folded(conv.weight))
+
+    def kernel(self, weight: torch.Tensor) -> torch.Tensor:
+        """Kernel of the convolution before the batch normalization, given the trunk's."""
+        return weight
+
+    def folded(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Kernel and bias of the one convolution that equals trunk and adapter in eval mode, in `weight`'s dtype."""
+        scale, bias = _as_affine(self.norm, weight.dtype)  # (C,)
+        return self.kernel(weight) * scale.view(-1, *[1] * (weight.ndim - 1)), bias
+
+    @torch.no_grad()
+    def start_from(self, other: MTSLVRAdapter) -> None:
+        """Takes another task's values; parts that the other type does not have must add nothing at first."""
+        if type(self) is type(other):
+            self.load_state_dict(other.state_dict())
+        else:
+            self.norm.load_state_dict(other.norm.state_dict())
+            self.add_nothing(other)
+
+    def add_nothing(self, other: MTSLVRAdapter) -> None:
+        """Sets all parts but `norm` so that the adapter computes what batch normalization alone would."""
+
+
+class MTSLVRParallelAdapter(MTSLVRAdapter):
+    """Adapter in parallel: BN_t(conv(x) + A_t x), where A_t is a 1x1 convolution."""
+
+    def __init__(self, dims: int, in_channels: int, out_channels: int, stride: int):
+        super().__init__(dims, in_channels, out_channels, stride)
+        self.conv = CONVOLUTION[dims](in_channels, out_channels, 1, stride=stride, bias=False)
+
+    def kernel(self, weight: torch.Tensor) -> torch.Tensor:
+        """The kernel with the adapter added to its centre tap: one convolution computes both."""
+        around = [size // 2 for size in weight.shape[2:] for _ in range(2)]
+        return weight + F.pad(self.conv.weight.to(weight.dtype), around)
+
+    def add_nothing(self, other: MTSLVRAdapter) -> None:
+        self.conv.weight.zero_()
+
+
+class MTSLVRSeriesAdapter(MTSLVRAdapter):
+    """Adapter in series: BN_t(A_t BN'_t(y) + y) of y = conv(x), where A_t is a 1x1 convolution."""
+
+    def __init__(self, dims: int, in_channels: int, out_channels: int, stride: int):
+        super().__init__(dims, in_channels, out_channels, stride)
+        self.input_norm = BATCH_NORM[dims](out_channels)
+        self.conv = CONVOLUTION[dims](out_channels, out_channels, 1, bias=False)
+
+    def forward(self, conv: nn.Conv1d | nn.Conv2d, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = conv(hidden_states)
+        return self.norm(self.conv(self.input_norm(hidden_states)) + hidden_states)
+
+    def folded(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scale, bias = _as_affine(self.norm, weight.dtype)
+        inner_scale, inner_bias = _as_affine(self.input_norm, weight.dtype)
+        matrix = self.conv.weight.to(weight.dtype).flatten(1)  # (C, C)
+        identity = torch.eye(len(scale), dtype=weight.dtype, device=scale.device)
+        mixing = scale[:, None] * (matrix * inner_scale + identity)
+        return (mixing @ weight.flatten(1)).view_as(weight), bias + scale * (matrix @ inner_bias)
+
+    def add_nothing(self, other: MTSLVRAdapter) -> None:
+        self.conv.weight.zero_()
+        self.input_norm.load_state_dict(other.norm.state_dict())
+        self.input_norm.weight.fill_(1.0)
+        self.input_norm.bias.zero_()
+
+
+_ADAPTERS: dict[str, type[MTSLVRAdapter]] = {
+    "bn": MTSLVRAdapter,
+    "series": MTSLVRSeriesAdapter,
+    "parallel": MTSLVRParallelAdapter,
+}
+
+
+def register_adapter_type(name: str, adapter: type[MTSLVRAdapter]) -> None:
+    """Registers a type of adapter, for `MTSLVRConfig(adapter_type=name)` and `model.add_adapter(..., name)`.
+
+    Register it again, in every process, before a model that has it is loaded.
+
+    Raises:
+        ValueError: If there is such a type already.
+    """
+    if name in ADAPTER_TYPES:
+        raise ValueError(f"There is an adapter type {name!r} already: choose another name.")
+    ADAPTER_TYPES.append(name)
+    _ADAPTERS[name] = adapter
+
+
 class MTSLVRConvLayer(nn.Module):
     """A convolution of the trunk with its adapters. A plain convolution + BN is a `bn` adapter that all tasks share.
-
-    For task t and y = conv(x): bn: BN_t(y); parallel: BN_t(y + A_t x); series: BN_t(A_t BN'_t(y) + y).
 
     Source: Heggan et al. 2023, section 3.2; Rebuffi et al., "Efficient parametrization of multi-domain deep neural
     networks", CVPR 2018, section 3.
@@ -271,9 +349,7 @@ class MTSLVRConvLayer(nn.Module):
     def add_adapter(self, task: str, adapter_type: str, init_from: str | None = None) -> None:
         """Gives a task an adapter here, which starts as that of another task if one is named."""
         conv = self.conv
-        adapter = MTSLVRAdapter(
-            adapter_type, conv.weight.ndim - 2, conv.in_channels, conv.out_channels, conv.stride[0]
-        )
+        adapter = _ADAPTERS[adapter_type](conv.weight.ndim - 2, conv.in_channels, conv.out_channels, conv.stride[0])
         if init_from is not None:
             adapter.start_from(self._adapter(init_from))
             adapter.to(conv.weight.device, conv.weight.dtype)
@@ -283,37 +359,11 @@ class MTSLVRConvLayer(nn.Module):
         return cast(MTSLVRAdapter, self.adapters[task])
 
     def forward(self, hidden_states: torch.Tensor, task: str = SHARED) -> torch.Tensor:
-        task = task if task in self.adapters else SHARED
-        adapter = self._adapter(task)
-        if adapter.adapter_type == "series":
-            hidden_states = self.conv(hidden_states)
-            return adapter.norm(adapter.conv(adapter.input_norm(hidden_states)) + hidden_states)
-        if adapter.norm.training:
-            return adapter.norm(self.conv._conv_forward(hidden_states, self._weight(adapter), None))
-        return self.conv._conv_forward(hidden_states, *self.folded(task, self.conv.weight.dtype))
-
-    def _weight(self, adapter: MTSLVRAdapter, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """The kernel with a parallel adapter added to its centre tap: one convolution computes both."""
-        weight = self.conv.weight.to(dtype)
-        if adapter.adapter_type != "parallel":
-            return weight
-        around = [size // 2 for size in weight.shape[2:] for _ in range(2)]
-        return weight + F.pad(adapter.conv.weight.to(dtype), around)
+        return self.adapters[task if task in self.adapters else SHARED](self.conv, hidden_states)
 
     def folded(self, task: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Kernel and bias of the one convolution that equals this layer in eval mode, where BN is affine."""
-        adapter = self._adapter(task)
-        weight = self._weight(adapter, dtype)
-        scale, bias = _as_affine(adapter.norm, dtype)  # (C,)
-        if adapter.adapter_type != "series":
-            return weight * scale.view(-1, *[1] * (weight.ndim - 1)), bias
-        inner_scale, inner_bias = _as_affine(adapter.input_norm, dtype)
-        adapter_weight = adapter.conv.weight.to(dtype).flatten(1)  # (C, C)
-        bias = bias + scale * (adapter_weight @ inner_bias)
-        mixing = scale[:, None] * (
-            adapter_weight * inner_scale + torch.eye(len(scale), dtype=dtype, device=scale.device)
-        )
-        return (mixing @ weight.flatten(1)).view_as(weight), bias
+        return self._adapter(task).folded(self.conv.weight.to(dtype))
 
 
 class MTSLVRMergedConvLayer(nn.Module):
@@ -1179,11 +1229,7 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
         contrastive_loss = predictive_loss = None
         if embeds is not None and self.contrastive_projector is not None:
             z1, z2 = (self.contrastive_projector(embeds[:, view]) for view in (0, 1))
-            if self.contrastive_predictor is None:
-                contrastive_loss = NTXentLoss(self.config.temperature)(z1, z2)
-            else:
-                p1, p2 = self.contrastive_predictor(z1), self.contrastive_predictor(z2)
-                contrastive_loss = NegativeCosineLoss()(p1, p2, z1, z2)
+            contrastive_loss = self.contrastive_objective(z1, z2)
         if logits is not None and labels is not None:
             if labels.shape != (len(logits), logits.shape[-1]):
                 raise ValueError(
@@ -1194,6 +1240,12 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
                 torch.cat([logits[:, 0], logits[:, 1]]), labels.repeat(2, 1)
             )
         return contrastive_loss, predictive_loss
+
+    def contrastive_objective(self, z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
+        """Contrastive loss of two views' projections, (B, D) each; a subclass may have an objective of its own."""
+        if self.contrastive_predictor is None:
+            return NTXentLoss(self.config.temperature)(z1, z2)
+        return NegativeCosineLoss()(self.contrastive_predictor(z1), self.contrastive_predictor(z2), z1, z2)
 
     def _sum(self, contrastive_loss: torch.Tensor | None, predictive_loss: torch.Tensor | None) -> torch.Tensor | None:
         losses = {"contrastive": contrastive_loss, "predictive": predictive_loss}
@@ -1268,4 +1320,11 @@ class MTSLVRForAudioClassification(MTSLVRPreTrainedModel):
         return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
 
-__all__ = ["MTSLVRForAudioClassification", "MTSLVRForPreTraining", "MTSLVRModel", "MTSLVRPreTrainedModel"]
+__all__ = [
+    "MTSLVRAdapter",
+    "MTSLVRForAudioClassification",
+    "MTSLVRForPreTraining",
+    "MTSLVRModel",
+    "MTSLVRPreTrainedModel",
+    "register_adapter_type",
+]

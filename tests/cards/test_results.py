@@ -11,10 +11,10 @@ import soundfile
 from huggingface_hub import ModelCard
 from small_models import make_model
 
+from mtslvr_cli import main
 from mtslvr_hf import MTSLVRFeatureExtractor
 from mtslvr_hf.cards.pretraining import create_model_card
 from mtslvr_hf.cards.results import results_from
-from mtslvr_cli import main
 
 
 @pytest.fixture(scope="module")
