@@ -15,7 +15,6 @@ from embed_runs import (
     SIZE,
     errors_in,
     make_dataset,
-    make_model,
     manifest_of,
     rows_in,
     save_model,
@@ -50,21 +49,6 @@ for change in (lambda: None, lambda: None, lambda: os.remove("out/data/embedding
     change()
     print(embed_dataset(model, "tester/sounds", "out", **options).computed, "made")
 """
-
-
-@pytest.fixture(scope="module")
-def model():
-    return make_model()
-
-
-@pytest.fixture
-def sounds(tmp_path):
-    return write_sounds(tmp_path / "sounds")
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
 
 
 def assert_embeddings(rows, expected):

@@ -8,25 +8,10 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from embed_runs import SIZE, make_model, manifest_of, rows_in, save_model, shard_files, wav, write_sounds
+from embed_runs import SIZE, make_model, manifest_of, rows_in, save_model, shard_files, wav
 from interrupted_runs import contents
 
 from mtslvr_hf.embedding.embed_dataset import embed_dataset
-
-
-@pytest.fixture(scope="module")
-def model():
-    return make_model()
-
-
-@pytest.fixture
-def sounds(tmp_path):
-    return write_sounds(tmp_path / "sounds")
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
 
 
 def test_manifest_counts_and_checksums(model, sounds, out):

@@ -16,11 +16,6 @@ OPTIONS = {"rows_per_shard": 2, "columns": ["label"]}
 
 
 @pytest.fixture(scope="module")
-def model():
-    return make_model()
-
-
-@pytest.fixture(scope="module")
 def sounds(tmp_path_factory):
     return write_sounds(tmp_path_factory.mktemp("run") / "sounds", bad=(3,))
 
