@@ -153,7 +153,7 @@ class MTSLVREncoder:
             public_training_data=None,
             framework=["PyTorch", "Transformers"],
             reference=None if local else f"https://huggingface.co/{self.model_name}",
-            similarity_fn_name=ScoringFunction.COSINE,
+            similarity_fn_name=ScoringFunction("cosine"),
             use_instructions=False,
             training_datasets=None,  # unknown here: the model card says what it was trained on
             modalities=["audio"],
