@@ -215,6 +215,21 @@ def _as_affine(norm: BatchNorm, dtype: torch.dtype) -> tuple[torch.Tensor, torch
     return scale, norm.bias.to(dtype) - norm.running_mean.to(dtype) * scale
 
 
+def _convolve(
+    conv: nn.Conv1d | nn.Conv2d, hidden_states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """The convolution with another kernel and bias.
+
+    In half precision and stride 2, oneDNN's kernels for AMX read uninitialized memory where the input is one or two
+    frames wide (torch 2.14): such input is made wider by zeros, which the padding has there anyway.
+    """
+    affected = hidden_states.device.type == "cpu" and hidden_states.element_size() == 2 and conv.stride[-1] == 2
+    if affected and hidden_states.shape[-1] <= 2:
+        hidden_states = F.pad(hidden_states, (0, 4 - hidden_states.shape[-1]))
+        return conv._conv_forward(hidden_states, weight, bias)[..., :1]
+    return conv._conv_forward(hidden_states, weight, bias)
+
+
 class MTSLVRAdapter(nn.Module):
     """Adapter of one task at one convolution; this one, `bn`, is batch normalization alone: BN_t(conv(x)).
 
@@ -234,8 +249,8 @@ class MTSLVRAdapter(nn.Module):
     def forward(self, conv: nn.Conv1d | nn.Conv2d, hidden_states: torch.Tensor) -> torch.Tensor:
         """Output of the convolution and the adapter."""
         if self.norm.training:
-            return self.norm(conv._conv_forward(hidden_states, self.kernel(conv.weight), None))
-        return conv._conv_forward(hidden_states, *self.folded(conv.weight))
+            return self.norm(_convolve(conv, hidden_states, self.kernel(conv.weight), None))
+        return _convolve(conv, hidden_states, *self.folded(conv.weight))
 
     def kernel(self, weight: torch.Tensor) -> torch.Tensor:
         """Kernel of the convolution before the batch normalization, given the trunk's."""
@@ -284,7 +299,7 @@ class MTSLVRSeriesAdapter(MTSLVRAdapter):
         self.conv = CONVOLUTION[dims](out_channels, out_channels, 1, bias=False)
 
     def forward(self, conv: nn.Conv1d | nn.Conv2d, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = conv(hidden_states)
+        hidden_states = _convolve(conv, hidden_states, conv.weight, None)
         return self.norm(self.conv(self.input_norm(hidden_states)) + hidden_states)
 
     def folded(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -384,7 +399,8 @@ class MTSLVRMergedConvLayer(nn.Module):
         self.convs = nn.ModuleDict({task: _convolution(config, *sizes, bias=True) for task in adapters})
 
     def forward(self, hidden_states: torch.Tensor, task: str = SHARED) -> torch.Tensor:
-        return self.convs[task if task in self.convs else SHARED](hidden_states)
+        conv = cast(nn.Conv2d, self.convs[task if task in self.convs else SHARED])
+        return _convolve(conv, hidden_states, conv.weight, conv.bias)
 
 
 class MTSLVRMergedNorm(nn.Module):
