@@ -25,7 +25,7 @@ from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRForPreTraining
 from mtslvr_hf.cards.pretraining import TrainingSummary
 from mtslvr_hf.data import AudioStream, load_audio, load_clips
 from mtslvr_hf.evaluation import open_data
-from mtslvr_hf.trainer import MTSLVRTrainer, MTSLVRTrainingArguments, ProbeCallback
+from mtslvr_hf.trainer import MTSLVRTrainer, MTSLVRTrainingArguments, Probe
 
 SAVED_CONFIG = "pretrain.yaml"
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         train_dataset=train_stream,
         eval_dataset=eval_clips,
         processing_class=extractor,
-        callbacks=probes,
+        probes=probes,
         summary=TrainingSummary(
             dataset=data_args.dataset_name,
             dataset_config=data_args.dataset_config,
@@ -139,7 +139,7 @@ def _open(data_args: DataArguments, split: str) -> datasets.Dataset | datasets.I
     )
 
 
-def make_probes(probe_args: ProbeArguments, args: MTSLVRTrainingArguments) -> list[ProbeCallback]:
+def make_probes(probe_args: ProbeArguments, args: MTSLVRTrainingArguments) -> list[Probe]:
     """The probe that was asked for, if there is one."""
     if probe_args.probe_data is None:
         if "probe_" in (args.metric_for_best_model or ""):
@@ -155,7 +155,7 @@ def make_probes(probe_args: ProbeArguments, args: MTSLVRTrainingArguments) -> li
     )
     if probe_args.probe_group_column is not None:
         data = dataclasses.replace(data, group_disjoint=True)
-    probe = ProbeCallback(
+    probe = Probe(
         data,
         probe_args.probe_kind,
         steps=probe_args.probe_steps,
