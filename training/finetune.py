@@ -33,9 +33,10 @@ from mtslvr_hf.classification import (
     WeightedLoss,
     balanced_weights,
     divide,
+    drop_bad_clips,
+    embed_clips,
     make_folds,
     multi_label_metrics,
-    prepare,
     single_label_metrics,
 )
 from mtslvr_hf.data import LabelledAudio, load_labelled_audio
@@ -150,44 +151,31 @@ def make_trainer(
 ) -> tuple[ClassificationTrainer, Clips]:
     """The Trainer, and the clips without those that cannot be used, all of which are decoded once to know that."""
     probe = model_args.method == "linear_probe"
-    train = ClipDataset(clips.train, extractor.sampling_rate, data_args.max_seconds, not probe, args.seed)
-    evaluation = ClipDataset(clips.evaluation, extractor.sampling_rate, data_args.max_seconds)
-    look = partial(
-        prepare,
-        model=model.mtslvr.to(args.device).inference_network() if probe else None,
-        extractor=extractor,
-        batch_size=args.per_device_eval_batch_size,
-        num_workers=args.dataloader_num_workers,
-        max_bad_share=data_args.max_bad_share,
-        rank=args.process_index,
-        world_size=args.world_size,
-    )
-    usable, embeddings = look(train)
-    train.data = clips.train.select(usable)
-    if clips.evaluation is not None:
-        usable, eval_embeddings = look(evaluation)
-        evaluation.data = clips.evaluation.select(usable)
-    clips = Clips(train.data, evaluation.data, clips.split)
+    encoder = model.mtslvr.to(args.device).inference_network() if probe else None
+
+    def usable(data: LabelledAudio | None, random_crops: bool = False) -> ClipDataset | EmbeddedClips | None:
+        if data is None:
+            return None
+        dataset = ClipDataset(data, extractor.sampling_rate, data_args.max_seconds, random_crops, args.seed)
+        if probe:
+            return embed_clips(dataset, encoder, extractor, args, data_args.max_bad_share)
+        return drop_bad_clips(dataset, args, data_args.max_bad_share)
+
+    train, evaluation = usable(clips.train, random_crops=not probe), usable(clips.evaluation)
+    clips = Clips(train.data, None if evaluation is None else evaluation.data, clips.split)
     report_classes(clips)
     options = {
         "model": model,
         "args": args,
+        "train_dataset": train,
+        "eval_dataset": evaluation,
         "processing_class": extractor,
         "compute_metrics": multi_label_metrics if clips.train.multi_label else single_label_metrics,
         "compute_loss_func": make_loss(clips.train, data_args),
     }
     if probe:
-        given = None if clips.evaluation is None else EmbeddedClips(eval_embeddings, clips.evaluation)
-        return LinearProbeTrainer(
-            embeddings=embeddings, train_dataset=EmbeddedClips(embeddings, clips.train), eval_dataset=given, **options
-        ), clips
-    return ClassificationTrainer(
-        train_dataset=train,
-        eval_dataset=None if clips.evaluation is None else evaluation,
-        data_collator=ClipCollator(extractor),
-        callbacks=[SetEpoch(train)],
-        **options,
-    ), clips
+        return LinearProbeTrainer(**options), clips
+    return ClassificationTrainer(data_collator=ClipCollator(extractor), callbacks=[SetEpoch(train)], **options), clips
 
 
 def make_loss(data: LabelledAudio, data_args: DataArguments) -> WeightedLoss | None:
