@@ -151,7 +151,8 @@ class Probe:
         whole = torch.cat(pooled)  # (N, D)
         parts = list(whole.split(model.config.head_size, dim=1))
         embeddings = parts if len(parts) == 1 else [*parts, whole]  # as in _part_names
-        return dict(zip(self.metric_names(model.config), map(self._score, embeddings)))
+        with torch.autocast("cpu", enabled=False):  # they are float32, and are scored as such
+            return dict(zip(self.metric_names(model.config), map(self._score, embeddings)))
 
     def _score(self, embeddings: torch.Tensor) -> float:
         """The measure of one embedding of all clips (N, D); NaN if it is not finite, as the losses then are."""

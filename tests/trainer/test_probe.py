@@ -110,6 +110,15 @@ def test_groups_are_kept_apart_where_the_data_asks_for_it(tmp_path):
     make_trainer(tmp_path, probes=[Probe(make_data(groups=["one"] * 40))]).evaluate()
 
 
+def test_scores_are_computed_in_float32(tmp_path):
+    class Recording(Probe):
+        def _score(self, embeddings):
+            assert not torch.is_autocast_enabled("cpu") and embeddings.dtype == torch.float32
+            return super()._score(embeddings)
+
+    assert names("both") in make_trainer(tmp_path, bf16=True, probes=[Recording(make_data())]).evaluate()
+
+
 def test_clips_are_chosen_by_class_and_bad_ones_left_out(tmp_path, caplog):
     data = make_data(60)
     data.audio[7] = {"bytes": b"no audio", "path": "broken.wav"}
