@@ -1,10 +1,11 @@
-"""MT-SLVR from sounds to embeddings in a few minutes: pack, pre-train, evaluate on classes the training never heard.
+"""MT-SLVR from sounds to embeddings in a few minutes: cache, pre-train, evaluate on classes the training never heard.
 
 `make demo` runs it. Everything it writes is in demo/output, which it empties first. Each step is a command you could
 type; they are printed as they run, from the repository's root.
 """
 
 import os
+import random
 import shlex
 import shutil
 import subprocess
@@ -35,7 +36,7 @@ def main() -> int:
     shutil.rmtree(OUTPUT, ignore_errors=True)
     start = time.monotonic()
     try:
-        pack()
+        cache()
         pretrain()
         evaluate()
     except subprocess.CalledProcessError as error:
@@ -45,10 +46,16 @@ def main() -> int:
     return 0
 
 
-def pack() -> None:
-    """Clips of the classes that are not held out, as parquet shards in AudioSet's layout."""
-    heading("1. Pack the training sounds into parquet shards, laid out as AudioSet is on the Hub")
-    run("python", "training/pack_audio.py", AUDIO, OUTPUT / "parquet", "--exclude-classes", UNSEEN)
+def cache() -> None:
+    """Parquet shards of the clips whose classes are not held out, in random order."""
+    heading("1. Decode the training sounds once, into parquet shards")
+    files = [file for file in sorted(AUDIO.glob("*/*.flac")) if file.parent.name not in UNSEEN.split(",")]
+    random.Random(0).shuffle(files)
+    sounds = OUTPUT / "sounds"
+    sounds.mkdir(parents=True)
+    for number, file in enumerate(files):
+        shutil.copy(file, sounds / f"{number:02}_{file.parent.name}_{file.name}")
+    run("mtslvr", "cache", sounds, "--output", OUTPUT / "parquet")
 
 
 def pretrain() -> None:

@@ -73,11 +73,11 @@ def make_args(folder, **changes):
     return MTSLVRTrainingArguments(**{**defaults, **changes})
 
 
-def make_trainer(folder, rows=None, model=None, stream=None, **changes):
+def make_trainer(folder, rows=None, model=None, stream=None, probes=(), **changes):
     args = make_args(folder, **changes)
     clips = None if args.eval_strategy == "no" else make_clips()
     stream = make_stream(rows, args.per_device_train_batch_size) if stream is None else stream
-    return MTSLVRTrainer(make_model() if model is None else model, args, stream, clips)
+    return MTSLVRTrainer(make_model() if model is None else model, args, stream, clips, probes=probes)
 
 
 def logged(source, name):

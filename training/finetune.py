@@ -9,28 +9,17 @@ values on the command line win. Started again, the same command goes on from the
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import yaml
-from finetuning_arguments import (
-    SAVED_CONFIG,
-    DataArguments,
-    FineTuningArguments,
-    ModelArguments,
-    read_arguments,
-    save_arguments,
-)
+from finetuning_arguments import DataArguments, FineTuningArguments, ModelArguments, read_arguments
+from runs import find_checkpoint, finish, save, save_arguments, set_up_logging
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification, set_seed
 from transformers import logging as transformers_logging
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mtslvr_hf import MTSLVRFeatureExtractor, MTSLVRForAudioClassification
 from mtslvr_hf.cards.classification import METRICS, ClassifierSummary, create_classifier_card
@@ -44,15 +33,17 @@ from mtslvr_hf.classification import (
     WeightedLoss,
     balanced_weights,
     divide,
+    drop_bad_clips,
+    embed_clips,
     make_folds,
     multi_label_metrics,
-    prepare,
     single_label_metrics,
 )
 from mtslvr_hf.data import LabelledAudio, load_labelled_audio
 
 logger = logging.getLogger("finetune")
 
+SAVED_CONFIG = "finetune.yaml"
 DEFAULT_EVAL_FRACTION = 0.2
 
 
@@ -72,72 +63,21 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """
     values, model_args, data_args, args = read_arguments(sys.argv[1:] if argv is None else argv)
     set_up_logging(args)
-    checkpoint = find_checkpoint(args, values)
+    transformers_logging.set_verbosity_error()  # or it would report that the classifier is new
+    checkpoint = find_checkpoint(args, values, SAVED_CONFIG, fixed=[ModelArguments, DataArguments])
     with args.main_process_first(desc="reading the data set"):
         clips = load_data(data_args)
     model, extractor = make_model(model_args, clips.train, args)
-    save_arguments(values, args)
+    save_arguments(values, args, SAVED_CONFIG)
     trainer, clips = make_trainer(model, extractor, clips, model_args, data_args, args)
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate() if clips.evaluation is not None else {}
-    save(trainer, clips, metrics, model_args, data_args)
+    report(trainer, clips, metrics, model_args, data_args)
+    save(trainer, metrics)
+    if model_args.save_adapter and trainer.is_world_process_zero():
+        trainer.model.save_adapter(Path(args.output_dir) / "adapter", model_args.adapter_name)
+    finish(trainer)
     return metrics
-
-
-def set_up_logging(args: FineTuningArguments) -> None:
-    """Says what happens: in full on the first process, warnings alone on the others."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger().setLevel(logging.WARNING)
-    for name in ("finetune", "mtslvr_hf"):
-        logging.getLogger(name).setLevel(logging.INFO if args.should_log else logging.WARNING)
-    transformers_logging.set_verbosity_error()  # or it would report that the classifier is new
-    transformers_logging.disable_progress_bar()  # of each file saved; Trainer's own stays
-
-
-def find_checkpoint(args: FineTuningArguments, values: dict[str, Any]) -> str | None:
-    """The checkpoint asked for, else the newest complete one of the output folder, else None.
-
-    Raises:
-        SystemExit: If a checkpoint was asked for and there is none, or the folder holds another run.
-    """
-    wanted = args.resume_from_checkpoint
-    if wanted is not None and wanted.lower() in ("false", "no"):
-        return None
-    if wanted is None or wanted.lower() in ("true", "yes"):
-        folders = Path(args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        numbered = {int(path.name.rpartition("-")[2]): path for path in folders if path.name[-1].isdigit()}
-        complete = [str(numbered[step]) for step in sorted(numbered) if is_complete(numbered[step])]
-        checkpoint = complete[-1] if complete else None
-    else:
-        checkpoint = wanted if is_complete(Path(wanted)) else None
-    if checkpoint is None:
-        if wanted is not None:
-            sys.exit(f"There is no complete checkpoint to resume from: {wanted}, output folder {args.output_dir}.")
-        return None
-    check_same_run(Path(args.output_dir) / SAVED_CONFIG, values)
-    logger.info("Going on from %s", checkpoint)
-    return checkpoint
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """True if a checkpoint is whole: transformers writes its state last."""
-    try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return False
-    return True
-
-
-def check_same_run(saved: Path, values: dict[str, Any]) -> None:
-    """A run goes on with the model and the data it began with."""
-    before = yaml.safe_load(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
-    names = [option.name for kind in (ModelArguments, DataArguments) for option in dataclasses.fields(kind)]
-    changed = [f"{n} ({before[n]}, now {values[n]})" for n in names if n in before and before[n] != values[n]]
-    if changed:
-        sys.exit(
-            f"{saved.parent} holds another run: {', '.join(changed)}. Choose another --output_dir, remove that "
-            "folder, or start anew with --resume_from_checkpoint false."
-        )
 
 
 def load_data(data_args: DataArguments) -> Clips:
@@ -211,44 +151,31 @@ def make_trainer(
 ) -> tuple[ClassificationTrainer, Clips]:
     """The Trainer, and the clips without those that cannot be used, all of which are decoded once to know that."""
     probe = model_args.method == "linear_probe"
-    train = ClipDataset(clips.train, extractor.sampling_rate, data_args.max_seconds, not probe, args.seed)
-    evaluation = ClipDataset(clips.evaluation, extractor.sampling_rate, data_args.max_seconds)
-    look = partial(
-        prepare,
-        model=model.mtslvr.to(args.device).inference_network() if probe else None,
-        extractor=extractor,
-        batch_size=args.per_device_eval_batch_size,
-        num_workers=args.dataloader_num_workers,
-        max_bad_share=data_args.max_bad_share,
-        rank=args.process_index,
-        world_size=args.world_size,
-    )
-    usable, embeddings = look(train)
-    train.data = clips.train.select(usable)
-    if clips.evaluation is not None:
-        usable, eval_embeddings = look(evaluation)
-        evaluation.data = clips.evaluation.select(usable)
-    clips = Clips(train.data, evaluation.data, clips.split)
+    encoder = model.mtslvr.to(args.device).inference_network() if probe else None
+
+    def usable(data: LabelledAudio | None, random_crops: bool = False) -> ClipDataset | EmbeddedClips | None:
+        if data is None:
+            return None
+        dataset = ClipDataset(data, extractor.sampling_rate, data_args.max_seconds, random_crops, args.seed)
+        if probe:
+            return embed_clips(dataset, encoder, extractor, args, data_args.max_bad_share)
+        return drop_bad_clips(dataset, args, data_args.max_bad_share)
+
+    train, evaluation = usable(clips.train, random_crops=not probe), usable(clips.evaluation)
+    clips = Clips(train.data, None if evaluation is None else evaluation.data, clips.split)
     report_classes(clips)
     options = {
         "model": model,
         "args": args,
+        "train_dataset": train,
+        "eval_dataset": evaluation,
         "processing_class": extractor,
         "compute_metrics": multi_label_metrics if clips.train.multi_label else single_label_metrics,
         "compute_loss_func": make_loss(clips.train, data_args),
     }
     if probe:
-        given = None if clips.evaluation is None else EmbeddedClips(eval_embeddings, clips.evaluation)
-        return LinearProbeTrainer(
-            embeddings=embeddings, train_dataset=EmbeddedClips(embeddings, clips.train), eval_dataset=given, **options
-        ), clips
-    return ClassificationTrainer(
-        train_dataset=train,
-        eval_dataset=None if clips.evaluation is None else evaluation,
-        data_collator=ClipCollator(extractor),
-        callbacks=[SetEpoch(train)],
-        **options,
-    ), clips
+        return LinearProbeTrainer(**options), clips
+    return ClassificationTrainer(data_collator=ClipCollator(extractor), callbacks=[SetEpoch(train)], **options), clips
 
 
 def make_loss(data: LabelledAudio, data_args: DataArguments) -> WeightedLoss | None:
@@ -270,18 +197,16 @@ def report_classes(clips: Clips) -> None:
             logger.warning("Classes with evaluation clips, but no training clips: %s", ", ".join(names))
 
 
-def save(
+def report(
     trainer: ClassificationTrainer,
     clips: Clips,
     metrics: dict[str, float],
     model_args: ModelArguments,
     data_args: DataArguments,
 ) -> None:
-    """Saves the model for `from_pretrained` and `pipeline`, with its card and measures; publishes it if asked."""
-    trainer.save_state()
-    if metrics:
-        trainer.save_metrics("eval", metrics)
-        measures = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+    """Logs the measures and makes the model card that is saved beside the model."""
+    measures = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+    if measures:
         logger.info(", ".join(f"{words} {measures[name]:.4f}" for name, words in METRICS.items() if name in measures))
     trainer.card = create_classifier_card(
         trainer.model.config,
@@ -297,20 +222,10 @@ def save(
             batch_size=trainer.args.train_batch_size * trainer.args.world_size,
             learning_rate=trainer.args.learning_rate,
             seed=trainer.args.seed,
-            metrics={name.removeprefix("eval_"): value for name, value in metrics.items()},
+            metrics=measures,
         ),
         trainer.args.hub_model_id,
     )
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub()
-    else:
-        trainer.save_model()
-        trainer.create_model_card()
-    if model_args.save_adapter and trainer.is_world_process_zero():
-        trainer.model.save_adapter(Path(trainer.args.output_dir) / "adapter", model_args.adapter_name)
-    logger.info("Saved in %s", trainer.args.output_dir)
-    trainer.accelerator.wait_for_everyone()  # a process that left earlier could end the others
-    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from run_files import RunReader, save_values
+from runs import AudioArguments, RunParser
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
-SAVED_CONFIG = "finetune.yaml"
-NOT_SAVED = ("resume_from_checkpoint", "hub_token")
+from mtslvr_hf.trainer import MTSLVRTrainingArguments
+
 # What suits each method; the command line and the configuration win.
 METHODS: dict[str, dict[str, Any]] = {
     "linear_probe": {"learning_rate": 1e-3, "num_train_epochs": 100.0, "save_strategy": "no", "weight_decay": 0.1},
@@ -57,7 +55,7 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
+class DataArguments(AudioArguments):
     """Data of training and evaluation."""
 
     _argument_group_name = "data"
@@ -71,8 +69,6 @@ class DataArguments:
     )
     data_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     data_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on."})
     eval_fraction: float | None = field(
         default=None,
         metadata={
@@ -83,7 +79,6 @@ class DataArguments:
     fold: int | None = field(default=None, metadata={"help": "Evaluate on this of `folds` folds, 0 to folds - 1."})
     folds: int | None = field(default=None, metadata={"help": "Cross-validation: number of folds."})
     split_seed: int = field(default=0, metadata={"help": "Draws what is evaluated on, whatever `seed` is."})
-    audio_column: str | None = field(default=None, metadata={"help": "Column of the audio. Default: the only one."})
     label_column: str | None = field(
         default=None, metadata={"help": "Column of the labels. Default: label, labels, human_labels, target, ..."}
     )
@@ -104,7 +99,6 @@ class DataArguments:
     class_weights: str = field(
         default="none", metadata={"help": "none, or balanced: rare classes count as much as frequent ones."}
     )
-    max_bad_share: float = field(default=0.05, metadata={"help": "Stop if more of the clips than this are unusable."})
 
 
 @dataclass
@@ -144,9 +138,7 @@ class FineTuningArguments(TrainingArguments):
             self.dataloader_pin_memory = torch.cuda.is_available() and not self.use_cpu
         super().__post_init__()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the token: transformers pickles the arguments into what it publishes."""
-        return {**self.__dict__, "hub_token": None}
+    __getstate__ = MTSLVRTrainingArguments.__getstate__  # without the token
 
 
 ARGUMENTS = (ModelArguments, DataArguments, FineTuningArguments)
@@ -158,22 +150,22 @@ def read_arguments(
     """Reads configuration and command line; what is wrong with them ends the program with a message.
 
     Returns:
-        The values, all of the model's and the data's, and those given of the training's; and the dataclasses.
+        The values by field name, of all fields declared in this package, and of those of transformers that were given;
+        and the dataclasses, which check and complete them.
     """
-    reader = RunReader(ARGUMENTS, "finetune.py", "Trains a classifier of sounds on a pre-trained MT-SLVR model.")
-    given = reader.read(argv)
+    parser = RunParser(ARGUMENTS, "finetune.py", "Trains a classifier of sounds on a pre-trained MT-SLVR model.")
+    given = parser.read(argv)
     method = given.get("method") or "linear_probe"
     if method not in METHODS:
-        reader.error(f"--method must be one of {', '.join(METHODS)}; got {method!r}")
-    own = {option.name: option.default for kind in ARGUMENTS[:2] for option in dataclasses.fields(kind)}
-    values = {**own, **METHODS[method], **given}
+        parser.error(f"--method must be one of {', '.join(METHODS)}; got {method!r}")
+    values = {**parser.defaults(), **METHODS[method], **given}
     for name in ("model", "data", "output_dir"):
         if not values.get(name):
-            reader.error(f"--{name} is missing")
+            parser.error(f"--{name} is missing")
     wrong = _contradiction(values)
     if wrong:
-        reader.error(wrong)
-    return values, *reader.make(values)
+        parser.error(wrong)
+    return values, *parser.parse_dict(values)
 
 
 def _contradiction(values: dict[str, Any]) -> str | None:
@@ -198,17 +190,4 @@ def _contradiction(values: dict[str, Any]) -> str | None:
     return None
 
 
-def save_arguments(values: dict[str, Any], args: FineTuningArguments) -> None:
-    """Writes the values into the output folder, as the one file that repeats the run."""
-    if args.should_save:
-        save_values(values, Path(args.output_dir) / SAVED_CONFIG, NOT_SAVED, "finetune.py")
-
-
-__all__ = [
-    "SAVED_CONFIG",
-    "DataArguments",
-    "FineTuningArguments",
-    "ModelArguments",
-    "read_arguments",
-    "save_arguments",
-]
+__all__ = ["DataArguments", "FineTuningArguments", "ModelArguments", "read_arguments"]

@@ -9,25 +9,15 @@ Values on the command line win. Started again, the same command goes on from the
 from __future__ import annotations
 
 import dataclasses
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import datasets
 import torch
-import yaml
-from pretraining_arguments import (
-    SAVED_CONFIG,
-    DataArguments,
-    ModelArguments,
-    ProbeArguments,
-    read_arguments,
-    save_arguments,
-)
+from pretraining_arguments import DataArguments, ModelArguments, ProbeArguments, read_arguments
+from runs import find_checkpoint, finish, save, save_arguments, set_up_logging
 from transformers import TrainerState, set_seed
-from transformers import logging as transformers_logging
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy
 
@@ -35,9 +25,9 @@ from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRForPreTraining
 from mtslvr_hf.cards.pretraining import TrainingSummary
 from mtslvr_hf.data import AudioStream, load_audio, load_clips
 from mtslvr_hf.evaluation import open_data
-from mtslvr_hf.trainer import MTSLVRTrainer, MTSLVRTrainingArguments, ProbeCallback, is_complete, last_checkpoint
+from mtslvr_hf.trainer import MTSLVRTrainer, MTSLVRTrainingArguments, Probe
 
-logger = logging.getLogger("pretrain")
+SAVED_CONFIG = "pretrain.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -48,18 +38,20 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """
     values, model_args, data_args, probe_args, training_args = read_arguments(sys.argv[1:] if argv is None else argv)
     set_up_logging(training_args)
-    checkpoint = find_checkpoint(training_args, values)
+    checkpoint = find_checkpoint(training_args, values, SAVED_CONFIG, fixed=[ModelArguments])
+    if checkpoint is not None:
+        check_unfinished(checkpoint, training_args)
     model, extractor = make_model(model_args, data_args, training_args)
     train_stream, eval_clips = load_data(model, data_args, training_args)
     probes = make_probes(probe_args, training_args)
-    save_arguments(values, training_args)
+    save_arguments(values, training_args, SAVED_CONFIG)
     trainer = MTSLVRTrainer(
         model=model,
         args=training_args,
         train_dataset=train_stream,
         eval_dataset=eval_clips,
         processing_class=extractor,
-        callbacks=probes,
+        probes=probes,
         summary=TrainingSummary(
             dataset=data_args.dataset_name,
             dataset_config=data_args.dataset_config,
@@ -69,61 +61,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate() if eval_clips is not None else {}
     save(trainer, metrics)
+    finish(trainer)
     return metrics
 
 
-def set_up_logging(args: MTSLVRTrainingArguments) -> None:
-    """Says what happens: in full on the first process, warnings alone on the others."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger().setLevel(logging.WARNING)
-    for name in ("pretrain", "mtslvr_hf"):
-        logging.getLogger(name).setLevel(logging.INFO if args.should_log else logging.WARNING)
-    transformers_logging.set_verbosity_warning()
-    transformers_logging.disable_progress_bar()  # of each file saved; Trainer's own stays
-
-
-def find_checkpoint(args: MTSLVRTrainingArguments, values: dict[str, Any]) -> str | None:
-    """The checkpoint to go on from: the one asked for, else the last complete one of the output folder, else None.
-
-    Raises:
-        SystemExit: If a checkpoint was asked for and there is none, the output folder holds a run of another network,
-            or its run is finished.
-    """
-    wanted = args.resume_from_checkpoint
-    if wanted is not None and wanted.lower() in ("false", "no"):
-        return None
-    automatic = wanted is None or wanted.lower() in ("true", "yes")
-    checkpoint = last_checkpoint(args.output_dir) if automatic else wanted
-    if checkpoint is None:
-        if wanted is not None:
-            sys.exit(f"There is no complete checkpoint in {args.output_dir} to resume from.")
-        return None
-    if not automatic and not is_complete(checkpoint):
-        sys.exit(f"{checkpoint} is no complete checkpoint of this script.")
-    _check_same_network(Path(args.output_dir) / SAVED_CONFIG, values)
-    _check_unfinished(checkpoint, args)
-    logger.info("Going on from %s", checkpoint)
-    return checkpoint
-
-
-def _check_same_network(saved: Path, values: dict[str, Any]) -> None:
-    """A folder belongs to one network."""
-    before = yaml.safe_load(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
-    names = [option.name for option in dataclasses.fields(ModelArguments)]
-    changed = [
-        f"{name} ({before[name]}, now {values[name]})"
-        for name in names
-        if name in before and before[name] != values[name]
-    ]
-    if changed:
-        sys.exit(
-            f"{saved.parent} holds a run of another network: {', '.join(changed)}. Choose another --output_dir, or "
-            "remove that folder."
-        )
-
-
-def _check_unfinished(checkpoint: str, args: MTSLVRTrainingArguments) -> None:
-    """A run that reached its last step, or was stopped early, is not started again by accident."""
+def check_unfinished(checkpoint: str, args: MTSLVRTrainingArguments) -> None:
+    """Ends the program if the run reached its last step or was stopped early: it would start again by accident."""
     state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
     stopped = state.stateful_callbacks.get("EarlyStoppingCallback", {}).get("attributes", {})
     waited = stopped.get("early_stopping_patience_counter", 0)
@@ -196,7 +139,7 @@ def _open(data_args: DataArguments, split: str) -> datasets.Dataset | datasets.I
     )
 
 
-def make_probes(probe_args: ProbeArguments, args: MTSLVRTrainingArguments) -> list[ProbeCallback]:
+def make_probes(probe_args: ProbeArguments, args: MTSLVRTrainingArguments) -> list[Probe]:
     """The probe that was asked for, if there is one."""
     if probe_args.probe_data is None:
         if "probe_" in (args.metric_for_best_model or ""):
@@ -212,7 +155,7 @@ def make_probes(probe_args: ProbeArguments, args: MTSLVRTrainingArguments) -> li
     )
     if probe_args.probe_group_column is not None:
         data = dataclasses.replace(data, group_disjoint=True)
-    probe = ProbeCallback(
+    probe = Probe(
         data,
         probe_args.probe_kind,
         steps=probe_args.probe_steps,
@@ -220,20 +163,6 @@ def make_probes(probe_args: ProbeArguments, args: MTSLVRTrainingArguments) -> li
         seed=args.seed,
     )
     return [probe]
-
-
-def save(trainer: MTSLVRTrainer, metrics: dict[str, float]) -> None:
-    """Saves the model for `from_pretrained`, beside the run's state and measures, and publishes it if asked."""
-    if metrics:
-        trainer.save_metrics("eval", metrics)
-    trainer.save_state()
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub()
-    else:
-        trainer.save_model()
-    logger.info("Saved in %s", trainer.args.output_dir)
-    trainer.accelerator.wait_for_everyone()  # a process that left earlier could end the others
-    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -1,20 +1,15 @@
-"""Arguments of `pretrain.py`: read, checked and saved."""
+"""Arguments of `pretrain.py`."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from run_files import RunReader, save_values
+from runs import AudioArguments, RunParser
 
 from mtslvr_hf.configuration_mtslvr import AUGMENTATIONS, TASKS
 from mtslvr_hf.trainer import PROBE_KINDS, MTSLVRTrainingArguments
-
-SAVED_CONFIG = "pretrain.yaml"
-NOT_SAVED = ("resume_from_checkpoint", "hub_token")  # what belongs to one start of a run, or to nobody else
 
 
 @dataclass
@@ -46,7 +41,7 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
+class DataArguments(AudioArguments):
     """Data of training and evaluation."""
 
     _argument_group_name = "data"
@@ -58,13 +53,10 @@ class DataArguments:
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
     data_files: list[str] | None = field(default=None, metadata={"help": "Only these files of the data set."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on. Default: held-out clips."})
     held_out_fraction: float = field(
         default=0.0, metadata={"help": "Share of the training split's clips that is evaluated on instead."}
     )
     eval_clips: int = field(default=1000, metadata={"help": "Clips to evaluate on, at most."})
-    audio_column: str | None = field(default=None, metadata={"help": "Column of the audio. Default: the only one."})
     streaming: bool = field(default=True, metadata={"help": "Stream, instead of downloading everything first."})
     shuffle_buffer: int = field(
         default=256, metadata={"help": "Undecoded clips each worker holds and shuffles at a time; 1 does not shuffle."}
@@ -73,7 +65,6 @@ class DataArguments:
     normalization: str = field(
         default="global", metadata={"help": "Waveforms: global (AudioSet's mean and deviation), sample or none."}
     )
-    max_bad_share: float = field(default=0.05, metadata={"help": "Stop if more of the rows than this are unusable."})
 
 
 @dataclass
@@ -121,34 +112,11 @@ def read_arguments(
         The values by field name, of all fields declared in this package, and of those of transformers that were given;
         and the dataclasses, which check and complete them.
     """
-    reader = RunReader(ARGUMENTS, "pretrain.py", "Pre-trains MT-SLVR on streamed audio.")
-    values = {**_own_defaults(), **reader.read(argv)}
+    parser = RunParser(ARGUMENTS, "pretrain.py", "Pre-trains MT-SLVR on streamed audio.")
+    values = {**parser.defaults(), **parser.read(argv)}
     if not values.get("output_dir"):
-        reader.error("CONFIG.yaml is missing; without one, give --output_dir")
-    return values, *reader.make(values)
+        parser.error("CONFIG.yaml is missing; without one, give --output_dir")
+    return values, *parser.parse_dict(values)
 
 
-def _own_defaults() -> dict[str, Any]:
-    """Defaults of the fields that this package declares."""
-    own = {option.name: option for arguments in ARGUMENTS for option in dataclasses.fields(arguments)}
-    names = [option.name for arguments in ARGUMENTS[:-1] for option in dataclasses.fields(arguments)]
-    names += [name for name in MTSLVRTrainingArguments.__annotations__ if own[name].init]
-    factory = {name: own[name].default_factory for name in names}
-    missing = dataclasses.MISSING
-    return {name: own[name].default if factory[name] is missing else factory[name]() for name in names}
-
-
-def save_arguments(values: dict[str, Any], args: MTSLVRTrainingArguments) -> None:
-    """Writes the values into the output folder, as the one file that repeats the run."""
-    if args.should_save:
-        save_values(values, Path(args.output_dir) / SAVED_CONFIG, NOT_SAVED, "pretrain.py")
-
-
-__all__ = [
-    "SAVED_CONFIG",
-    "DataArguments",
-    "ModelArguments",
-    "ProbeArguments",
-    "read_arguments",
-    "save_arguments",
-]
+__all__ = ["DataArguments", "ModelArguments", "ProbeArguments", "read_arguments"]

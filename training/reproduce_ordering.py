@@ -1,6 +1,6 @@
 """Pre-trains every row of the paper's table on one data set and compares them: the tables of docs/results.md.
 
-    python training/pack_audio.py FOLDER data/pool
+    mtslvr cache FOLDER --output data/pool
     python training/reproduce_ordering.py --output outputs/ordering --data-root FOLDER_OF_THE_LABELLED_SETS
     python training/reproduce_ordering.py --output outputs/quick --rows pred_only,mt_parallel_simclr --max_steps 100
 

@@ -1,7 +1,7 @@
 """Classes of sounds: clips of labelled audio, measures, training on it, and the pipeline that predicts."""
 
 from ..data.splits import divide, make_folds
-from .clips import ClipCollator, ClipDataset, EmbeddedClips, SetEpoch, prepare
+from .clips import ClipCollator, ClipDataset, EmbeddedClips, SetEpoch, drop_bad_clips, embed_clips
 from .metrics import WeightedLoss, balanced_weights, multi_label_metrics, single_label_metrics
 from .pipeline import MTSLVRAudioClassificationPipeline
 from .trainers import ClassificationTrainer, LinearProbeTrainer
@@ -17,8 +17,9 @@ __all__ = [
     "WeightedLoss",
     "balanced_weights",
     "divide",
+    "drop_bad_clips",
+    "embed_clips",
     "make_folds",
     "multi_label_metrics",
-    "prepare",
     "single_label_metrics",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from ..audio.recording import open_recording
 from ..data import BadClip, SkippedRows
 from ..data.labelled import LabelledAudio
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
+from ..modeling_mtslvr import MTSLVRModel
 
 logger = logging.getLogger(__name__)
 
@@ -156,65 +158,77 @@ class _Outcomes(Dataset):
             return index, None, error
 
 
-@torch.inference_mode()
-def prepare(
-    clips: ClipDataset,
-    model: torch.nn.Module | None = None,
-    extractor: MTSLVRFeatureExtractor | None = None,
-    batch_size: int = 16,
-    num_workers: int = 0,
-    max_bad_share: float = 0.05,
-    rank: int = 0,
-    world_size: int = 1,
-) -> tuple[list[int], torch.Tensor | None]:
-    """Decodes every clip once, to find those that cannot be used; embeds the others if a model is given.
+def drop_bad_clips(clips: ClipDataset, args: TrainingArguments, max_bad_share: float = 0.05) -> ClipDataset:
+    """The clips that can be used, found by decoding all of them once. Bad ones are logged by reason, with examples.
 
-    Each process takes its share of the clips, and all get to know the result. Bad clips are logged with a count of
-    each reason and a few examples.
+    Each process decodes its share of the clips, and all get the same result.
 
     Args:
         clips: The clips.
-        model: An `MTSLVRModel` on its device.
-        extractor: The model's feature extractor.
-        batch_size: Clips embedded at once.
-        num_workers: Processes that decode.
+        args: Its evaluation batches and DataLoader workers are used.
         max_bad_share: Largest share of bad clips that is only a warning.
-        rank: This process.
-        world_size: How many there are.
-
-    Returns:
-        The usable rows, in order; and their embeddings (rows, D) float32 on the CPU, or None without a model.
 
     Raises:
         TooManyBadRows: If more clips are bad, or all are.
     """
-    mine = range(rank, len(clips), world_size)
-    loader = DataLoader(_Outcomes(clips, mine), batch_size, num_workers=num_workers, collate_fn=list)
-    bar = tqdm(loader, "decoding" if model is None else "embedding", unit="batch", disable=None if rank == 0 else True)
-    found, skipped = [], SkippedRows()
-    for batch in bar:
+    usable = [index for batch in _decoded(clips, args, max_bad_share, "decoding") for index, _ in batch]
+    result = copy.copy(clips)
+    result.data = clips.data.select(sorted(gather_object(usable)))
+    return result
+
+
+@torch.inference_mode()
+def embed_clips(
+    clips: ClipDataset,
+    model: MTSLVRModel,
+    extractor: MTSLVRFeatureExtractor,
+    args: TrainingArguments,
+    max_bad_share: float = 0.05,
+) -> EmbeddedClips:
+    """Embeddings of the clips that can be used, by a model on its device; else as `drop_bad_clips`."""
+    found: list[tuple[int, torch.Tensor]] = []
+    for batch in _decoded(clips, args, max_bad_share, "embedding"):
+        indices, waveforms = zip(*batch)
+        inputs = extractor(list(waveforms), sampling_rate=clips.sampling_rate, return_tensors="pt")
+        found += zip(indices, model(**inputs.to(model.device)).pooler_output.float().cpu())
+    usable, embeddings = zip(*sorted(gather_object(found), key=lambda pair: pair[0]))
+    return EmbeddedClips(torch.stack(embeddings), clips.data.select(usable))
+
+
+def _decoded(
+    clips: ClipDataset, args: TrainingArguments, max_bad_share: float, description: str
+) -> Iterator[list[tuple[int, np.ndarray]]]:
+    """Indices and waveforms of this process's usable clips in batches; then reports the bad ones of all processes."""
+    mine = range(args.process_index, len(clips), args.world_size)
+    loader = DataLoader(
+        _Outcomes(clips, mine),
+        args.per_device_eval_batch_size,
+        num_workers=args.dataloader_num_workers,
+        collate_fn=list,
+    )
+    skipped = SkippedRows()
+    for batch in tqdm(loader, description, unit="batch", disable=None if args.process_index == 0 else True):
         for _, _, error in batch:
             skipped.add(*(() if error is None else (error.reason, str(error))))
         good = [(index, waveform) for index, waveform, error in batch if error is None]
-        embeddings = [None] * len(good)
-        if model is not None and good:
-            inputs = extractor([w for _, w in good], sampling_rate=clips.sampling_rate, return_tensors="pt")
-            embeddings = list(model(**inputs.to(model.device)).pooler_output.float().cpu())
-        found += [(index, embedding) for (index, _), embedding in zip(good, embeddings)]
-    found = sorted(gather_object(found), key=lambda pair: pair[0]) if world_size > 1 else found
-    _report(skipped, max_bad_share, world_size)
-    return [index for index, _ in found], None if model is None else torch.stack([value for _, value in found])
+        if good:
+            yield good
+    total = SkippedRows()
+    for state in gather_object([skipped.state_dict()]):
+        total.merge(state)
+    if total.good == 0:
+        total.fail("No clip can be used.")
+    total.check(max_bad_share, after=1)
+    if total.skipped:
+        logger.warning("\n  ".join([str(total), *total.examples]))
 
 
-def _report(mine: SkippedRows, max_bad_share: float, world_size: int) -> None:
-    skipped = SkippedRows()
-    for state in gather_object([mine.state_dict()]) if world_size > 1 else [mine.state_dict()]:
-        skipped.merge(state)
-    if skipped.good == 0:
-        skipped.fail("No clip can be used.")
-    skipped.check(max_bad_share, after=1)
-    if skipped.skipped:
-        logger.warning("\n  ".join([str(skipped), *skipped.examples]))
-
-
-__all__ = ["ClipCollator", "ClipDataset", "EmbeddedClips", "SetEpoch", "prepare", "read_waveform"]
+__all__ = [
+    "ClipCollator",
+    "ClipDataset",
+    "EmbeddedClips",
+    "SetEpoch",
+    "drop_bad_clips",
+    "embed_clips",
+    "read_waveform",
+]

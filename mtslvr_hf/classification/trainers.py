@@ -14,6 +14,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from ..modeling_mtslvr import MTSLVRForAudioClassification, MTSLVRModelOutput
+from .clips import EmbeddedClips
 
 CARD_NAME = "README.md"
 
@@ -47,7 +48,7 @@ class _StandIn(nn.Module):
 
 
 class LinearProbeTrainer(ClassificationTrainer):
-    """Trains the classifier of a model on embeddings that were computed once, `EmbeddedClips`.
+    """Trains the classifier of a model on embeddings that were computed once, by `embed_clips`.
 
     The encoder is frozen, so that this is the training of the whole model, only sooner. The classifier trains on
     embeddings whose dimensions have mean 0 and deviation 1, which it learns from in fewer steps. What is saved, in
@@ -55,23 +56,23 @@ class LinearProbeTrainer(ClassificationTrainer):
 
     Args:
         model: Its encoder is away while this Trainer is used; `restore` brings it back.
-        embeddings: (N, D) of the training clips.
         args: As for Trainer, but for DataLoader workers: there is nothing to decode.
+        train_dataset: The embedded training clips.
         kwargs: As for Trainer.
     """
 
     def __init__(
-        self, model: MTSLVRForAudioClassification, embeddings: torch.Tensor, args: TrainingArguments, **kwargs: Any
+        self, model: MTSLVRForAudioClassification, args: TrainingArguments, train_dataset: EmbeddedClips, **kwargs: Any
     ):
         args = copy.copy(args)
         args.dataloader_num_workers, args.dataloader_persistent_workers = 0, False
         model.freeze_feature_encoder()
         self.encoder = model.mtslvr
-        std, mean = torch.std_mean(embeddings, dim=0, correction=0)
+        std, mean = torch.std_mean(train_dataset.embeddings, dim=0, correction=0)
         # A dimension that does not vary says nothing, and a classifier of raw embeddings could not be divided by 0.
         self.stand_in = _StandIn(mean, torch.where(std > 1e-6 * std.max(), std, 1.0))
         model.mtslvr = self.stand_in
-        super().__init__(model=model, args=args, **kwargs)
+        super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
 
     @contextmanager
     def whole_model(self) -> Iterator[None]:

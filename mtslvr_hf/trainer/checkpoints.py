@@ -25,11 +25,11 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
 
 
 def is_complete(checkpoint: str | Path) -> bool:
-    """True if a checkpoint is whole: transformers writes its state last, after each process's."""
-    first = _read_json(Path(checkpoint) / RUN_STATE_NAME.format(rank=0))
-    if first is None or _read_json(Path(checkpoint) / TRAINER_STATE_NAME) is None:
+    """True if a checkpoint is whole: transformers writes its state last, in pre-training after each process's."""
+    if _read_json(Path(checkpoint) / TRAINER_STATE_NAME) is None:
         return False
-    return all(_read_json(Path(checkpoint) / RUN_STATE_NAME.format(rank=rank)) for rank in range(first["processes"]))
+    processes = (_read_json(Path(checkpoint) / RUN_STATE_NAME.format(rank=0)) or {"processes": 0})["processes"]
+    return all(_read_json(Path(checkpoint) / RUN_STATE_NAME.format(rank=rank)) for rank in range(processes))
 
 
 def save_run_state(checkpoint: str | Path, rank: int, processes: int, state: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, IntervalStrategy
 
 from ..augmentations import TwoViewAugmentation, TwoViews
 from ..cards.pretraining import TrainingSummary, create_model_card
@@ -25,10 +27,9 @@ from ..data import AudioStream, dequantize_clips
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor, normalize_waveforms
 from ..modeling_mtslvr import MTSLVRForPreTraining
 from .arguments import ADAM, MTSLVRTrainingArguments
-from .callbacks import own_callbacks
 from .checkpoints import last_checkpoint, load_run_state, save_run_state
 from .metrics import LOSSES, TASKS, StepAverages, Stopwatch
-from .probe_callback import ProbeCallback
+from .probe import Probe
 from .stream_state import StreamProgress, check_stream, kind_of
 
 CARD_METRICS = (*LOSSES, "augmentation_map", *(f"{task}_spread" for task in TASKS))
@@ -74,6 +75,43 @@ class SideStream:
         return views
 
 
+class SaveBestCallback(TrainerCallback):
+    """Asks for a checkpoint whenever an evaluation is the best so far, so that it can be loaded at the end."""
+
+    def on_evaluate(
+        self,
+        args: MTSLVRTrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        value = metrics.get(f"eval_{args.metric_for_best_model.removeprefix('eval_')}")
+        if value is None:
+            return
+        better = state.best_metric is None or (
+            value > state.best_metric if args.greater_is_better else value < state.best_metric
+        )
+        control.should_save = control.should_save or better
+
+
+class StepEndCallback(TrainerCallback):
+    """Calls a function after each step that no evaluation follows.
+
+    Args:
+        function: What to call.
+    """
+
+    def __init__(self, function: Callable[[], None]):
+        self.function = function
+
+    def on_step_end(
+        self, args: MTSLVRTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not control.should_evaluate:
+            self.function()
+
+
 class MTSLVRTrainer(Trainer):
     """Pre-trains MTSLVRForPreTraining on a stream of clips: makes two views of each on the model's device.
 
@@ -90,10 +128,13 @@ class MTSLVRTrainer(Trainer):
             full batches are used, with the same augmentations in each evaluation, so that losses can be compared.
         processing_class: The feature extractor that is saved beside the model and names the normalisation; AudioSet's
             statistics unless given.
-        callbacks: As for Trainer; among them any number of `ProbeCallback`s, of different names.
+        callbacks: As for Trainer.
         optimizers: As for Trainer.
         augmentation: What makes the two views; all of `model.config.augmentations` unless given.
         summary: Facts for the model card that the Trainer cannot know: the data set's name.
+        probes: Evaluators of the embeddings, of different names. The process that saves the model calls them, as part
+            of evaluations or between, and logs beside their metrics `eval_{name}_seconds`, what this call took, and
+            `eval_{name}_total_seconds`, all so far.
 
     Raises:
         TypeError: If the data sets are of other kinds.
@@ -112,8 +153,17 @@ class MTSLVRTrainer(Trainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         augmentation: TwoViewAugmentation | None = None,
         summary: TrainingSummary | None = None,
+        probes: Sequence[Probe] = (),
     ):
         check_stream(train_dataset, args)
+        names = [probe.name for probe in probes]
+        if len(set(names)) < len(names):
+            raise ValueError(f"The probes are named {', '.join(names)}; give each a `name` of its own.")
+        own_callbacks: list[TrainerCallback] = [StepEndCallback(self._probe_at_step_end)]
+        if args.load_best_model_at_end:
+            own_callbacks.append(SaveBestCallback())
+        if args.early_stopping_patience and args.eval_strategy != IntervalStrategy.NO:
+            own_callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
         if args.sync_batch_norm and args.world_size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         super().__init__(
@@ -122,7 +172,7 @@ class MTSLVRTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class or MTSLVRFeatureExtractor(sampling_rate=model.config.sampling_rate),
-            callbacks=[*own_callbacks(args), *(callbacks or [])],
+            callbacks=[*own_callbacks, *(callbacks or [])],
             optimizers=optimizers,
         )
         vars(model.config).pop("use_cache", None)  # Trainer's, for text generation; not to be saved
@@ -130,6 +180,7 @@ class MTSLVRTrainer(Trainer):
             model.config.augmentations, sampling_rate=model.config.sampling_rate, seed=_data_seed(args)
         )
         self.summary = summary or TrainingSummary()
+        self.probes = probes
         self.progress: StreamProgress | None = None
         self._side_stream = SideStream(args.device)
         self._resumed_from: str | None = None
@@ -138,7 +189,7 @@ class MTSLVRTrainer(Trainer):
         self._clips = 0  # of this process since the last log
         self._micro_step = (0, -1)  # optimizer step, batch within it
         self._watch = Stopwatch()
-        self._attach_probes()
+        self._probe_seconds: dict[str, float] = {}  # by name, of all calls
 
     # Data
 
@@ -151,14 +202,11 @@ class MTSLVRTrainer(Trainer):
             raise ValueError("Training needs a `train_dataset`.")
         self.progress = StreamProgress(self.train_dataset, self.args.dataloader_num_workers)
         self._averages, self._clips, self._micro_step = StepAverages(), 0, (0, -1)
-        self._watch = Stopwatch()
+        self._watch, self._probe_seconds = Stopwatch(), {}
         if self._resumed_from is not None:
             state = load_run_state(self._resumed_from, self.args.process_index, self.args.world_size)
             self.progress.load_state_dict(state["stream"])
-            self._watch = Stopwatch(state["training_seconds"])
-        costs = {} if self._resumed_from is None else state.get("probes", {})
-        for probe in self._probes():
-            probe.load_state_dict(costs.get(probe.name, {}))
+            self._watch, self._probe_seconds = Stopwatch(state["training_seconds"]), state["probe_seconds"]
         return self.progress.dataloader(
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             prefetch_factor=self.args.dataloader_prefetch_factor,
@@ -227,7 +275,7 @@ class MTSLVRTrainer(Trainer):
 
         Raises:
             ValueError: If there is no complete checkpoint to resume from, or it was written by another number of
-                processes; or the evaluation clips do not fill a batch in every process.
+                processes; the evaluation clips do not fill a batch in every process; or a probe cannot work.
             TooManyBadRows: If more rows of the stream than its `max_bad_share` cannot be used.
         """
         if resume_from_checkpoint is True:
@@ -235,6 +283,10 @@ class MTSLVRTrainer(Trainer):
             if resume_from_checkpoint is None:
                 raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
         self._check_eval_clips()
+        for probe in self.probes:
+            probe.check(self.args, self.model.config)
+            if self.is_world_process_zero():
+                probe.prepare(self.model.config)
         self._resumed_from = resume_from_checkpoint or None
         self._weights_step = None
         output = super().train(self._resumed_from, trial, ignore_keys_for_eval)
@@ -317,26 +369,36 @@ class MTSLVRTrainer(Trainer):
             metrics = averages.compute(self.accelerator)
             metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
             if metric_key_prefix == self._first_prefix():
-                for probe in self._probes():
-                    metrics.update(probe.metrics())
+                step = self.state.global_step
+                metrics.update(self._measure([p for p in self.probes if not self.is_in_train or p.is_due(step)]))
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=clips)
 
     # Probes
 
-    def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
-        """As Trainer's."""
-        super().add_callback(callback)
-        self._attach_probes()
+    def _measure(self, probes: Sequence[Probe]) -> dict[str, float]:
+        """Metrics of the probes and what they cost, the same in every process; each must call it."""
+        metrics: dict[str, float] = {}
+        if probes and self.is_world_process_zero():
+            for probe in probes:
+                probe.prepare(self.model.config)
+                begin = time.perf_counter()
+                with self.accelerator.autocast():
+                    metrics.update(probe(self.model, self.processing_class, self.args.eval_batch_size))
+                seconds = time.perf_counter() - begin
+                self._probe_seconds[probe.name] = self._probe_seconds.get(probe.name, 0.0) + seconds
+                metrics[f"eval_{probe.name}_seconds"] = seconds
+                metrics[f"eval_{probe.name}_total_seconds"] = self._probe_seconds[probe.name]
+        return broadcast_object_list([metrics])[0] if probes else {}
 
-    def _attach_probes(self) -> None:
-        names = [probe.name for probe in self._probes()]
-        if len(set(names)) < len(names):
-            raise ValueError(f"The probes are named {', '.join(names)}; give each a `name` of its own.")
-        for probe in self._probes():
-            probe.attach(self, lambda: self._watch.paused())
-
-    def _probes(self) -> list[ProbeCallback]:
-        return [callback for callback in self.callback_handler.callbacks if isinstance(callback, ProbeCallback)]
+    def _probe_at_step_end(self) -> None:
+        """Calls and logs probes that have steps of their own."""
+        due = [probe for probe in self.probes if probe.steps and probe.is_due(self.state.global_step)]
+        if due:
+            with self._watch.paused():
+                metrics = self._measure(due)
+            should_log = self.control.should_log
+            self.log(metrics)  # which takes the step's own log for done
+            self.control.should_log = should_log
 
     def _first_prefix(self) -> str:
         """Prefix of the first data set's measures in an evaluation of all: probes belong to the whole of it."""
@@ -373,7 +435,7 @@ class MTSLVRTrainer(Trainer):
             state = {
                 "training_seconds": self._watch.seconds,
                 "stream": self.progress.state_dict(),
-                "probes": {probe.name: probe.state_dict() for probe in self._probes()},
+                "probe_seconds": self._probe_seconds,
             }
             save_run_state(folder, self.args.process_index, self.args.world_size, state)
             self.accelerator.wait_for_everyone()  # so that transformers' state, written last, completes it
@@ -446,7 +508,7 @@ class MTSLVRTrainer(Trainer):
     def _figures(self, step: int) -> dict[str, float]:
         """The last value of each measure that was logged up to a step."""
         names = {f"{prefix}{name}" for prefix in ("", "eval_") for name in CARD_METRICS}
-        names.update(name for probe in self._probes() for name in probe.metric_names())
+        names.update(name for probe in self.probes for name in probe.metric_names(self.model.config))
         figures: dict[str, float] = {}
         for entry in self.state.log_history:
             if entry["step"] <= step:
@@ -474,4 +536,4 @@ def _share_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
-__all__ = ["MTSLVRTrainer", "SideStream"]
+__all__ = ["MTSLVRTrainer", "SaveBestCallback", "SideStream", "StepEndCallback"]

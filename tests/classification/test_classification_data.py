@@ -8,9 +8,10 @@ import pytest
 import soundfile
 import torch
 from classifier_runs import HERTZ, RATE, make_rows, tone, write_folder
+from transformers import TrainingArguments
 
 from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRModel
-from mtslvr_hf.classification import ClipCollator, ClipDataset, prepare
+from mtslvr_hf.classification import ClipCollator, ClipDataset, drop_bad_clips, embed_clips
 from mtslvr_hf.data import BadClip, TooManyBadRows, from_dataset, load_labelled_audio
 
 NAMES = list(HERTZ)
@@ -164,11 +165,12 @@ def test_bad_clips_are_left_out_and_counted(tmp_path, caplog):
     clips = ClipDataset(load_labelled_audio(folder), RATE)
     with pytest.raises(BadClip, match=r"low/1\.wav"):
         clips[4]
-    usable, embeddings = prepare(clips, max_bad_share=0.2)
-    assert usable == [0, 1, 2, 3, 5, 6, 7, 8] and embeddings is None
+    args = TrainingArguments(tmp_path / "out", use_cpu=True)
+    usable = drop_bad_clips(clips, args, max_bad_share=0.2)
+    assert [usable.data.row(n) for n in range(len(usable))] == [clips.data.row(n) for n in range(9) if n != 4]
     assert "1 of 9 rows skipped" in caplog.text and "low/1.wav" in caplog.text
     with pytest.raises(TooManyBadRows, match="1 unreadable"):
-        prepare(clips, max_bad_share=0.1)
+        drop_bad_clips(clips, args, max_bad_share=0.1)
 
 
 def test_embeddings_of_all_clips_are_those_of_each(tmp_path):
@@ -178,9 +180,10 @@ def test_embeddings_of_all_clips_are_those_of_each(tmp_path):
     extractor = MTSLVRFeatureExtractor()
     torch.manual_seed(0)
     model = MTSLVRModel(MTSLVRConfig(base_width=4, window_seconds=1.0, embedding_size=8)).eval()
-    usable, embeddings = prepare(clips, model, extractor, batch_size=4)
-    assert usable == list(range(6)) and embeddings.shape == (6, 8)
+    args = TrainingArguments(tmp_path / "out", use_cpu=True, per_device_eval_batch_size=4)
+    embedded = embed_clips(clips, model, extractor, args)
+    assert len(embedded) == 6 and embedded.embeddings.shape == (6, 8)
     for index in range(6):
         inputs = extractor(clips[index]["waveform"], sampling_rate=RATE, return_tensors="pt")
         with torch.no_grad():
-            assert torch.allclose(model(**inputs).pooler_output[0], embeddings[index], atol=1e-5)
+            assert torch.allclose(model(**inputs).pooler_output[0], embedded.embeddings[index], atol=1e-5)

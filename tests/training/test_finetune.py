@@ -338,6 +338,7 @@ def test_two_processes_share_a_linear_probe(tmp_path, model):
 LOAD_BY_NAME = """
 import sys
 sys.modules["mtslvr_hf"] = None
+import numpy as np
 from transformers import pipeline
 classify = pipeline("audio-classification", "tester/tones", trust_remote_code=True, device="cpu")
 print({entry["label"] for entry in classify(np.ones(16000, np.float32), top_k=None)} == {"high", "low", "middle"})

@@ -192,7 +192,7 @@ def test_help_explains_every_field(capsys):
     with pytest.raises(SystemExit):
         read("--help")
     text = capsys.readouterr().out
-    for name in arguments._own_defaults():
+    for name in read("--output_dir", "out")[0]:
         assert f"--{name}" in text, name
     assert "Share of the training split's clips" in " ".join(text.split())
 
@@ -266,8 +266,8 @@ def test_a_folder_belongs_to_one_run(run_file, capsys):
     pretrain.main([run_file, "--output_dir", "out", "--max_steps", "2"])
     for options, message in (
         ([], "the end of a run of 2 steps"),
-        (["--depth", "34"], "a run of another network: depth (18, now 34)"),
-        (["--resume_from_checkpoint", "nowhere"], "nowhere is no complete checkpoint"),
+        (["--depth", "34"], "out holds another run: depth (18, now 34)"),
+        (["--resume_from_checkpoint", "nowhere"], "no complete checkpoint in nowhere"),
     ):
         with pytest.raises(SystemExit, match=re.escape(message)):
             pretrain.main([run_file, "--output_dir", "out", "--max_steps", "2", *options])

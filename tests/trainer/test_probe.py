@@ -1,4 +1,4 @@
-"""ProbeCallback: what it measures, what it leaves alone, and what it may cost."""
+"""Probe: what it measures, when it is called, and what it leaves alone."""
 
 import random
 import shutil
@@ -12,7 +12,7 @@ from transformers import AutoModelForPreTraining
 from mtslvr_hf import MTSLVRFeatureExtractor
 from mtslvr_hf.embedding import encode
 from mtslvr_hf.evaluation import EvaluationData, few_shot_accuracy, probe
-from mtslvr_hf.trainer import ProbeCallback
+from mtslvr_hf.trainer import Probe
 from mtslvr_hf.trainer.checkpoints import load_run_state
 
 CLASSES = ["high", "low"]
@@ -43,14 +43,8 @@ def make_data(clips=40, **changes):
     return EvaluationData(**{**fields, **changes})
 
 
-def make_probe(clips=40, callback=ProbeCallback, **options):
-    return callback(make_data(clips), **options)
-
-
-def probed(trainer, *probes):
-    for callback in probes:
-        trainer.add_callback(callback)
-    return trainer
+def make_probe(clips=40, **options):
+    return Probe(make_data(clips), **options)
 
 
 def names(part, kind="accuracy", name="probe"):
@@ -62,11 +56,10 @@ def names(part, kind="accuracy", name="probe"):
 
 def test_a_probe_is_that_of_the_embeddings_that_encode_gives(tmp_path):
     data = make_data()
-    callbacks = [
-        ProbeCallback(data, kind, name=kind, max_clips=1000, ways=2, episodes=50)
-        for kind in ("linear", "knn", "few_shot")
+    kinds = [
+        Probe(data, kind, name=kind, max_clips=1000, ways=2, episodes=50) for kind in ("linear", "knn", "few_shot")
     ]
-    trainer = probed(make_trainer(tmp_path), *callbacks)
+    trainer = make_trainer(tmp_path, probes=kinds)
     metrics = trainer.evaluate()
     both = encode(make_model(), data.audio, feature_extractor=MTSLVRFeatureExtractor(), convert_to="torch")  # (N, D)
     parts = {"contrastive": both[:, :16], "predictive": both[:, 16:], "both": both}
@@ -88,7 +81,7 @@ def test_a_probe_is_that_of_the_embeddings_that_encode_gives(tmp_path):
     ],
 )
 def test_measures_are_named_by_the_models_embeddings(tmp_path, changes, expected):
-    metrics = probed(make_trainer(tmp_path, model=make_model(**changes)), make_probe()).evaluate()
+    metrics = make_trainer(tmp_path, model=make_model(**changes), probes=[make_probe()]).evaluate()
     found = {name.rpartition("_")[2] for name in metrics if name.startswith("eval_probe_accuracy_")}
     assert found == expected
     assert 0 < metrics["eval_probe_seconds"] == metrics["eval_probe_total_seconds"]
@@ -96,7 +89,7 @@ def test_measures_are_named_by_the_models_embeddings(tmp_path, changes, expected
 
 def test_clips_of_several_classes_are_measured_by_mean_average_precision(tmp_path):
     data = make_data(multi_label=True)
-    metrics = probed(make_trainer(tmp_path), ProbeCallback(data)).evaluate()
+    metrics = make_trainer(tmp_path, probes=[Probe(data)]).evaluate()
     assert 0 < metrics[names("both", "map")] <= 1
 
 
@@ -104,36 +97,45 @@ def test_groups_are_kept_apart_where_the_data_asks_for_it(tmp_path):
     groups = [f"speaker {number // 2}" for number in range(40)]
     seen = []
 
-    class Recording(ProbeCallback):
+    class Recording(Probe):
         def _score(self, embeddings):
             seen.append((self.data.groups, self.data.group_disjoint))
             return super()._score(embeddings)
 
-    probed(make_trainer(tmp_path), Recording(make_data(groups=groups, group_disjoint=True))).evaluate()
+    make_trainer(tmp_path, probes=[Recording(make_data(groups=groups, group_disjoint=True))]).evaluate()
     assert seen[-1] == (groups, True)
-    one = ProbeCallback(make_data(groups=["one"] * 40, group_disjoint=True))
+    one = Probe(make_data(groups=["one"] * 40, group_disjoint=True))
     with pytest.raises(ValueError, match="1 groups cannot be divided"):
-        probed(make_trainer(tmp_path), one).evaluate()
-    probed(make_trainer(tmp_path), ProbeCallback(make_data(groups=["one"] * 40))).evaluate()
+        make_trainer(tmp_path, probes=[one]).evaluate()
+    make_trainer(tmp_path, probes=[Probe(make_data(groups=["one"] * 40))]).evaluate()
+
+
+def test_scores_are_computed_in_float32(tmp_path):
+    class Recording(Probe):
+        def _score(self, embeddings):
+            assert not torch.is_autocast_enabled("cpu") and embeddings.dtype == torch.float32
+            return super()._score(embeddings)
+
+    assert names("both") in make_trainer(tmp_path, bf16=True, probes=[Recording(make_data())]).evaluate()
 
 
 def test_clips_are_chosen_by_class_and_bad_ones_left_out(tmp_path, caplog):
     data = make_data(60)
     data.audio[7] = {"bytes": b"no audio", "path": "broken.wav"}
-    callback = ProbeCallback(data, max_clips=60)
-    probed(make_trainer(tmp_path), callback).evaluate()
-    assert len(callback.data) == 59 and "1 clips cannot be used" in caplog.text and "broken.wav" in caplog.text
-    callback = make_probe(60, max_clips=20)
-    probed(make_trainer(tmp_path), callback).evaluate()
-    assert callback.data.labels.sum(0).tolist() == [10, 10]
+    evaluator = Probe(data, max_clips=60)
+    make_trainer(tmp_path, probes=[evaluator]).evaluate()
+    assert len(evaluator.data) == 59 and "1 clips cannot be used" in caplog.text and "broken.wav" in caplog.text
+    evaluator = make_probe(60, max_clips=20)
+    make_trainer(tmp_path, probes=[evaluator]).evaluate()
+    assert evaluator.data.labels.sum(0).tolist() == [10, 10]
 
 
 # When
 
 
 def test_probes_run_with_evaluations_or_every_so_many_steps(tmp_path):
-    trainer = make_trainer(tmp_path, max_steps=8, eval_steps=4)
-    probed(trainer, make_probe(), make_probe(name="own", steps=3))
+    probes = [make_probe(), make_probe(name="own", steps=3)]
+    trainer = make_trainer(tmp_path, max_steps=8, eval_steps=4, probes=probes)
     trainer.train()
     assert logged(trainer, names("both")).keys() == logged(trainer, "eval_loss").keys() == {4, 8}
     assert logged(trainer, names("both", name="own")).keys() == {3, 6}
@@ -142,7 +144,7 @@ def test_probes_run_with_evaluations_or_every_so_many_steps(tmp_path):
 
 
 def test_a_probe_needs_no_evaluations(tmp_path):
-    trainer = probed(make_trainer(tmp_path, eval_strategy="no"), make_probe(steps=4))
+    trainer = make_trainer(tmp_path, eval_strategy="no", probes=[make_probe(steps=4)])
     trainer.train()
     assert logged(trainer, names("both")).keys() == {4} and not logged(trainer, "eval_loss")
     trainer.save_model()
@@ -150,7 +152,7 @@ def test_a_probe_needs_no_evaluations(tmp_path):
 
 
 def test_several_evaluation_sets_are_probed_once(tmp_path):
-    trainer = probed(make_trainer(tmp_path), make_probe())
+    trainer = make_trainer(tmp_path, probes=[make_probe()])
     trainer.eval_dataset = {"one": make_clips(), "two": make_clips()}
     metrics = trainer.evaluate()
     assert {"eval_one_loss", "eval_two_loss", names("both")} <= metrics.keys()
@@ -161,7 +163,7 @@ def test_several_evaluation_sets_are_probed_once(tmp_path):
 
 
 def run(folder, *probes, **options):
-    trainer = probed(make_trainer(folder, max_steps=6, eval_steps=3, save_total_limit=None, **options), *probes)
+    trainer = make_trainer(folder, max_steps=6, eval_steps=3, save_total_limit=None, **options, probes=probes)
     trainer.train()
     return trainer
 
@@ -177,14 +179,14 @@ def test_a_run_is_the_same_with_a_probe_and_without(tmp_path):
 
 
 def test_a_probe_leaves_modes_statistics_and_generators_as_they_were(tmp_path):
-    callback = make_probe()
-    trainer = probed(make_trainer(tmp_path), callback)
+    evaluator = make_probe()
+    trainer = make_trainer(tmp_path, probes=[evaluator])
     trainer.model.train()
     trainer.model.mtslvr.encoder.eval()  # as a frozen part would be
     state = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     modes = {name: module.training for name, module in trainer.model.named_modules()}
     generators = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
-    callback._measure()
+    evaluator(trainer.model, trainer.processing_class)
     assert {name: module.training for name, module in trainer.model.named_modules()} == modes
     assert all(torch.equal(value, state[name]) for name, value in trainer.model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), generators[0])
@@ -194,12 +196,12 @@ def test_a_probe_leaves_modes_statistics_and_generators_as_they_were(tmp_path):
 def test_a_resumed_run_is_the_uninterrupted_one_and_knows_what_probes_cost(tmp_path):
     whole = run(tmp_path / "whole", make_probe())
     shutil.copytree(tmp_path / "whole/checkpoint-3", tmp_path / "half/checkpoint-3")
-    callback = make_probe()
-    half = probed(make_trainer(tmp_path / "half", max_steps=6, eval_steps=3, save_total_limit=None), callback)
+    evaluator = make_probe()
+    half = make_trainer(tmp_path / "half", max_steps=6, eval_steps=3, save_total_limit=None, probes=[evaluator])
     half.train(resume_from_checkpoint=True)
     for name in ("loss", "eval_loss", names("both"), names("predictive")):
         assert logged(half, name) == pytest.approx(logged(whole, name), rel=1e-6), name
-    spent = load_run_state(tmp_path / "half/checkpoint-3", 0, 1)["probes"]["probe"]["seconds"]
+    spent = load_run_state(tmp_path / "half/checkpoint-3", 0, 1)["probe_seconds"]["probe"]
     assert spent == logged(whole, "eval_probe_total_seconds")[3]
     assert logged(half, "eval_probe_total_seconds")[6] > spent
 
@@ -207,7 +209,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_and_knows_what_probes_cost(tmp_p
 # The best checkpoint
 
 
-class Scripted(ProbeCallback):
+class Scripted(Probe):
     """Measures what it is told."""
 
     def __init__(self, values, **options):
@@ -222,10 +224,10 @@ BEST = {"metric_for_best_model": names("both"), "eval_steps": 1, "max_steps": 20
 
 
 def test_a_probe_drives_the_best_checkpoint_and_early_stopping(tmp_path):
-    trainer = make_trainer(tmp_path, **BEST, early_stopping_patience=2)
+    probes = [Scripted([0.5, 0.9, 0.7, 0.8])]
+    trainer = make_trainer(tmp_path, **BEST, early_stopping_patience=2, probes=probes)
     assert trainer.args.greater_is_better
-    callback = Scripted([0.5, 0.9, 0.7, 0.8])
-    probed(trainer, callback).train()
+    trainer.train()
     assert trainer.state.global_step == 4 and trainer.state.best_metric == 0.9
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
     best = AutoModelForPreTraining.from_pretrained(tmp_path / "checkpoint-2").state_dict()
@@ -245,7 +247,7 @@ def test_a_probe_drives_the_best_checkpoint_and_early_stopping(tmp_path):
     ],
 )
 def test_probes_that_cannot_work_fail_before_the_first_step(tmp_path, probe_options, options, message):
-    trainer = probed(make_trainer(tmp_path, **options), make_probe(**probe_options))
+    trainer = make_trainer(tmp_path, **options, probes=[make_probe(**probe_options)])
     with pytest.raises(ValueError, match=message):
         trainer.train()
     assert trainer.state.global_step == 0
@@ -262,17 +264,11 @@ def test_probes_that_cannot_work_fail_before_the_first_step(tmp_path, probe_opti
 )
 def test_probes_that_make_no_sense_are_refused(changes, options, message):
     with pytest.raises(ValueError, match=message):
-        ProbeCallback(make_data(**changes), **options)
-
-
-def test_a_probe_needs_a_trainer_that_knows_it(tmp_path):
-    trainer = make_trainer(tmp_path)
-    with pytest.raises(TypeError, match="needs an MTSLVRTrainer"):
-        make_probe().on_train_begin(trainer.args, trainer.state, trainer.control)
+        Probe(make_data(**changes), **options)
 
 
 def test_embeddings_that_are_not_finite_have_no_measure_and_stop_nothing(tmp_path):
-    trainer = probed(make_trainer(tmp_path), make_probe())
+    trainer = make_trainer(tmp_path, probes=[make_probe()])
     with torch.no_grad():
         trainer.model.mtslvr.head("predictive").weight.fill_(torch.nan)
     metrics = trainer.evaluate()
@@ -282,12 +278,12 @@ def test_embeddings_that_are_not_finite_have_no_measure_and_stop_nothing(tmp_pat
 
 def test_probes_need_names_of_their_own(tmp_path):
     with pytest.raises(ValueError, match="named probe, probe; give each a `name`"):
-        probed(make_trainer(tmp_path), make_probe(), make_probe())
+        make_trainer(tmp_path, probes=[make_probe(), make_probe()])
 
 
 def test_clips_that_are_no_audio_at_all_are_refused(tmp_path):
     data = make_data(audio=[{"bytes": b"no audio", "path": f"{number}.wav"} for number in range(40)])
-    trainer = probed(make_trainer(tmp_path), ProbeCallback(data))
+    trainer = make_trainer(tmp_path, probes=[Probe(data)])
     with pytest.raises(ValueError, match=r"tones: none of 40 clips can be used, the first: unreadable: 0\.wav"):
         trainer.train()
     assert trainer.state.global_step == 0
