@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,22 +14,12 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..audio.hashing import hash_integers
-from ..audio.recording import open_recording
+from ..audio.recording import read_waveform
 from ..data import BadClip, SkippedRows
 from ..data.labelled import LabelledAudio
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
 
 logger = logging.getLogger(__name__)
-
-
-def read_waveform(audio: Mapping[str, Any], sampling_rate: int) -> np.ndarray:
-    """All of an undecoded row `{"bytes", "path"}`: mono, (samples,) float32, not normalised. Silence is allowed.
-
-    Raises:
-        BadClip: If it is missing, no audio, cut off, empty or not finite; the message says which and names it.
-    """
-    with open_recording(audio) as recording:
-        return np.concatenate(list(recording.blocks(sampling_rate)))
 
 
 class ClipDataset(Dataset):
@@ -217,4 +207,4 @@ def _report(mine: SkippedRows, max_bad_share: float, world_size: int) -> None:
         logger.warning("\n  ".join([str(skipped), *skipped.examples]))
 
 
-__all__ = ["ClipCollator", "ClipDataset", "EmbeddedClips", "SetEpoch", "prepare", "read_waveform"]
+__all__ = ["ClipCollator", "ClipDataset", "EmbeddedClips", "SetEpoch", "prepare"]
