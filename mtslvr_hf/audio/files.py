@@ -1,9 +1,10 @@
-"""Encoded audio files: opening a path, bytes or a URL; formats and truncation."""
+"""Encoded audio files: opening a path or bytes, copying a URL; formats and truncation."""
 
 from __future__ import annotations
 
 import io
 import re
+import shutil
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
@@ -25,17 +26,22 @@ def describe(audio: Mapping[str, Any]) -> str:
 
 
 def open_audio(audio: Mapping[str, Any]) -> BinaryIO:
-    """Opens an encoded file for reading.
+    """Opens the bytes or the local path of an encoded file for reading.
 
     Raises:
         BadClip: If there are neither bytes nor a path.
-        OSError: If the path cannot be opened. (A URL may raise the other `READ_ERRORS`.)
+        OSError: If the path cannot be opened.
     """
     if audio.get("bytes"):
         return io.BytesIO(audio["bytes"])  # shares the memory
     if audio.get("bytes") is not None or not audio.get("path"):
-        raise BadClip("empty", f"{describe(audio)}: no data")
-    return open(audio["path"], "rb")
+        raise BadClip("empty", f"{describe(audio)}: no data; leave it out")
+    return open(audio["path"], "rb", buffering=0)
+
+
+def is_url(audio: Mapping[str, Any]) -> bool:
+    """Whether a row's audio must be copied before it can be opened."""
+    return audio.get("bytes") is None and "://" in str(audio.get("path") or "")
 
 
 def fetch(audio: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -44,14 +50,29 @@ def fetch(audio: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         BadClip: If it cannot be read.
     """
-    path = audio.get("path") or ""
-    if audio.get("bytes") is not None or "://" not in path:
+    if not is_url(audio):
         return audio
+    data = io.BytesIO()
+    copy_url(audio["path"], data, describe(audio))
+    return {"bytes": data.getvalue(), "path": audio["path"]}
+
+
+def copy_url(url: str, destination: BinaryIO, name: str) -> None:
+    """Copies what stands at a URL that fsspec opens.
+
+    Raises:
+        BadClip: If it cannot be read.
+    """
     try:
-        with fsspec.open(path, "rb") as file:
-            return {"bytes": file.read(), "path": path}
+        with fsspec.open(url, "rb") as source:
+            shutil.copyfileobj(source, destination, 2**20)
+        destination.flush()
     except (*READ_ERRORS, ValueError, ImportError) as error:  # fsspec: unknown protocols, missing packages
-        raise BadClip("unreadable", f"{path}: {type(error).__name__}: {summary(error)}") from error
+        raise BadClip(
+            "unreadable",
+            f"{name}: the URL cannot be read ({type(error).__name__}: {summary(error)}); check the address, the "
+            "network and that fsspec knows the protocol, or download the file first",
+        ) from error
 
 
 def torchcodec_decoder(data: str | bytes, name: str) -> Any:
@@ -103,8 +124,10 @@ def mix_down(waveform: np.ndarray) -> np.ndarray:
 __all__ = [
     "MP3_SLACK_FRAMES",
     "UNKNOWN_FRAMES",
+    "copy_url",
     "describe",
     "fetch",
+    "is_url",
     "missing_bytes",
     "mix_down",
     "needs_torchcodec",

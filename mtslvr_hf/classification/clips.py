@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,23 +15,13 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..audio.hashing import hash_integers
-from ..audio.recording import open_recording
+from ..audio.recording import read_waveform
 from ..data import BadClip, SkippedRows
 from ..data.labelled import LabelledAudio
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
 from ..modeling_mtslvr import MTSLVRModel
 
 logger = logging.getLogger(__name__)
-
-
-def read_waveform(audio: Mapping[str, Any], sampling_rate: int) -> np.ndarray:
-    """All of an undecoded row `{"bytes", "path"}`: mono, (samples,) float32, not normalised. Silence is allowed.
-
-    Raises:
-        BadClip: If it is missing, no audio, cut off, empty or not finite; the message says which and names it.
-    """
-    with open_recording(audio) as recording:
-        return np.concatenate(list(recording.blocks(sampling_rate)))
 
 
 class ClipDataset(Dataset):
@@ -230,5 +220,4 @@ __all__ = [
     "SetEpoch",
     "drop_bad_clips",
     "embed_clips",
-    "read_waveform",
 ]

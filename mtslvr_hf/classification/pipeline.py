@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AudioClassificationPipeline
 
-from .clips import read_waveform
+from ..audio.recording import read_waveform
 
 
 class MTSLVRAudioClassificationPipeline(AudioClassificationPipeline):

@@ -9,9 +9,8 @@ from audio_files import RATE, encode, noise, row
 
 from mtslvr_hf.audio.clips import decode_clip
 from mtslvr_hf.audio.errors import BadClip
-from mtslvr_hf.audio.recording import open_recording
+from mtslvr_hf.audio.recording import open_recording, read_waveform
 from mtslvr_hf.caching.audio_writer import encode_flac
-from mtslvr_hf.classification.clips import read_waveform
 
 FORMATS = [
     ("WAV", "PCM_16"),

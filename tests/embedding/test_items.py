@@ -135,7 +135,7 @@ class TestKindsOfItems:
 
         def play(start, stop):
             asked.append((start, stop))
-            return SimpleNamespace(data=torch.from_numpy(sound[None, start * RATE : stop * RATE]))
+            return SimpleNamespace(data=torch.from_numpy(sound[None, round(start * RATE) : round(stop * RATE)]))
 
         decoder = SimpleNamespace(
             metadata=SimpleNamespace(sample_rate=RATE, duration_seconds=130.0),
