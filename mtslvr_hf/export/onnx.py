@@ -2,8 +2,6 @@
 
 import copy
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -11,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..embedding.encode import feature_extractor_of
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
+from ..files import whole_file
 from ..modeling_mtslvr import MTSLVRModel, MTSLVRPreTrainedModel
-from .graphs import SpectrogramGraph, WaveformGraph, onnx_decompositions
+from .graphs import DECOMPOSITIONS, EmbeddingGraph, SpectrogramGraph, WaveformGraph
 
 INPUTS = ("waveform", "spectrogram")
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
@@ -96,33 +94,28 @@ def export_onnx(
     """
     _check_packages()
     destination = Path(destination)
-    network = _float32_copy(model)
-    tasks = network.config.resolve_tasks(tasks)
-    _check_arguments(network, destination, input, tasks, opset)
-    reference = copy.deepcopy(network)
-    if network.config.merged_adapters is None:
-        network.merge_adapters(tasks)
-    graph = (WaveformGraph if input == "waveform" else SpectrogramGraph)(network, tasks).eval()
+    reference = copy.deepcopy(model.base_model).to("cpu", torch.float32).eval().requires_grad_(False)
+    tasks = reference.config.resolve_tasks(tasks)
+    _check_arguments(reference, destination, input, opset)
     extractor = feature_extractor or feature_extractor_of(model)
-    program = _to_onnx(graph, opset)
-    program.model.metadata_props.update(_metadata(network, input, tasks, extractor))
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".export-") as folder:
-        temporary = Path(folder) / "model.onnx"
+    kind = WaveformGraph if input == "waveform" else SpectrogramGraph
+    graph, batches = kind(reference.inference_network(tasks), tasks), kind.batches(reference)
+    program = to_onnx(graph.eval(), batches[-1], opset)
+    program.model.metadata_props.update(_metadata(reference, input, tasks, extractor))
+    with whole_file(destination) as temporary:
         program.save(temporary, external_data=False)
-        errors = compare(temporary, reference, graph.batches(reference), tasks)
+        errors = compare(temporary, reference, batches, tasks)
         worst = float(torch.tensor(errors).max())  # NaN if there is one
         if not worst <= TOLERANCE:
             raise ExportError(
                 f"the exported network differs from torch by {worst:.1e} of an embedding, more than {TOLERANCE:.0e}; "
                 "wrote nothing. Are the model's weights and statistics finite, torch and onnxscript up to date?"
             )
-        os.replace(temporary, destination)
     return ExportReport(
         path=destination,
         input=input,
         tasks=tasks,
-        embedding_size=int(program.model.graph.outputs[0].shape[1]),
+        embedding_size=reference.config.embedding_size_of(tasks),
         opset=program.model.opset_imports[""],
         size=destination.stat().st_size,
         clips=len(errors),
@@ -171,7 +164,7 @@ def _check_packages() -> None:
         )
 
 
-def _check_arguments(network: MTSLVRModel, destination: Path, input: str, tasks: list[str], opset: int | None) -> None:
+def _check_arguments(network: MTSLVRModel, destination: Path, input: str, opset: int | None) -> None:
     if input not in INPUTS:
         raise ValueError(f"`input` must be one of {', '.join(map(repr, INPUTS))}; got {input!r}.")
     if input == "spectrogram" and network.config.frontend == "waveform":
@@ -182,25 +175,19 @@ def _check_arguments(network: MTSLVRModel, destination: Path, input: str, tasks:
         raise ValueError(f"{destination} is a folder; expected a file to write, such as {destination / 'model.onnx'}.")
 
 
-def _float32_copy(model: MTSLVRPreTrainedModel) -> MTSLVRModel:
-    """The model without what stands behind its embedding, on the CPU; the original keeps device, dtype and mode."""
-    return copy.deepcopy(model.base_model).to("cpu", torch.float32).eval().requires_grad_(False)
-
-
-def _to_onnx(graph: nn.Module, opset: int | None) -> Any:
-    """Traces the graph and translates it; a `torch.onnx.ONNXProgram`."""
+def to_onnx(graph: EmbeddingGraph, example: dict[str, torch.Tensor], opset: int | None = None) -> Any:
+    """Traces a graph, whose `dynamic_axes` say which may vary, and translates it; a `torch.onnx.ONNXProgram`."""
     from onnxscript import optimizer
 
-    inputs, dynamic = graph.example()
-    shapes = {name: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for name, axes in dynamic.items()}
+    dynamic = {name: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for name, axes in graph.dynamic_axes.items()}
     with torch.no_grad():
-        program = torch.export.export(
-            graph, inputs, dynamic_shapes=shapes, strict=False, prefer_deferred_runtime_asserts_over_guards=True
-        ).run_decompositions(onnx_decompositions())
-    onnx_program = torch.onnx.export(
-        program,
-        inputs,
-        input_names=list(graph.input_names),
+        traced = torch.export.export(
+            graph, (), example, dynamic_shapes=dynamic, prefer_deferred_runtime_asserts_over_guards=True
+        ).run_decompositions(DECOMPOSITIONS)
+    program = torch.onnx.export(
+        traced,
+        dynamic_shapes=graph.dynamic_axes,
+        input_names=list(graph.dynamic_axes),
         output_names=[OUTPUT],
         opset_version=opset,
         dynamo=True,
@@ -208,7 +195,7 @@ def _to_onnx(graph: nn.Module, opset: int | None) -> Any:
         optimize=False,
         verbose=False,
     )
-    written = onnx_program.model.opset_imports[""]
+    written = program.model.opset_imports[""]
     if opset not in (None, written):  # torch only logs it
         raise ValueError(
             f"`opset` is {opset}, which this onnxscript cannot write (it wrote {written}): update it, or choose "
@@ -216,16 +203,12 @@ def _to_onnx(graph: nn.Module, opset: int | None) -> Any:
         )
     # Not `optimize=True`, whose rewriting takes the 2e-16 that is added before a logarithm for 0 and drops it
     # (onnxscript 0.7), so that silence becomes -inf.
-    optimizer.inline(onnx_program.model)
-    optimizer.fold_constants(onnx_program.model)
-    optimizer.remove_unused_nodes(onnx_program.model)
-    for value, axes in zip(onnx_program.model.graph.inputs, dynamic.values()):
-        for axis, name in axes.items():
-            value.shape[axis] = name
-    onnx_program.model.graph.outputs[0].shape[0] = "batch"
-    for node in onnx_program.model.graph:
+    optimizer.inline(program.model)
+    optimizer.fold_constants(program.model)
+    optimizer.remove_unused_nodes(program.model)
+    for node in program.model.graph:
         node.metadata_props.clear()  # stack traces, with the paths of this machine
-    return onnx_program
+    return program
 
 
 def _metadata(
@@ -250,4 +233,4 @@ def _metadata(
     return {f"mtslvr.{name}": json.dumps(value) for name, value in facts.items()}
 
 
-__all__ = ["ExportError", "ExportReport", "compare", "export_onnx"]
+__all__ = ["ExportError", "ExportReport", "compare", "export_onnx", "to_onnx"]
