@@ -13,8 +13,6 @@ import numpy as np
 
 from .errors import DECODE_ERRORS, READ_ERRORS, BadClip, summary
 
-UNKNOWN_FRAMES = 2**62  # libsndfile gives about 2**63 for a FLAC stream whose header does not tell its length
-MP3_SLACK_FRAMES = 2 * 1152  # encoders announce up to two MP3 frames more than decoders return
 # Chunks that hold the audio (WAV, AIFF, AU, CAF, W64, RF64) in libsndfile's log: "data : 384000 (should be 3796)".
 SHORT_CHUNK = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
 STREAMED_SIZES = (2**31 - 1, 2**31, 2**32 - 1)  # what programs write that do not know the length yet
@@ -122,8 +120,6 @@ def mix_down(waveform: np.ndarray) -> np.ndarray:
 
 
 __all__ = [
-    "MP3_SLACK_FRAMES",
-    "UNKNOWN_FRAMES",
     "copy_url",
     "describe",
     "fetch",
