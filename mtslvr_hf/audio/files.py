@@ -23,7 +23,7 @@ def describe(audio: Mapping[str, Any]) -> str:
     return audio.get("path") or f"{len(audio.get('bytes') or b'')} bytes without a name"
 
 
-def open_audio(audio: Mapping[str, Any]) -> BinaryIO:
+def open_audio(audio: Mapping[str, Any], name: str | None = None) -> BinaryIO:
     """Opens the bytes or the local path of an encoded file for reading.
 
     Raises:
@@ -32,9 +32,10 @@ def open_audio(audio: Mapping[str, Any]) -> BinaryIO:
     """
     if audio.get("bytes"):
         return io.BytesIO(audio["bytes"])  # shares the memory
-    if audio.get("bytes") is not None or not audio.get("path"):
-        raise BadClip("empty", f"{describe(audio)}: no data; leave it out")
-    return open(audio["path"], "rb", buffering=0)
+    if audio.get("bytes") is None and audio.get("path"):
+        return open(audio["path"], "rb", buffering=0)
+    what = "neither bytes nor a path" if audio.get("bytes") is None else "no data: the file is empty"
+    raise BadClip("empty", f"{name or describe(audio)}: {what}; leave it out")
 
 
 def is_url(audio: Mapping[str, Any]) -> bool:
