@@ -53,7 +53,8 @@ def decode_clip(
     """
     with open_recording(audio) as recording:
         crop = _choose_crop(recording, clip_seconds, sampling_rate, crop_seed)
-        mono = np.concatenate(list(recording.read(crop.begin, crop.end)))
+        blocks = list(recording.read(crop.begin, crop.end))
+    mono = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
     level = _level_dbfs(mono)
     if not math.isfinite(level) and level != -math.inf:
         raise BadClip("non_finite", f"{recording.name}: contains infinite values or NaN")

@@ -13,8 +13,6 @@ import numpy as np
 
 from .errors import DECODE_ERRORS, READ_ERRORS, BadClip, summary
 
-UNKNOWN_FRAMES = 2**62  # libsndfile gives about 2**63 for a FLAC stream whose header does not tell its length
-MP3_SLACK_FRAMES = 2 * 1152  # encoders announce up to two MP3 frames more than decoders return
 # Chunks that hold the audio (WAV, AIFF, AU, CAF, W64, RF64) in libsndfile's log: "data : 384000 (should be 3796)".
 SHORT_CHUNK = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
 STREAMED_SIZES = (2**31 - 1, 2**31, 2**32 - 1)  # what programs write that do not know the length yet
@@ -25,7 +23,7 @@ def describe(audio: Mapping[str, Any]) -> str:
     return audio.get("path") or f"{len(audio.get('bytes') or b'')} bytes without a name"
 
 
-def open_audio(audio: Mapping[str, Any]) -> BinaryIO:
+def open_audio(audio: Mapping[str, Any], name: str | None = None) -> BinaryIO:
     """Opens the bytes or the local path of an encoded file for reading.
 
     Raises:
@@ -34,9 +32,10 @@ def open_audio(audio: Mapping[str, Any]) -> BinaryIO:
     """
     if audio.get("bytes"):
         return io.BytesIO(audio["bytes"])  # shares the memory
-    if audio.get("bytes") is not None or not audio.get("path"):
-        raise BadClip("empty", f"{describe(audio)}: no data; leave it out")
-    return open(audio["path"], "rb", buffering=0)
+    if audio.get("bytes") is None and audio.get("path"):
+        return open(audio["path"], "rb", buffering=0)
+    what = "neither bytes nor a path" if audio.get("bytes") is None else "no data: the file is empty"
+    raise BadClip("empty", f"{name or describe(audio)}: {what}; leave it out")
 
 
 def is_url(audio: Mapping[str, Any]) -> bool:
@@ -122,8 +121,6 @@ def mix_down(waveform: np.ndarray) -> np.ndarray:
 
 
 __all__ = [
-    "MP3_SLACK_FRAMES",
-    "UNKNOWN_FRAMES",
     "copy_url",
     "describe",
     "fetch",

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 STOP_SECONDS = 1.0  # to wait for a thread that is in the middle of something when the rest is not wanted
-
-
-class _Failure(NamedTuple):
-    error: BaseException
-
-
-class _Done:
-    """Stands behind an item's last result."""
 
 
 class ReadAhead:
@@ -24,6 +15,8 @@ class ReadAhead:
 
     Threads take the items, one thread at a time, and work on several at once. At most twice `limit` results wait to be
     used: beyond `limit`, only the item whose turn it is goes on. So memory is bounded, and no order of events blocks.
+    An error is raised at its item's turn. The threads are daemons, unlike those of an executor: no read that hangs
+    keeps the interpreter from ending.
 
     Args:
         items: Where the items come from; it is iterated in the threads.
@@ -43,13 +36,13 @@ class ReadAhead:
         self.work = work
         self.num_workers = num_workers
         self.limit = limit
-        self._pulling = threading.Lock()
+        self._taking = threading.Lock()
         self._changed = threading.Condition()  # guards all that follows
-        self._queues: dict[int, deque[Any]] = {}
-        self._pulled = 0  # items taken so far
-        self._turn = 0  # the item that the caller waits for
+        self._queues: dict[int, deque[tuple[Any, BaseException | bool]]] = {}  # of results, and whether that is all
+        self._taken = 0  # items
+        self._turn = 0  # the item whose results are used; below 0, no more are
         self._waiting = 0  # results in all queues
-        self._closed = False  # no more items are to be taken
+        self._ended = False  # no more items are to be taken
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         if self.num_workers == 0:
@@ -61,36 +54,34 @@ class ReadAhead:
         for thread in threads:
             thread.start()
         try:
-            for number in itertools.count():
-                while not isinstance(result := self._take(number), _Done):
-                    if result is None:
-                        return
-                    yield number, result
+            while (entry := self._next()) is not None:
+                result, end = entry
+                if isinstance(end, BaseException):
+                    raise end
+                if not end:
+                    yield self._turn, result
         finally:
             with self._changed:
-                self._closed, self._turn = True, -1
+                self._ended, self._turn = True, -1
                 self._changed.notify_all()
             for thread in threads:
                 thread.join(STOP_SECONDS)
 
-    def _take(self, number: int) -> Any:
-        """Waits for an item's next result; `None` if there is no such item."""
+    def _next(self) -> tuple[Any, BaseException | bool] | None:
+        """Waits for the next entry of the item whose turn it is; None behind the last item."""
         with self._changed:
-            self._turn = number
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._queues.get(number) or (self._closed and number >= self._pulled))
-            if number not in self._queues:
+            self._changed.wait_for(lambda: self._queues.get(self._turn) or (self._ended and self._turn >= self._taken))
+            if self._turn >= self._taken:
                 return None
-            result = self._queues[number].popleft()
+            entry = self._queues[self._turn].popleft()
             self._waiting -= 1
-            if isinstance(result, _Done):
-                del self._queues[number]
+            if entry[1]:
+                del self._queues[self._turn]
+                self._turn += 1
             self._changed.notify_all()
-        if isinstance(result, _Failure):
-            raise result.error
-        return result
+            return entry
 
-    def _put(self, number: int, result: Any) -> bool:
+    def _put(self, number: int, result: Any = None, end: BaseException | bool = False) -> bool:
         """Queues a result when there is room; False if it is not wanted any more."""
         with self._changed:
             queue = self._queues[number]
@@ -99,12 +90,10 @@ class ReadAhead:
                     self._turn < 0 or self._waiting < self.limit or (self._turn == number and len(queue) < self.limit)
                 )
             )
-            if self._turn < 0:
-                return False
-            queue.append(result)
+            queue.append((result, end))
             self._waiting += 1
             self._changed.notify_all()
-            return True
+            return self._turn >= 0
 
     def _run(self) -> None:
         while self._work_on_next():
@@ -112,43 +101,32 @@ class ReadAhead:
 
     def _work_on_next(self) -> bool:
         """Takes an item and works on it; False if there is none. Nothing here keeps an item longer than its work."""
-        with self._pulling:
-            if self._closed:
+        with self._taking:
+            if self._ended:
                 return False
-            found, item = self._pull()
-        if not found:
-            return False
-        number, item = item
+            item, end = None, False
+            try:
+                item = next(self.items)
+            except StopIteration:
+                end = True
+            except BaseException as error:  # raised in the caller's thread
+                end = error
+            with self._changed:
+                number = self._taken
+                self._ended = self._ended or bool(end)
+                if end is not True:
+                    self._queues[number] = deque()
+                    self._taken += 1
+                self._changed.notify_all()
+        if end:
+            return end is not True and self._put(number, end=end)
         try:
             for result in self.work(number, item):
                 if not self._put(number, result):
                     return False
-        except BaseException as error:  # not swallowed: it is raised in the caller's thread, at the item's turn
-            return self._put(number, _Failure(error))
-        return self._put(number, _Done())
-
-    def _pull(self) -> tuple[bool, Any]:
-        """Takes the next item with its number; an error in the iterator is raised at the turn the item would have."""
-        error = item = None
-        try:
-            item = next(self.items)
-        except StopIteration:
-            found = False
-        except BaseException as failure:  # raised in the caller's thread
-            found, error = False, failure
-        else:
-            found = True
-        with self._changed:
-            number = self._pulled
-            if found or error is not None:
-                self._queues[number] = deque()
-                self._pulled += 1
-            if error is not None:
-                self._queues[number].append(_Failure(error))
-                self._waiting += 1
-            self._closed = self._closed or not found
-            self._changed.notify_all()
-        return found, (number, item)
+        except BaseException as error:  # raised in the caller's thread, at the item's turn
+            return self._put(number, end=error)
+        return self._put(number, end=True)
 
 
 __all__ = ["ReadAhead"]

@@ -8,7 +8,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
@@ -19,8 +19,6 @@ import soxr
 
 from .errors import DECODE_ERRORS, BadClip, summary
 from .files import (
-    MP3_SLACK_FRAMES,
-    UNKNOWN_FRAMES,
     copy_url,
     describe,
     is_url,
@@ -32,6 +30,8 @@ from .files import (
 )
 
 BLOCK_SAMPLES = 2**18  # of all channels together: 1 MiB of float32
+MP3_SLACK_FRAMES = 2 * 1152  # encoders announce up to two MP3 frames more than decoders return
+UNKNOWN_FRAMES = 2**62  # libsndfile gives about 2**63 for a FLAC stream whose header does not tell its length
 UNKNOWN_LENGTH_FRAMES = 4096  # libsndfile does not hand out the last, partial block of such a stream
 RANGE_SECONDS = 60  # that torchcodec decodes at once
 FORMATS = "WAV, FLAC, MP3, OGG, Opus, AIFF; with torchcodec M4A, WebM, AAC, WMA"
@@ -118,18 +118,22 @@ def open_recording(audio: Mapping[str, Any], name: str | None = None) -> Iterato
         BadClip: If it is missing, a folder, not audio, empty or cut off, or the URL cannot be read.
     """
     name = name or describe(audio)
-    with ExitStack() as stack:
-        if is_url(audio):
-            copy = stack.enter_context(tempfile.NamedTemporaryFile(prefix="mtslvr-"))
+    if is_url(audio):
+        with tempfile.NamedTemporaryFile(prefix="mtslvr-") as copy:
             copy_url(audio["path"], copy, name)
-            audio = {"path": copy.name}
-        file, magic = _open(audio, name, stack)
-        if needs_torchcodec(magic):
-            source = bytes(audio["bytes"]) if audio.get("bytes") else str(audio["path"])
-            raw_aac = magic[0] == 0xFF  # has no container; its duration is a guess from the bit rate
-            yield decoder_recording(torchcodec_decoder(source, name), name, exact=not raw_aac)
-        else:
-            yield _sound_recording(_openings(audio, file, name, stack), name)
+            with open_recording({"path": copy.name}, name) as recording:
+                yield recording
+        return
+    file, magic = _open(audio, name)
+    if needs_torchcodec(magic):
+        file.close()
+        source = bytes(audio["bytes"]) if audio.get("bytes") else str(audio["path"])
+        raw_aac = magic[0] == 0xFF  # has no container; its duration is a guess from the bit rate
+        yield decoder_recording(torchcodec_decoder(source, name), name, exact=not raw_aac)
+        return
+    with file, _open_sound(file, name) as sound:
+        frames = sound.frames if sound.frames <= UNKNOWN_FRAMES else None
+        yield Recording(name, sound.samplerate, partial(_read_sound, [sound], audio, name), frames)
 
 
 def decoder_recording(decoder: Any, name: str, exact: bool = False) -> Recording:
@@ -149,11 +153,7 @@ def decoder_recording(decoder: Any, name: str, exact: bool = False) -> Recording
     if not rate:
         raise BadClip("unreadable", f"{name}: there is no audio in it that torchcodec finds")
     frames = int((decoder.metadata.duration_seconds or 0) * rate) if exact else 0
-    slack = rate // 10  # containers round their duration
-    decode = partial(_decode_ranges, decoder, rate, slack, name)
-    return Recording(
-        name, rate, partial(_read, decode, RANGE_SECONDS * rate, name, rate, frames, slack), frames or None
-    )
+    return Recording(name, rate, partial(_read_ranges, decoder, name, rate, frames), frames or None)
 
 
 def read_waveform(audio: Mapping[str, Any], sampling_rate: int) -> np.ndarray:
@@ -166,10 +166,10 @@ def read_waveform(audio: Mapping[str, Any], sampling_rate: int) -> np.ndarray:
         return np.concatenate(list(recording.blocks(sampling_rate)))
 
 
-def _open(audio: Mapping[str, Any], name: str, stack: ExitStack) -> tuple[BinaryIO, bytes]:
+def _open(audio: Mapping[str, Any], name: str) -> tuple[BinaryIO, bytes]:
     """Opens a file and reads what it begins with."""
     try:
-        file = stack.enter_context(open_audio(audio))
+        file = open_audio(audio, name)
         magic = file.read(16)
         file.seek(0)
     except IsADirectoryError as error:
@@ -185,45 +185,43 @@ def _open(audio: Mapping[str, Any], name: str, stack: ExitStack) -> tuple[Binary
     return file, magic
 
 
-def _openings(audio: Mapping[str, Any], file: BinaryIO, name: str, stack: ExitStack) -> Iterator[soundfile.SoundFile]:
-    """Opens a file with libsndfile as often as it is read: version 1.2 seeks wrongly in OGG Vorbis after decoding.
-
-    libsndfile takes a file's descriptor: from a path it would guess formats by the suffix.
-    """
-    while True:
-        source = file if isinstance(file, io.BytesIO) else file.fileno()
-        try:
-            sound = stack.enter_context(soundfile.SoundFile(source, closefd=False))
-        except DECODE_ERRORS as error:
-            raise BadClip(
-                "unreadable", f"{name}: no audio that could be read ({summary(error)}); expected {FORMATS}"
-            ) from error
-        missing = missing_bytes(sound.extra_info)
-        if missing:
-            raise BadClip("truncated", f"{name}: {missing} bytes less than its header says; fetch or write it again")
-        yield sound
-        file = stack.enter_context(open_audio(audio))
+def _open_sound(file: BinaryIO, name: str) -> soundfile.SoundFile:
+    """Opens what libsndfile reads, by a file's descriptor: from a path it would guess formats by the suffix."""
+    try:
+        sound = soundfile.SoundFile(file if isinstance(file, io.BytesIO) else file.fileno(), closefd=False)
+    except DECODE_ERRORS as error:
+        raise BadClip(
+            "unreadable", f"{name}: no audio that could be read ({summary(error)}); expected {FORMATS}"
+        ) from error
+    missing = missing_bytes(sound.extra_info)
+    if missing:
+        sound.close()
+        raise BadClip("truncated", f"{name}: {missing} bytes less than its header says; fetch or write it again")
+    return sound
 
 
-def _sound_recording(openings: Iterator[soundfile.SoundFile], name: str) -> Recording:
-    sound = next(openings)
-    rate, frames = sound.samplerate, sound.frames if sound.frames <= UNKNOWN_FRAMES else None
-    size = UNKNOWN_LENGTH_FRAMES if frames is None else max(UNKNOWN_LENGTH_FRAMES, BLOCK_SAMPLES // sound.channels)
-    slack = MP3_SLACK_FRAMES if sound.format == "MP3" else 0
-    decode = partial(_decode_sound, itertools.chain([sound], openings))
-    return Recording(name, rate, partial(_read, decode, size, name, rate, frames or 0, slack), frames)
-
-
-def _decode_sound(
-    openings: Iterator[soundfile.SoundFile], begin: int, end: int | None, size: int
+def _read_sound(
+    unread: list[soundfile.SoundFile], audio: Mapping[str, Any], name: str, begin: int = 0, end: int | None = None
 ) -> Iterator[np.ndarray]:
-    """Decodes what libsndfile reads to (frames, channels)."""
-    sound = next(openings)
+    """Reads what libsndfile opened; opens it anew the second time: version 1.2 seeks wrongly in OGG Vorbis by then."""
+    if not unread:
+        with open_recording(audio, name) as recording:
+            yield from recording.read(begin, end)
+        return
+    sound = unread.pop()
+    known = sound.frames <= UNKNOWN_FRAMES
+    size = max(UNKNOWN_LENGTH_FRAMES, BLOCK_SAMPLES // sound.channels) if known else UNKNOWN_LENGTH_FRAMES
+    blocks = _decode_sound(sound, begin, end or sound.frames, end - begin if end else size)
+    slack = MP3_SLACK_FRAMES if sound.format == "MP3" else 0
+    yield from _mixed(blocks, name, sound.samplerate, begin, end or (sound.frames if known else 0), slack)
+
+
+def _decode_sound(sound: soundfile.SoundFile, begin: int, end: int, size: int) -> Iterator[np.ndarray]:
+    """Seeks, and decodes to (frames, channels)."""
     if begin and sound.seekable():
         sound.seek(begin)
     elif begin:
         sound.read(begin, dtype="float32")
-    end = sound.frames if end is None else end
     for start in range(begin, end, size):
         block = sound.read(min(size, end - start), dtype="float32", always_2d=True)
         if len(block) == 0:
@@ -231,11 +229,17 @@ def _decode_sound(
         yield block
 
 
-def _decode_ranges(
-    decoder: Any, rate: int, slack: int, name: str, begin: int, end: int | None, size: int
+def _read_ranges(
+    decoder: Any, name: str, rate: int, frames: int, begin: int = 0, end: int | None = None
 ) -> Iterator[np.ndarray]:
+    """Reads with torchcodec; containers round their duration, by less than 0.1 s."""
+    yield from _mixed(_decode_ranges(decoder, name, rate, begin, end), name, rate, begin, end or frames, rate // 10)
+
+
+def _decode_ranges(decoder: Any, name: str, rate: int, begin: int, end: int | None) -> Iterator[np.ndarray]:
     """Decodes range after range to (frames, channels), until one is not full."""
-    for start in itertools.count(begin, size) if end is None else [begin]:
+    size = end - begin if end else RANGE_SECONDS * rate
+    for start in itertools.count(begin, size):
         try:
             samples = decoder.get_samples_played_in_range(start / rate, (start + size) / rate).data
         except DECODE_ERRORS as error:  # it is one to ask for a range behind the end
@@ -243,39 +247,28 @@ def _decode_ranges(
                 raise
             raise BadClip("unreadable", f"{name}: no audio that could be read ({summary(error)})") from error
         yield samples.T.numpy()
-        if samples.shape[1] < size - slack:
+        if end or samples.shape[1] < size - rate // 10:
             return
 
 
-def _read(
-    decode: Callable[[int, int | None, int], Iterator[np.ndarray]],
-    size: int,
-    name: str,
-    rate: int,
-    frames: int,
-    slack: int,
-    begin: int = 0,
-    end: int | None = None,
+def _mixed(
+    blocks: Iterator[np.ndarray], name: str, rate: int, begin: int, end: int, slack: int
 ) -> Iterator[np.ndarray]:
-    """Mixes decoded blocks down; at the end, tells a file that is truncated by more than `slack`."""
-    blocks = decode(begin, end, size if end is None else end - begin)
-    read, wanted, failure = 0, (end or frames) - begin, "no more samples"
-    while True:
-        try:
-            block = next(blocks, None)
-        except BadClip:
-            raise
-        except DECODE_ERRORS as error:  # libsndfile's end of a stream of unknown length is one
-            block, failure = None, summary(error)
-        if block is None:
-            break
-        read += len(block)
-        yield mix_down(block)
-    if read < min(wanted, max(1, wanted - slack)):
+    """Mixes decoded blocks down; refuses them at their end if more than `slack` frames before `end` are missing."""
+    read, failure = 0, "no more samples"
+    try:
+        for block in blocks:
+            read += len(block)
+            yield mix_down(block)
+    except BadClip:
+        raise
+    except DECODE_ERRORS as error:  # libsndfile's end of a stream of unknown length is one
+        failure = summary(error)
+    if read < min(end - begin, max(1, end - begin - slack)):
         raise BadClip(
             "truncated",
-            f"{name}: ends after {(begin + read) / rate:.2f} of {(begin + wanted) / rate:.2f} s ({failure}); fetch or "
-            "write it again",
+            f"{name}: ends after {(begin + read) / rate:.2f} of {end / rate:.2f} s ({failure}); fetch or write it "
+            "again",
         )
     if read == 0:
         raise BadClip("empty", f"{name}: no samples; leave it out")

@@ -105,7 +105,7 @@ def test_bad_rows():
     assert reason(row(encode(np.zeros(0), format="WAV"))) == "empty"
     assert reason(row(b"RIFFclip")) == "unreadable"
     assert reason(row(None, "/no/such/clip")) == "unreadable"
-    with pytest.raises(BadClip, match="empty: 0 bytes without a name: no data; leave it out"):
+    with pytest.raises(BadClip, match="empty: 0 bytes without a name: neither bytes nor a path"):
         read(row(None, None))
 
 
