@@ -27,8 +27,8 @@ def describe(audio: Mapping[str, Any]) -> str:
     return audio.get("path") or f"{len(audio.get('bytes') or b'')} bytes without a name"
 
 
-def open_audio(audio: Mapping[str, Any]) -> BinaryIO:
-    """Opens the bytes or the local path of an encoded file for reading.
+def open_audio(audio: Mapping[str, Any], name: str | None = None) -> BinaryIO:
+    """Opens the bytes or the local path of an encoded file, which messages call `name`, for reading.
 
     Raises:
         BadClip: If there are neither bytes nor a path.
@@ -37,7 +37,7 @@ def open_audio(audio: Mapping[str, Any]) -> BinaryIO:
     if audio.get("bytes"):
         return io.BytesIO(audio["bytes"])  # shares the memory
     if audio.get("bytes") is not None or not audio.get("path"):
-        raise BadClip("empty", f"{describe(audio)}: no data; leave it out")
+        raise BadClip("empty", f"{name or describe(audio)}: no data; leave it out")
     return open(audio["path"], "rb", buffering=0)
 
 

@@ -169,7 +169,7 @@ def read_waveform(audio: Mapping[str, Any], sampling_rate: int) -> np.ndarray:
 def _open(audio: Mapping[str, Any], name: str, stack: ExitStack) -> tuple[BinaryIO, bytes]:
     """Opens a file and reads what it begins with."""
     try:
-        file = stack.enter_context(open_audio(audio))
+        file = stack.enter_context(open_audio(audio, name))
         magic = file.read(16)
         file.seek(0)
     except IsADirectoryError as error:
