@@ -26,6 +26,7 @@ class ClassificationTrainer(Trainer):
         card: The model card that saving and publishing write; none is written without it.
     """
 
+    model: MTSLVRForAudioClassification
     card: ModelCard | None = None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -63,8 +64,6 @@ class LinearProbeTrainer(ClassificationTrainer):
         train_dataset: The embedded training clips.
         kwargs: As for Trainer.
     """
-
-    model: MTSLVRForAudioClassification
 
     def __init__(
         self, model: MTSLVRForAudioClassification, args: TrainingArguments, train_dataset: EmbeddedClips, **kwargs: Any
