@@ -1,4 +1,4 @@
-"""Atomic file writes, and the SHA-256 of a file."""
+"""Atomic file writes, the SHA-256 of a file, and the output folder of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 TEMPORARY = ".tmp"
 
@@ -57,4 +60,10 @@ def sha256_of(file: Path) -> str:
     return digest.hexdigest()
 
 
-__all__ = ["TEMPORARY", "sha256_of", "temporary_name", "whole_file", "write_json", "write_whole"]
+def output_folder(args: TrainingArguments) -> Path:
+    """The output folder of a run, for which TrainingArguments has a default of its own."""
+    assert args.output_dir is not None
+    return Path(args.output_dir)
+
+
+__all__ = ["TEMPORARY", "output_folder", "sha256_of", "temporary_name", "whole_file", "write_json", "write_whole"]

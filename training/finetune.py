@@ -13,8 +13,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from finetuning_arguments import DataArguments, FineTuningArguments, ModelArguments, read_arguments
 from runs import find_checkpoint, finish, save, save_arguments, set_up_logging
@@ -40,6 +39,7 @@ from mtslvr_hf.classification import (
     single_label_metrics,
 )
 from mtslvr_hf.data import LabelledAudio, load_labelled_audio
+from mtslvr_hf.files import output_folder
 
 logger = logging.getLogger("finetune")
 
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     report(trainer, clips, metrics, model_args, data_args)
     save(trainer, metrics)
     if model_args.save_adapter and trainer.is_world_process_zero():
-        trainer.model.save_adapter(Path(args.output_dir) / "adapter", model_args.adapter_name)
+        trainer.model.save_adapter(str(output_folder(args) / "adapter"), model_args.adapter_name)
     finish(trainer)
     return metrics
 
@@ -151,20 +151,23 @@ def make_trainer(
 ) -> tuple[ClassificationTrainer, Clips]:
     """The Trainer, and the clips without those that cannot be used, all of which are decoded once to know that."""
     probe = model_args.method == "linear_probe"
-    encoder = model.mtslvr.to(args.device).inference_network() if probe else None
+    encoder = None
+    if probe:
+        model.mtslvr.to(args.device)  # type: ignore[arg-type]  # transformers hides the signature of `to`
+        encoder = model.mtslvr.inference_network()
 
-    def usable(data: LabelledAudio | None, random_crops: bool = False) -> ClipDataset | EmbeddedClips | None:
-        if data is None:
-            return None
+    def usable(data: LabelledAudio, random_crops: bool = False) -> ClipDataset | EmbeddedClips:
         dataset = ClipDataset(data, extractor.sampling_rate, data_args.max_seconds, random_crops, args.seed)
-        if probe:
+        if encoder is not None:
             return embed_clips(dataset, encoder, extractor, args, data_args.max_bad_share)
         return drop_bad_clips(dataset, args, data_args.max_bad_share)
 
-    train, evaluation = usable(clips.train, random_crops=not probe), usable(clips.evaluation)
+    train, evaluation = usable(clips.train, random_crops=not probe), None
+    if clips.evaluation is not None:
+        evaluation = usable(clips.evaluation)
     clips = Clips(train.data, None if evaluation is None else evaluation.data, clips.split)
     report_classes(clips)
-    options = {
+    options: dict[str, Any] = {
         "model": model,
         "args": args,
         "train_dataset": train,
@@ -173,7 +176,7 @@ def make_trainer(
         "compute_metrics": multi_label_metrics if clips.train.multi_label else single_label_metrics,
         "compute_loss_func": make_loss(clips.train, data_args),
     }
-    if probe:
+    if isinstance(train, EmbeddedClips):
         return LinearProbeTrainer(**options), clips
     return ClassificationTrainer(data_collator=ClipCollator(extractor), callbacks=[SetEpoch(train)], **options), clips
 

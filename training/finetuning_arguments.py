@@ -28,9 +28,7 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
-    model: str | None = field(
-        default=None, metadata={"help": "Folder or Hub name of a pre-trained MT-SLVR model. Required."}
-    )
+    model: str = field(default="", metadata={"help": "Folder or Hub name of a pre-trained MT-SLVR model. Required."})
     method: str = field(
         default="linear_probe",
         metadata={
@@ -60,8 +58,8 @@ class DataArguments(AudioArguments):
 
     _argument_group_name = "data"
 
-    data: str | None = field(
-        default=None,
+    data: str = field(
+        default="",
         metadata={
             "help": "A folder with a folder of audio files per class, a folder of parquet shards, or a data set on "
             "the Hub. Required."
@@ -122,10 +120,10 @@ class FineTuningArguments(TrainingArguments):
     )
     save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep. null keeps all."})
     dataloader_num_workers: int = field(default=1, metadata={"help": "Processes per device that decode audio."})
-    dataloader_persistent_workers: bool | None = field(
+    dataloader_persistent_workers: bool | None = field(  # type: ignore[assignment]  # None until __post_init__
         default=None, metadata={"help": "Keep these processes from epoch to epoch. Default: if there are any."}
     )
-    dataloader_pin_memory: bool | None = field(
+    dataloader_pin_memory: bool | None = field(  # type: ignore[assignment]  # None until __post_init__
         default=None, metadata={"help": "Pin batches in memory. Default: if there is a GPU."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Leave false: there are no columns."})
@@ -165,7 +163,8 @@ def read_arguments(
     wrong = _contradiction(values)
     if wrong:
         parser.error(wrong)
-    return values, *parser.parse_dict(values)
+    model, data, training = parser.parse_dict(values)
+    return values, model, data, training
 
 
 def _contradiction(values: dict[str, Any]) -> str | None:

@@ -48,14 +48,18 @@ class Entry:
     rows: dict[str, list[Row]]
 
     def accuracy(self, data: str) -> float:
-        return mean(row.accuracy for row in self.rows[data])
+        return mean(self._values(data, "accuracy"))
 
     def cell(self, data: str) -> str:
         """ "50.2 ± 0.2" of one seed, with "(49.1 to 51.0)" of several."""
-        values = [100 * row.accuracy for row in self.rows[data]]
+        values = [100 * value for value in self._values(data, "accuracy")]
         # Seeds are scored on the same episodes, so that the mean's interval is no wider than theirs on average.
-        shown = f"{mean(values):.1f} ± {100 * mean(row.interval for row in self.rows[data]):.1f}"
+        shown = f"{mean(values):.1f} ± {100 * mean(self._values(data, 'interval')):.1f}"
         return shown if len(values) == 1 else f"{shown} ({min(values):.1f} to {max(values):.1f})"
+
+    def _values(self, data: str, name: str) -> list[float]:
+        """A field of all seeds; None does not occur, as clips of the paper's data sets have one class each."""
+        return [getattr(row, name) for row in self.rows[data]]
 
     @property
     def networks(self) -> int:
@@ -153,13 +157,13 @@ def differences(results: Sequence[DataResult]) -> str:
 
 def _paired(result: DataResult, better: str, other: str) -> Iterator[tuple[int, tuple[float, float]]]:
     for entry in result.differences:
-        runs = split_name(entry.model), split_name(entry.other)
-        if None in runs or runs[0][1] != runs[1][1]:
+        first, second = split_name(entry.model), split_name(entry.other)
+        if first is None or second is None or first[1] != second[1]:
             continue
-        if (runs[0][0], runs[1][0]) == (better, other):
-            yield runs[0][1], (entry.difference, entry.interval)
-        elif (runs[1][0], runs[0][0]) == (better, other):
-            yield runs[0][1], (-entry.difference, entry.interval)
+        if (first[0], second[0]) == (better, other):
+            yield first[1], (entry.difference, entry.interval)
+        elif (second[0], first[0]) == (better, other):
+            yield first[1], (-entry.difference, entry.interval)
 
 
 def shares(results: Sequence[DataResult]) -> str:
@@ -167,13 +171,15 @@ def shares(results: Sequence[DataResult]) -> str:
     models = list(dict.fromkeys(model for result in results for model in result.weight_shares))
     lines = []
     for model in models:
-        row, seed = split_name(model)
+        run = split_name(model)
+        if run is None:
+            continue
         found = [result.weight_shares.get(model) for result in results]
         cells = [
             f"{100 * shares.shares['contrastive']:.1f} ± {100 * shares.intervals['contrastive']:.1f}" if shares else ""
             for shares in found
         ]
-        lines.append([title(row), str(seed), *cells])
+        lines.append([title(run[0]), str(run[1]), *cells])
     return markdown_table(["", "seed", *(result.data for result in results)], lines)
 
 

@@ -46,8 +46,8 @@ class DataArguments(AudioArguments):
 
     _argument_group_name = "data"
 
-    dataset_name: str | None = field(
-        default=None,
+    dataset_name: str = field(
+        default="",
         metadata={"help": "Name on the Hub, or a folder of parquet shards, audio files or tar shards. Required."},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
@@ -116,7 +116,8 @@ def read_arguments(
     values = {**parser.defaults(), **parser.read(argv)}
     if not values.get("output_dir"):
         parser.error("CONFIG.yaml is missing; without one, give --output_dir")
-    return values, *parser.parse_dict(values)
+    model, data, probe, training = parser.parse_dict(values)
+    return values, model, data, probe, training
 
 
 __all__ = ["DataArguments", "ModelArguments", "ProbeArguments", "read_arguments"]

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 from transformers import logging as transformers_logging
 
+from mtslvr_hf.files import output_folder
 from mtslvr_hf.trainer import is_complete, last_checkpoint
 
 logger = logging.getLogger("runs")
@@ -47,7 +48,7 @@ class RunParser(HfArgumentParser):
 
     def __init__(self, arguments: Sequence[type], prog: str, description: str):
         usage = "%(prog)s [CONFIG.yaml] [--field value ...]"
-        super().__init__(arguments, prog=prog, usage=usage, description=description, allow_abbrev=False)
+        super().__init__(cast(Any, arguments), prog=prog, usage=usage, description=description, allow_abbrev=False)
         self.fields = {o.name: o for kind in arguments for o in dataclasses.fields(kind) if o.init}
         self.add_argument(
             "config", metavar="CONFIG.yaml", nargs="?", type=Path, help="Values of the fields below, as YAML."
@@ -143,12 +144,12 @@ def find_checkpoint(
     if wanted is not None and wanted.lower() in ("false", "no"):
         return None
     if wanted is None or wanted.lower() in ("true", "yes"):
-        place, checkpoint = args.output_dir, last_checkpoint(args.output_dir)
+        place, checkpoint = args.output_dir, last_checkpoint(output_folder(args))
     else:
         place, checkpoint = wanted, wanted if is_complete(wanted) else None
     if checkpoint is None:
         return None if wanted is None else sys.exit(f"There is no complete checkpoint in {place} to resume from.")
-    saved = Path(args.output_dir) / saved_config
+    saved = output_folder(args) / saved_config
     before = yaml.safe_load(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
     names = [option.name for kind in fixed for option in dataclasses.fields(kind)]
     changed = [f"{n} ({before[n]}, now {values[n]})" for n in names if n in before and before[n] != values[n]]
@@ -166,7 +167,7 @@ def save_arguments(values: Mapping[str, Any], args: TrainingArguments, saved_con
     if args.should_save:
         plain = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
         plain = {name: value for name, value in plain.items() if name not in NOT_SAVED}
-        path = Path(args.output_dir) / saved_config
+        path = output_folder(args) / saved_config
         path.parent.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
         path.write_text(f"# Repeats this run: {path.stem}.py {path.name}\n{text}", encoding="utf-8")

@@ -9,12 +9,13 @@ from huggingface_hub.errors import HfHubHTTPError
 
 REASONS = ("unreadable", "missing_codec", "truncated", "empty", "non_finite", "silent", "unreadable_shard")
 MAX_ERROR_LENGTH = 200
+Exceptions = tuple[type[BaseException], ...]
 # What reading a file can raise, over a network too. Neither the HTTPError of the Hub's client nor the ClientError of
 # fsspec's (aiohttp) is an OSError, nor is a timeout of fsspec before Python 3.11.
-READ_ERRORS = (*HfHubHTTPError.__bases__, aiohttp.ClientError, asyncio.TimeoutError, EOFError)
+READ_ERRORS: Exceptions = (*HfHubHTTPError.__bases__, aiohttp.ClientError, asyncio.TimeoutError, EOFError)
 # libsndfile's errors are RuntimeErrors; bad headers also give ValueError (NumPy, soxr), TypeError (no format) and,
 # with absurd sizes, MemoryError, OverflowError and ZeroDivisionError.
-DECODE_ERRORS = (*READ_ERRORS, RuntimeError, ValueError, TypeError, MemoryError, ArithmeticError)
+DECODE_ERRORS: Exceptions = (*READ_ERRORS, RuntimeError, ValueError, TypeError, MemoryError, ArithmeticError)
 
 
 class BadClip(ValueError):
@@ -39,4 +40,4 @@ def summary(error: BaseException) -> str:
     return text[:MAX_ERROR_LENGTH] or type(error).__name__
 
 
-__all__ = ["DECODE_ERRORS", "READ_ERRORS", "REASONS", "BadClip", "summary"]
+__all__ = ["DECODE_ERRORS", "READ_ERRORS", "REASONS", "BadClip", "Exceptions", "summary"]

@@ -6,16 +6,18 @@ import io
 import re
 import shutil
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import fsspec
 import numpy as np
 
-from .errors import DECODE_ERRORS, READ_ERRORS, BadClip, summary
+from .errors import DECODE_ERRORS, READ_ERRORS, BadClip, Exceptions, summary
 
 # Chunks that hold the audio (WAV, AIFF, AU, CAF, W64, RF64) in libsndfile's log: "data : 384000 (should be 3796)".
 SHORT_CHUNK = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
 STREAMED_SIZES = (2**31 - 1, 2**31, 2**32 - 1)  # what programs write that do not know the length yet
+URL_ERRORS: Exceptions = (*READ_ERRORS, ValueError, ImportError)  # fsspec: unknown protocols, missing packages
+TORCHCODEC_ERRORS: Exceptions = (*DECODE_ERRORS, ImportError)
 
 
 def describe(audio: Mapping[str, Any]) -> str:
@@ -24,7 +26,7 @@ def describe(audio: Mapping[str, Any]) -> str:
 
 
 def open_audio(audio: Mapping[str, Any], name: str | None = None) -> BinaryIO:
-    """Opens the bytes or the local path of an encoded file for reading.
+    """Opens the bytes or the local path of an encoded file, which messages call `name`, for reading.
 
     Raises:
         BadClip: If there are neither bytes nor a path.
@@ -56,7 +58,7 @@ def fetch(audio: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"bytes": data.getvalue(), "path": audio["path"]}
 
 
-def copy_url(url: str, destination: BinaryIO, name: str) -> None:
+def copy_url(url: str, destination: IO[bytes], name: str) -> None:
     """Copies what stands at a URL that fsspec opens.
 
     Raises:
@@ -66,7 +68,7 @@ def copy_url(url: str, destination: BinaryIO, name: str) -> None:
         with fsspec.open(url, "rb") as source:
             shutil.copyfileobj(source, destination, 2**20)
         destination.flush()
-    except (*READ_ERRORS, ValueError, ImportError) as error:  # fsspec: unknown protocols, missing packages
+    except URL_ERRORS as error:
         raise BadClip(
             "unreadable",
             f"{name}: the URL cannot be read ({type(error).__name__}: {summary(error)}); check the address, the "
@@ -84,7 +86,7 @@ def torchcodec_decoder(data: str | bytes, name: str) -> Any:
         from torchcodec.decoders import AudioDecoder
 
         return AudioDecoder(data)
-    except (ImportError, *DECODE_ERRORS) as error:
+    except TORCHCODEC_ERRORS as error:
         # Without FFmpeg's libraries torchcodec may be imported, but not used.
         if not isinstance(error, (ImportError, OSError)) and "load libtorchcodec" not in str(error):
             raise BadClip("unreadable", f"{name}: {summary(error)}") from error

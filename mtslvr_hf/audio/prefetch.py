@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 STOP_SECONDS = 1.0  # to wait for a thread that is in the middle of something when the rest is not wanted
@@ -44,7 +44,7 @@ class ReadAhead:
         self._waiting = 0  # results in all queues
         self._ended = False  # no more items are to be taken
 
-    def __iter__(self) -> Iterator[tuple[int, Any]]:
+    def __iter__(self) -> Generator[tuple[int, Any], None, None]:
         if self.num_workers == 0:
             for number, item in enumerate(self.items):
                 for result in self.work(number, item):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -47,7 +47,7 @@ class CachedClip:
     clipped: int = 0
 
 
-class AudioWriter(ShardWriter):
+class AudioWriter(ShardWriter[CachedClip]):
     """Decodes partitions, shard by shard, in threads: libsndfile and soxr do not hold Python's lock.
 
     Args:
@@ -61,7 +61,7 @@ class AudioWriter(ShardWriter):
         self.sampling_rate = sampling_rate
         self.num_workers = num_workers
 
-    def results(self, audio: Iterator[Any]) -> Iterator[CachedClip]:
+    def results(self, audio: Iterator[Any]) -> Generator[CachedClip, None, None]:
         ahead = ReadAhead(audio, self._work, self.num_workers, limit=max(1, self.num_workers))
         with closing(iter(ahead)) as clips:
             for _, clip in clips:

@@ -89,7 +89,7 @@ def create_classifier_card(config: MTSLVRConfig, summary: ClassifierSummary, rep
         data,
         title=title,
         repo=repo_id or "NAME_OR_FOLDER_OF_THIS_MODEL",
-        classes=_shown([config.id2label[number] for number in range(config.num_labels)]),
+        classes=_shown([label for _, label in sorted((config.id2label or {}).items())]),
         several=config.problem_type == "multi_label_classification",
         rows=_rows(summary, dataset, base_model),
         measured=[(words, f"{value:.4f}") for words, _, value in measured],

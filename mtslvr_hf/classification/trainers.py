@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import ModelCard
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
+from ..files import output_folder
 from ..modeling_mtslvr import MTSLVRForAudioClassification, MTSLVRModelOutput
 from .clips import EmbeddedClips
 
@@ -26,16 +26,20 @@ class ClassificationTrainer(Trainer):
         card: The model card that saving and publishing write; none is written without it.
     """
 
+    model: MTSLVRForAudioClassification
     card: ModelCard | None = None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes `card` into the output folder; what Trainer gives for a card of its own is not needed."""
         if self.card is not None and self.is_world_process_zero():
-            self.card.save(Path(self.args.output_dir) / CARD_NAME)
+            self.card.save(output_folder(self.args) / CARD_NAME)
 
 
 class _StandIn(nn.Module):
     """Takes the encoder's place: what comes in are embeddings, what goes out are these standardised."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
 
     def __init__(self, mean: torch.Tensor, std: torch.Tensor):
         super().__init__()
@@ -70,7 +74,7 @@ class LinearProbeTrainer(ClassificationTrainer):
         self.encoder = model.mtslvr
         std, mean = torch.std_mean(train_dataset.embeddings, dim=0, correction=0)
         # A dimension that does not vary says nothing, and a classifier of raw embeddings could not be divided by 0.
-        self.stand_in = _StandIn(mean, torch.where(std > 1e-6 * std.max(), std, 1.0))
+        self.stand_in = cast(Any, _StandIn(mean, torch.where(std > 1e-6 * std.max(), std, 1.0)))
         model.mtslvr = self.stand_in
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
 
@@ -89,7 +93,8 @@ class LinearProbeTrainer(ClassificationTrainer):
         """Gives the model its encoder back, for good, and returns it on the Trainer's device."""
         self._to_raw(self.model.classifier)
         self.model.mtslvr = self.encoder
-        return self.model.to(self.args.device).eval()
+        self.model.to(self.args.device)  # type: ignore[arg-type]  # transformers hides the signature of `to`
+        return self.model.eval()
 
     @torch.no_grad()
     def _to_raw(self, classifier: nn.Linear) -> None:

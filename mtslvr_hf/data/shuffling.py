@@ -21,7 +21,7 @@ class Row(NamedTuple):
     """One undecoded row, or the failure to read on in a shard."""
 
     place: int  # which of the reader's shards of this epoch it is from
-    index: int  # which row of that shard it is
+    index: int  # type: ignore[assignment]  # hides the method of tuples; which row of that shard it is
     audio: Mapping[str, Any] | None
     error: str | None
 
@@ -30,7 +30,7 @@ class Cursor(NamedTuple):
     """A place in one epoch of a reader: the shuffle block that begins at a row, and how much of it was used."""
 
     place: int = 0
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]  # hides the method of tuples
     used: int = 0
 
 
@@ -78,12 +78,12 @@ class ShuffledReader:
         rows = self._rows(assignment, start)
         if self.read_ahead:
             rows = _in_thread(rows, self.read_ahead)
-        block = list(islice(rows, self.block_rows))
+        block: list[Any] = list(islice(rows, self.block_rows))
         used = start.used
         while block:
             place, index = block[0].place, block[0].index
             order = _generator(self.seed, epoch, assignment.shards[place], index).permutation(len(block))
-            following = []
+            following: list[Row] = []
             for n, i in enumerate(order, 1):
                 row, block[i] = block[i], None  # so that the memory of rows used is free for those read
                 if n > used:

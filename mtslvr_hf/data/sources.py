@@ -90,7 +90,7 @@ def load_audio(
     """
     path = None if data_files is not None else local_path(name)
     kind, files = ("dataset", []) if path is None else look_into(path, config)
-    if kind != "dataset":
+    if path is not None and kind != "dataset":
         return _open_files(kind, files_of_split(files, path, split), streaming)
     if streaming:
         dataset = open_stream(name, config, split, revision, token, data_files).dataset
@@ -351,7 +351,9 @@ def _read_tars(paths: list[str]) -> Iterator[dict[str, Any]]:
         with tarfile.open(path, "r|*") as tar:
             for member in tar:
                 if member.isfile() and PurePath(member.name).suffix.lower() in AUDIO_SUFFIXES:
-                    yield {AUDIO_COLUMN: {"bytes": tar.extractfile(member).read(), "path": member.name}}
+                    file = tar.extractfile(member)
+                    assert file is not None  # only of what is no regular file
+                    yield {AUDIO_COLUMN: {"bytes": file.read(), "path": member.name}}
 
 
 def _list_files(shards: list[list[str]]) -> Iterator[dict[str, Any]]:

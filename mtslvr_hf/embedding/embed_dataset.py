@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,12 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import PreTrainedModel
 
 from ..cards.embeddings import write_card
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
 from ..files import sha256_of, whole_file, write_json
 from ..fingerprints import weights_sha256
+from ..modeling_mtslvr import MTSLVRPreTrainedModel
 from ..shards import ShardFolder, ShardReport, ShardWriter, Source, SourceRow, report_of, write_shards
 from ..shards.folder import ERRORS, FORMAT_VERSION, MANIFEST
 from .encode import Encoded, encode_items, feature_extractor_of
@@ -47,7 +47,7 @@ class EmbedReport(ShardReport):
 
 
 def embed_dataset(
-    model: PreTrainedModel,
+    model: MTSLVRPreTrainedModel,
     source: str | Path | datasets.Dataset | datasets.IterableDataset,
     output: str | Path,
     *,
@@ -150,7 +150,7 @@ def embed_dataset(
     return report_of(EmbedReport, output, manifest, computed)
 
 
-class EmbeddingWriter(ShardWriter):
+class EmbeddingWriter(ShardWriter[Encoded]):
     """Embeds partitions, shard by shard. Shapes: R rows of a shard, D embedding.
 
     Args:
@@ -159,12 +159,12 @@ class EmbeddingWriter(ShardWriter):
         options: Options of `encode_items`.
     """
 
-    def __init__(self, *arguments: Any, model: PreTrainedModel, options: dict[str, Any]):
+    def __init__(self, *arguments: Any, model: MTSLVRPreTrainedModel, options: dict[str, Any]):
         super().__init__(*arguments)
         self.model = model
         self.options = options
 
-    def results(self, audio: Iterator[Any]) -> Iterator[Encoded]:
+    def results(self, audio: Iterator[Any]) -> Generator[Encoded, None, None]:
         return encode_items(self.model, audio, **self.options)
 
     def totals(self, results: Sequence[Encoded]) -> dict[str, float]:
@@ -173,7 +173,7 @@ class EmbeddingWriter(ShardWriter):
     def table(self, good: Sequence[tuple[SourceRow, Encoded]]) -> pa.Table:
         schema, size = self.features.arrow_schema, self.features["embedding"].length
         embeddings = (
-            np.stack([result.embedding.numpy() for _, result in good]) if good else np.zeros((0, size), np.float32)
+            np.stack([np.asarray(result.embedding) for _, result in good]) if good else np.zeros((0, size), np.float32)
         )
         values = {
             "id": [row.id for row, _ in good],
@@ -200,7 +200,7 @@ def _table_features(copied: datasets.Features, size: int) -> datasets.Features:
     return datasets.Features({**own, **copied})
 
 
-def _fingerprint(model: PreTrainedModel) -> dict[str, Any]:
+def _fingerprint(model: MTSLVRPreTrainedModel) -> dict[str, Any]:
     """Changes with whatever of the model changes its embeddings; not with its name."""
     network = model.base_model
     facts = {"weights_sha256": weights_sha256(network), "dtype": str(network.dtype).removeprefix("torch.")}
@@ -208,7 +208,7 @@ def _fingerprint(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def _finish(
-    folder: ShardFolder, settings: dict[str, Any], model: PreTrainedModel, faiss: bool, facts: dict[str, Any]
+    folder: ShardFolder, settings: dict[str, Any], model: MTSLVRPreTrainedModel, faiss: bool, facts: dict[str, Any]
 ) -> None:
     """Writes the index, the README and, last, the manifest."""
     name = {"name": _model_name(model), "revision": getattr(model.config, "_commit_hash", None)}
@@ -225,7 +225,7 @@ def _index(folder: ShardFolder, manifest: dict[str, Any], wanted: bool) -> dict[
     """Writes the index if it is wanted, keeps an earlier one of the same shards, and removes one of others."""
     file = folder.path / INDEX
     previous = folder.read_manifest()
-    known = previous.get("index")
+    known: Any = previous.get("index")
     same = known is not None and previous.get("shards") == manifest["shards"] and file.is_file()
     if same and sha256_of(file) == known["sha256"]:
         return known
@@ -267,7 +267,7 @@ def _import_faiss() -> Any:
     return faiss
 
 
-def _model_name(model: PreTrainedModel) -> str:
+def _model_name(model: MTSLVRPreTrainedModel) -> str:
     """Its name on the Hub, or of its folder without the path to it."""
     name = model.config.name_or_path
     if not name:

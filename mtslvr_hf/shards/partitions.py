@@ -176,9 +176,10 @@ def _file_rows(
 ) -> Iterator[SourceRow]:
     for file in files[start:]:
         inside = file.relative_to(root)
-        values = {"file": inside.as_posix(), "label": inside.parent.name or None}
+        path = inside.as_posix()
+        values = {"file": path, "label": inside.parent.name or None}
         name = values[id_column] if id_column else None
-        yield SourceRow(name or values["file"], {"bytes": None, "path": str(file)}, {c: values[c] for c in columns})
+        yield SourceRow(name or path, {"bytes": None, "path": str(file)}, {c: values[c] for c in columns})
 
 
 def _files_hash(root: Path, files: Sequence[Path]) -> str:

@@ -143,7 +143,7 @@ Report = TypeVar("Report", bound=ShardReport)
 
 def report_of(kind: type[Report], folder: Path, manifest: Mapping[str, Any], computed: int) -> Report:
     """Report of a manifest; the fields that a kind adds are taken from the manifest as well."""
-    given = {"folder": folder, "computed": computed, "shards": len(manifest["shards"])}
+    given: dict[str, Any] = {"folder": folder, "computed": computed, "shards": len(manifest["shards"])}
     return kind(**given, **{f.name: manifest[f.name] for f in fields(kind) if f.name not in given})
 
 

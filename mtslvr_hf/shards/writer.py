@@ -6,10 +6,10 @@ import itertools
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import datasets
 import pyarrow as pa
@@ -27,11 +27,17 @@ logger = logging.getLogger(__name__)
 class Result(Protocol):
     """Result of one row; a `ShardWriter` may add to it."""
 
-    index: int  # the row's place among those given
-    error: BadClip | None
+    @property
+    def index(self) -> int: ...  # the row's place among those given
+
+    @property
+    def error(self) -> BadClip | None: ...
 
 
-class ShardWriter(ABC):
+ResultT = TypeVar("ResultT", bound=Result)
+
+
+class ShardWriter(ABC, Generic[ResultT]):
     """Writer of partitions to shards.
 
     Args:
@@ -54,18 +60,18 @@ class ShardWriter(ABC):
         self.finish = finish
 
     @abstractmethod
-    def results(self, audio: Iterator[Any]) -> Iterator[Result]:
+    def results(self, audio: Iterator[Any]) -> Generator[ResultT, None, None]:
         """Yields a result for each row's audio, in order; a generator, so that it can be closed."""
 
     @abstractmethod
-    def totals(self, results: Sequence[Result]) -> dict[str, float]:
+    def totals(self, results: Sequence[ResultT]) -> dict[str, float]:
         """Sums over good rows."""
 
     @abstractmethod
-    def table(self, good: Sequence[tuple[SourceRow, Result]]) -> pa.Table:
+    def table(self, good: Sequence[tuple[SourceRow, ResultT]]) -> pa.Table:
         """Makes a row group."""
 
-    def group_is_full(self, good: Sequence[tuple[SourceRow, Result]]) -> bool:
+    def group_is_full(self, good: Sequence[tuple[SourceRow, ResultT]]) -> bool:
         """True if these rows make a row group; a shard is one row group unless overridden."""
         return False
 
@@ -89,7 +95,7 @@ class ShardWriter(ABC):
     ) -> ShardRecord:
         start, count = shard * self.rows_per_shard, 0
         taken: deque[SourceRow] = deque()  # those whose results are not there yet
-        good: list[tuple[SourceRow, Result]] = []
+        good: list[tuple[SourceRow, ResultT]] = []
         errors, totals = [], Counter(self.totals([]))
         with closing(self.results(rows.audio(start, self.rows_per_shard, taken))) as results:
             for result in results:
@@ -99,7 +105,7 @@ class ShardWriter(ABC):
                     count += 1
                     totals.update(self.totals([result]))
                 else:
-                    errors.append(_error(number, start + result.index, row, result))
+                    errors.append(_error(number, start + result.index, row, result.index, result.error))
                 if self.group_is_full(good):
                     file.write_table(self.table(good))
                     good = []
@@ -154,12 +160,12 @@ class _PartitionRows:
             return None
 
 
-def _error(partition: int, number: int, row: SourceRow, result: Result) -> dict[str, Any]:
+def _error(partition: int, number: int, row: SourceRow, index: int, error: BadClip) -> dict[str, Any]:
     """A line of errors.jsonl. The message names the row as the output does, not by a place or path of this machine."""
-    message, path = result.error.args[1], row.audio["path"]
-    for name in (f"Clip {result.index} ({path})", f"Clip {result.index}", path):
+    message, path = error.args[1], (row.audio or {}).get("path")
+    for name in (f"Clip {index} ({path})", f"Clip {index}", path):
         message = message.replace(name, row.id, 1) if name and message.startswith(name) else message
-    return {"id": row.id, "partition": partition, "row": number, "reason": result.error.reason, "message": message}
+    return {"id": row.id, "partition": partition, "row": number, "reason": error.reason, "message": message}
 
 
 __all__ = ["Result", "ShardWriter"]

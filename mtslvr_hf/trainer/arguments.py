@@ -66,19 +66,19 @@ class MTSLVRTrainingArguments(TrainingArguments):
     eval_steps: float | None = field(
         default=500, metadata={"help": "Evaluate every so many steps; below 1, a share of all steps."}
     )
-    per_device_eval_batch_size: int | None = field(
+    per_device_eval_batch_size: int | None = field(  # type: ignore[assignment]  # None until __post_init__
         default=None,
         metadata={"help": "Clips per evaluation batch. Default: as in training, since NT-Xent depends on it."},
     )
     save_strategy: SaveStrategy | str = field(default="steps", metadata={"help": "When to save checkpoints."})
-    save_steps: float | None = field(
+    save_steps: float | None = field(  # type: ignore[assignment]  # None until __post_init__
         default=None,
         metadata={"help": "Save a checkpoint every so many steps, besides each new best one. Default: eval_steps."},
     )
     save_total_limit: int | None = field(
         default=2, metadata={"help": "Checkpoints to keep; the best one is always kept. null keeps all."}
     )
-    load_best_model_at_end: bool | None = field(
+    load_best_model_at_end: bool | None = field(  # type: ignore[assignment]  # None until __post_init__
         default=None,
         metadata={
             "help": "Load the best checkpoint at the end. Default: if there are both evaluations and checkpoints."
@@ -94,7 +94,7 @@ class MTSLVRTrainingArguments(TrainingArguments):
     restore_callback_states_from_checkpoint: bool = field(
         default=True, metadata={"help": "Go on counting early stopping's patience when a run is resumed."}
     )
-    dataloader_num_workers: int | None = field(
+    dataloader_num_workers: int | None = field(  # type: ignore[assignment]  # None until __post_init__
         default=None,
         metadata={
             "help": "Processes per device that read and decode audio; at most one per shard. Default: one for "

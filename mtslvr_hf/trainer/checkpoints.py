@@ -52,16 +52,18 @@ def load_run_state(checkpoint: str | Path, rank: int, processes: int) -> dict[st
         ValueError: If the checkpoint has no such state, or was written by another number of processes.
     """
     state = _read_json(Path(checkpoint) / RUN_STATE_NAME.format(rank=0))
-    if state is None:
-        raise ValueError(
-            f"{checkpoint} is no complete checkpoint of MT-SLVR pre-training: the stream's state is missing."
-        )
-    if state["processes"] != processes:
+    if state is not None and state["processes"] != processes:
         raise ValueError(
             f"{checkpoint} was written by {state['processes']} processes and cannot be resumed by {processes}: each "
             "reads a share of its own. Start as many processes as before."
         )
-    return state if rank == 0 else _read_json(Path(checkpoint) / RUN_STATE_NAME.format(rank=rank))
+    if state is not None and rank > 0:
+        state = _read_json(Path(checkpoint) / RUN_STATE_NAME.format(rank=rank))
+    if state is None:
+        raise ValueError(
+            f"{checkpoint} is no complete checkpoint of MT-SLVR pre-training: the stream's state is missing."
+        )
+    return state
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

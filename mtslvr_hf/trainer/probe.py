@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,7 +87,7 @@ class Probe:
         self.max_clips = max_clips
         self.clip_seconds = clip_seconds
         self.seed = seed
-        self._protocol = {"ways": ways, "shots": shots, "queries": queries, "episodes": episodes}
+        self._protocol: dict[str, Any] = {"ways": ways, "shots": shots, "queries": queries, "episodes": episodes}
         self._clips: torch.Tensor | None = None  # (N, S)
 
     def is_due(self, step: int) -> bool:
@@ -138,6 +139,7 @@ class Probe:
             batch_size: Clips embedded at once.
         """
         self.prepare(model.config)
+        assert self._clips is not None
         pooled = []
         with _evaluating(model):
             for clips in self._clips.split(batch_size):
@@ -195,6 +197,7 @@ def _decode(
     Raises:
         ValueError: If none can.
     """
+    assert data.audio is not None  # `Probe` takes no other data
     clips, kept, failures = [], [], []
     for index in indices:
         try:

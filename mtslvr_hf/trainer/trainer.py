@@ -11,20 +11,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from accelerate.utils import broadcast_object_list
 from torch import nn
-from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
+from torch.utils.data import DataLoader, Dataset
+from transformers import EarlyStoppingCallback, SchedulerType, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, IntervalStrategy
+from transformers.training_args import TrainingArguments
 
 from ..augmentations import TwoViewAugmentation, TwoViews
 from ..cards.pretraining import TrainingSummary, create_model_card
 from ..data import AudioStream, dequantize_clips
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor, normalize_waveforms
+from ..files import output_folder
 from ..modeling_mtslvr import MTSLVRForPreTraining
 from .arguments import ADAM, MTSLVRTrainingArguments
 from .checkpoints import last_checkpoint, load_run_state, save_run_state
@@ -79,14 +81,10 @@ class SaveBestCallback(TrainerCallback):
     """Asks for a checkpoint whenever an evaluation is the best so far, so that it can be loaded at the end."""
 
     def on_evaluate(
-        self,
-        args: MTSLVRTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float],
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        value = metrics.get(f"eval_{args.metric_for_best_model.removeprefix('eval_')}")
+        assert args.metric_for_best_model is not None  # TrainingArguments sets it if the best model is to be loaded
+        value = kwargs["metrics"].get(f"eval_{args.metric_for_best_model.removeprefix('eval_')}")
         if value is None:
             return
         better = state.best_metric is None or (
@@ -106,7 +104,7 @@ class StepEndCallback(TrainerCallback):
         self.function = function
 
     def on_step_end(
-        self, args: MTSLVRTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if not control.should_evaluate:
             self.function()
@@ -141,6 +139,12 @@ class MTSLVRTrainer(Trainer):
         ValueError: If the stream was made for another batch size, or number of processes; `max_steps` is missing; or
             two probes have the same name.
     """
+
+    model: MTSLVRForPreTraining
+    args: MTSLVRTrainingArguments
+    train_dataset: AudioStream | None
+    eval_dataset: torch.Tensor | dict[str, torch.Tensor] | None
+    processing_class: MTSLVRFeatureExtractor
 
     def __init__(
         self,
@@ -200,7 +204,7 @@ class MTSLVRTrainer(Trainer):
         """
         if self.train_dataset is None:
             raise ValueError("Training needs a `train_dataset`.")
-        self.progress = StreamProgress(self.train_dataset, self.args.dataloader_num_workers)
+        self.progress = StreamProgress(self.train_dataset, cast(int, self.args.dataloader_num_workers))
         self._averages, self._clips, self._micro_step = StepAverages(), 0, (0, -1)
         self._watch, self._probe_seconds = Stopwatch(), {}
         if self._resumed_from is not None:
@@ -212,7 +216,7 @@ class MTSLVRTrainer(Trainer):
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
 
-    def get_eval_dataloader(self, eval_dataset: str | torch.Tensor | None = None) -> DataLoader:
+    def get_eval_dataloader(self, eval_dataset: str | torch.Tensor | Dataset | None = None) -> DataLoader:
         """The full batches of this process's evaluation clips, as many as every process has.
 
         Raises:
@@ -220,7 +224,7 @@ class MTSLVRTrainer(Trainer):
             ValueError: If they do not fill one batch in every process.
         """
         clips = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(clips, str):
+        if isinstance(clips, str) and isinstance(self.eval_dataset, dict):
             clips = self.eval_dataset[clips]
         if not isinstance(clips, torch.Tensor) or clips.ndim != 2:
             raise TypeError(
@@ -279,7 +283,7 @@ class MTSLVRTrainer(Trainer):
             TooManyBadRows: If more rows of the stream than its `max_bad_share` cannot be used.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = last_checkpoint(output_folder(self.args))
             if resume_from_checkpoint is None:
                 raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
         self._check_eval_clips()
@@ -315,6 +319,7 @@ class MTSLVRTrainer(Trainer):
     ) -> torch.Tensor:
         """Trainer's step on one batch of the stream, whose record is noted as consumed."""
         self._watch.start()
+        assert self.progress is not None  # its batch this is
         self.progress.add(inputs["stream"])
         step, batch = self._micro_step
         self._micro_step = (step, batch + 1) if step == self.state.global_step else (self.state.global_step, 0)
@@ -371,7 +376,7 @@ class MTSLVRTrainer(Trainer):
             if metric_key_prefix == self._first_prefix():
                 step = self.state.global_step
                 metrics.update(self._measure([p for p in self.probes if not self.is_in_train or p.is_due(step)]))
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=clips)
+        return EvalLoopOutput(None, label_ids=None, metrics=metrics, num_samples=clips)  # type: ignore[arg-type]  # Trainer's loop gives None, too
 
     # Probes
 
@@ -402,8 +407,7 @@ class MTSLVRTrainer(Trainer):
 
     def _first_prefix(self) -> str:
         """Prefix of the first data set's measures in an evaluation of all: probes belong to the whole of it."""
-        several = isinstance(self.eval_dataset, dict)
-        return f"eval_{next(iter(self.eval_dataset))}" if several else "eval"
+        return f"eval_{next(iter(self.eval_dataset))}" if isinstance(self.eval_dataset, dict) else "eval"
 
     # Logging
 
@@ -430,6 +434,7 @@ class MTSLVRTrainer(Trainer):
     # Checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        assert self.progress is not None  # it was trained
         with self._watch.paused():
             folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             state = {
@@ -444,7 +449,7 @@ class MTSLVRTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
+            folder = Path(output_dir or output_folder(self.args))
             (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing here reads
             self.create_model_card(folder=folder)
 
@@ -452,7 +457,7 @@ class MTSLVRTrainer(Trainer):
         super()._load_best_model()
         self._weights_step = self.state.best_global_step
 
-    def create_model_card(
+    def create_model_card(  # type: ignore[override]  # a card of other facts than Trainer's
         self,
         model_name: str | None = None,
         license: str = "apache-2.0",
@@ -476,8 +481,9 @@ class MTSLVRTrainer(Trainer):
             repo_id=getattr(self, "hub_model_id", None),
             license=license,
         )
-        card.data.tags = [*card.data.tags, *(tag for tag in tags if tag not in card.data.tags)]
-        card.save(Path(folder or self.args.output_dir) / "README.md")
+        known = card.data["tags"]
+        card.data["tags"] = [*known, *(tag for tag in tags if tag not in known)]
+        card.save(Path(folder or output_folder(self.args)) / "README.md")
 
     def _summary(self) -> TrainingSummary:
         """Summary of the run for its card. With the best weights loaded, steps and figures are theirs."""
@@ -492,7 +498,7 @@ class MTSLVRTrainer(Trainer):
             learning_rate=args.learning_rate,
             weight_decay=args.weight_decay,
             optimizer="Adam" if args.optim == ADAM else str(args.optim),
-            lr_scheduler=str(args.lr_scheduler_type.value),
+            lr_scheduler=SchedulerType(args.lr_scheduler_type).value,
             clips_seen=steps * batch,
             clips_skipped=self.progress.all_skipped.skipped if self.progress else None,
             clip_seconds=stream.clip_seconds if stream is not None else None,
@@ -521,7 +527,7 @@ class MTSLVRTrainer(Trainer):
         if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
             for pattern in ("*.py", "README.md"):
                 for file in Path(checkpoint_folder).glob(pattern):
-                    shutil.copy(file, self.args.output_dir)
+                    shutil.copy(file, output_folder(self.args))
         super()._push_from_checkpoint(checkpoint_folder)
 
 
