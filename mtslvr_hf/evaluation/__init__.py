@@ -15,7 +15,7 @@ from .few_shot.episodes import Episodes, sample_episodes
 from .few_shot.solvers import logistic_regression, nearest_centroid
 from .few_shot.weight_shares import WeightShares
 from .labelled_embeddings import read_labelled_embeddings
-from .probes import knn_probe, linear_probe, probe, split
+from .probes import probe, split
 from .registry import BENCHMARKS, SUITES, read_class_list
 from .report.files import write_report
 from .report.html import to_html
@@ -39,8 +39,6 @@ __all__ = [
     "average_ranks",
     "evaluate",
     "few_shot_accuracy",
-    "knn_probe",
-    "linear_probe",
     "logistic_regression",
     "mean_and_interval",
     "mean_average_precision",

@@ -75,84 +75,38 @@ def probe(
     kind: str = "linear",
     seed: int = 0,
 ) -> ProbeResult:
-    """A probe of a data set that has no test part of its own: 30 % of each class is held out by `split`.
+    """Accuracy, or mean average precision, of a probe on 30 % of each class, held out by `split`.
 
-    Args:
-        embeddings: (N, D), float.
-        labels: (N, C) bool, which classes a clip is of.
-        multi_label: whether a clip may be of several classes or none; otherwise it is of exactly one.
-        groups: the group (speaker, recording) of each clip, (N,): both parts then have groups of their own.
-        kind: "linear", see `linear_probe`; or "knn", see `knn_probe`.
-        seed: same seed, same parts, whatever the embeddings.
-
-    Raises:
-        ValueError: as `linear_probe` and `split`, or if there is no such probe.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"the kind of probe is {kind!r}; expected one of {', '.join(KINDS)}")
-    whole = _part(embeddings, labels, multi_label, groups, "")
-    parts = [whole.select(indices) for indices in split(labels, groups, TEST_SHARE, seed)]
-    return _measure(_KINDS[kind], *parts, multi_label, seed)
-
-
-def linear_probe(
-    train: Tensor,
-    train_labels: np.ndarray | Tensor,
-    test: Tensor,
-    test_labels: np.ndarray | Tensor,
-    multi_label: bool = False,
-    train_groups: Sequence[Hashable] | None = None,
-    test_groups: Sequence[Hashable] | None = None,
-    seed: int = 0,
-) -> ProbeResult:
-    """Logistic regression on frozen embeddings, see `LogisticRegression`.
-
-    Dimensions are standardised by mean and deviation of the train part. Of several C the best is taken for a fifth of
-    the train part that is held out, and the regression then fitted to all of it. Among equals, the smallest.
+    "linear" is a logistic regression, see `LogisticRegression`. In "knn" the k most similar train clips vote, each
+    with weight (1 + cosine) / 2 for its classes. Dimensions are standardised by mean and deviation of the train part.
+    Of several C or k the best is taken for a fifth of the train part that is held out, and the probe then fitted to
+    all of it. Among equals, the smallest C or the largest k.
 
     The 95 % interval says what other test clips of the same kind would have changed, not other train clips: Wilson's
     for an accuracy without groups, otherwise the percentiles of resampled test clips, or of resampled groups of them,
     as clips of a group are no independent draws.
 
     Args:
-        train: (N, D), float: what it is fitted to.
-        train_labels: (N, C) bool, which classes a clip is of.
-        test: (M, D): what it is measured on.
-        test_labels: (M, C) bool.
+        embeddings: (N, D), float.
+        labels: (N, C) bool, which classes a clip is of.
         multi_label: whether a clip may be of several classes or none, and mean average precision is measured, over
             the classes of which there are test clips. Otherwise a clip is of exactly one, and it is accuracy; test
             clips of classes without train clips are left out.
-        train_groups: the group of each clip, (N,): no group is both fitted to and held out.
-        test_groups: the group of each clip, (M,), for the interval.
-        seed: chooses what is held out, and resamples.
+        groups: the group (speaker, recording) of each clip, (N,): no group is both fitted to and held out.
+        kind: "linear" or "knn".
+        seed: same seed, same parts, whatever the embeddings; it resamples as well.
 
     Raises:
-        ValueError: if shapes do not fit, an embedding is not finite, a clip is not of one class though
-            `multi_label` is false, or there are too few clips or groups.
+        ValueError: if there is no such probe, shapes do not fit, an embedding is not finite, a clip is not of one
+            class though `multi_label` is false, or there are too few clips or groups.
 
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", 1927, for the interval.
     """
-    parts = _both(train, train_labels, train_groups, test, test_labels, test_groups, multi_label)
-    return _measure(_KINDS["linear"], *parts, multi_label, seed)
-
-
-def knn_probe(
-    train: Tensor,
-    train_labels: np.ndarray | Tensor,
-    test: Tensor,
-    test_labels: np.ndarray | Tensor,
-    multi_label: bool = False,
-    train_groups: Sequence[Hashable] | None = None,
-    test_groups: Sequence[Hashable] | None = None,
-    seed: int = 0,
-) -> ProbeResult:
-    """The k most similar train clips vote, each with weight (1 + cosine) / 2 for its classes.
-
-    Cosines are those of standardised dimensions. k is chosen as C is by `linear_probe`, which see for all else; among
-    equals, the largest.
-    """
-    parts = _both(train, train_labels, train_groups, test, test_labels, test_groups, multi_label)
-    return _measure(_KINDS["knn"], *parts, multi_label, seed)
+    if kind not in KINDS:
+        raise ValueError(f"the kind of probe is {kind!r}; expected one of {', '.join(KINDS)}")
+    whole = _part(embeddings, labels, multi_label, groups)
+    parts = [whole.select(indices) for indices in split(labels, groups, TEST_SHARE, seed)]
+    return _measure(_KINDS[kind], *parts, multi_label, seed)
 
 
 def split(
@@ -176,53 +130,31 @@ def split(
     return np.flatnonzero(part == 0), np.flatnonzero(part == 1)
 
 
-def _both(
-    train: Tensor,
-    train_labels: np.ndarray | Tensor,
-    train_groups: Sequence[Hashable] | None,
-    test: Tensor,
-    test_labels: np.ndarray | Tensor,
-    test_groups: Sequence[Hashable] | None,
-    multi_label: bool,
-) -> tuple[_Part, _Part]:
-    parts = (
-        _part(train, train_labels, multi_label, train_groups, "train "),
-        _part(test, test_labels, multi_label, test_groups, "test "),
-    )
-    sizes = [(part.embeddings.shape[1], part.labels.shape[1]) for part in parts]
-    if sizes[0] != sizes[1]:
-        raise ValueError(
-            f"train clips have {sizes[0][0]} dimensions and {sizes[0][1]} classes, test clips {sizes[1][0]} and "
-            f"{sizes[1][1]}; expected the same of both"
-        )
-    return parts
-
-
 def _part(
-    embeddings: Tensor, labels: np.ndarray | Tensor, multi_label: bool, groups: Sequence[Hashable] | None, which: str
+    embeddings: Tensor, labels: np.ndarray | Tensor, multi_label: bool, groups: Sequence[Hashable] | None
 ) -> _Part:
     """Checks what belongs together; embeddings on the CPU in float64."""
     if embeddings.ndim != 2 or not embeddings.is_floating_point():
         kind = f"{embeddings.dtype} of shape {tuple(embeddings.shape)}"
-        raise ValueError(f"{which}embeddings are {kind}; expected floats of shape (N, D)")
+        raise ValueError(f"embeddings are {kind}; expected floats of shape (N, D)")
     embeddings = embeddings.detach().double().cpu()
     bad = ~torch.isfinite(embeddings).all(1)
     if bad.any():
-        raise ValueError(f"the embedding of {which}clip {int(bad.nonzero()[0])} is not finite")
+        raise ValueError(f"the embedding of clip {int(bad.nonzero()[0])} is not finite")
     labels = torch.as_tensor(labels).bool().cpu()
     if labels.ndim != 2 or len(labels) != len(embeddings):
         raise ValueError(
-            f"{which}labels have the shape {tuple(labels.shape)}; expected ({len(embeddings)}, classes), a row for "
+            f"labels have the shape {tuple(labels.shape)}; expected ({len(embeddings)}, classes), a row for "
             "each embedding"
         )
     if not multi_label and not (labels.sum(1) == 1).all():
         clip = int((labels.sum(1) != 1).nonzero()[0])
         raise ValueError(
-            f"{which}clip {clip} is of {int(labels[clip].sum())} classes; expected one. Say multi_label=True if clips "
+            f"clip {clip} is of {int(labels[clip].sum())} classes; expected one. Say multi_label=True if clips "
             "may be of several"
         )
     if groups is not None and len(groups) != len(embeddings):
-        raise ValueError(f"there are {len(groups)} groups and {len(embeddings)} {which}clips; expected one for each")
+        raise ValueError(f"there are {len(groups)} groups and {len(embeddings)} clips; expected one for each")
     return _Part(embeddings, labels, None if groups is None else list(groups))
 
 
@@ -375,4 +307,4 @@ def _resampled(test: _Part, seed: int) -> Tensor:
     return torch.from_numpy(counts[:, group]).double()
 
 
-__all__ = ["KINDS", "ProbeResult", "knn_probe", "linear_probe", "probe", "split"]
+__all__ = ["KINDS", "ProbeResult", "probe", "split"]
