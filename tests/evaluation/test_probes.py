@@ -5,11 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn import linear_model
 from sklearn.neighbors import KNeighborsClassifier
 
 from mtslvr_hf.evaluation import probe, split
-from mtslvr_hf.evaluation.probe_solver import LogisticRegression
 from mtslvr_hf.evaluation.probes import KINDS
 
 
@@ -32,46 +30,6 @@ def tags(clips, classes=4, size=10, seed=0):
     labels = generator.random((clips, classes)) < 0.3
     directions = np.random.default_rng(1).standard_normal((classes, size))
     return torch.from_numpy(labels @ directions + generator.standard_normal((clips, size))).float(), labels
-
-
-# The solver
-
-
-@pytest.mark.parametrize("clips, size, classes", [(200, 12, 4), (60, 100, 3), (80, 20, 2)])
-def test_logistic_regression_is_scikit_learns(clips, size, classes):
-    embeddings, of_clip = clouds(clips, classes, 2.0, size)
-    embeddings = 3 * embeddings + 5
-    regression = LogisticRegression(embeddings, torch.from_numpy(one_hot(of_clip)), multi_label=False)
-    for c in (1e-3, 0.1, 10.0):
-        same = 2 * c if classes == 2 else c
-        expected = linear_model.LogisticRegression(C=same, tol=1e-10, max_iter=10_000)
-        expected.fit(embeddings.double().numpy(), of_clip)
-        scores = regression.fit(c)(embeddings).softmax(1).numpy()
-        assert np.abs(scores - expected.predict_proba(embeddings.double().numpy())).max() < 1e-4, c
-
-
-def test_one_regression_for_each_class_is_scikit_learns():
-    embeddings, labels = tags(200)
-    regression = LogisticRegression(embeddings, torch.from_numpy(labels), multi_label=True)
-    for c in (0.01, 1.0):
-        scores = regression.fit(c)(embeddings).numpy()
-        for column, own in enumerate(labels.T):
-            expected = linear_model.LogisticRegression(C=c, tol=1e-10, max_iter=10_000)
-            expected.fit(embeddings.double().numpy(), own)
-            assert np.abs(scores[:, column] - expected.decision_function(embeddings.double().numpy())).max() < 1e-3
-
-
-def test_classes_that_nothing_is_known_of_are_no_answer():
-    embeddings, of_clip = clouds(40, 2, 3.0)
-    labels = torch.from_numpy(one_hot(of_clip, 4))
-    scores = LogisticRegression(embeddings, labels, multi_label=False).fit(1.0)(embeddings)
-    assert (scores[:, 2:] == -torch.inf).all() and torch.isfinite(scores[:, :2]).all()
-    labels[:, 3] = True
-    scores = LogisticRegression(embeddings, labels, multi_label=True).fit(1.0)(embeddings)
-    assert (scores[:, 2:] == 0).all() and scores[:, :2].abs().min() > 0
-
-
-# The probes
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -196,6 +154,14 @@ def test_the_interval_is_wilsons_and_resampled_groups_of_one_clip_agree():
     )
     resampled = probe(embeddings, labels, groups=[f"{clip:03}" for clip in range(600)])
     assert resampled.value == share and resampled.interval == pytest.approx(result.interval, abs=0.02)
+
+
+def test_a_class_of_all_clips_or_of_none_is_allowed():
+    embeddings, labels = tags(300)
+    padded = np.insert(np.insert(labels, 0, False, 1), 5, True, 1)
+    result = probe(embeddings, padded, True)
+    assert result.value > 0.8 and "mAP over 5 classes" in result.protocol
+    assert probe(embeddings, np.eye(3, dtype=bool)[np.ones(300, dtype=int)]).value == 1.0
 
 
 def test_no_wrong_answer_is_no_certainty():
