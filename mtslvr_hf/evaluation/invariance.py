@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..augmentations import Augmentation, TwoViewAugmentation
+from .markdown_table import markdown_table
 
 STRENGTHS = (0.25, 0.5, 1.0)
 FOLDS = 5
@@ -96,19 +97,17 @@ class InvarianceReport:
         """A row for each augmentation and embedding."""
         strengths = sorted({entry.strength for entry in self.displacements})
         columns = [f"distance at {strength:g}" for strength in strengths] + ["cosine", "presence", "parameter", "R2"]
-        lines = ["| " + " | ".join(["augmentation", "embedding", *columns]) + " |"]
-        lines.append("| --- " * (len(columns) + 2) + "|")
+        rows = []
         for reading in self.readabilities:
             own = {
                 entry.strength: entry
                 for entry in self.displacements
                 if (entry.augmentation, entry.task) == (reading.augmentation, reading.task)
             }
-            values = [f"{own[strength].relative:.2f}" for strength in strengths]
-            values += [f"{own[strengths[-1]].cosine:.2f}", f"{reading.presence:.2f}", reading.parameter]
-            values += [f"{reading.r2:.2f}"]
-            lines.append("| " + " | ".join([reading.augmentation, reading.task, *values]) + " |")
-        return "\n".join(lines)
+            values = [*(own[strength].relative for strength in strengths), own[strengths[-1]].cosine, reading.presence]
+            shown = [f"{value:.2f}" for value in values]
+            rows.append([reading.augmentation, reading.task, *shown, reading.parameter, f"{reading.r2:.2f}"])
+        return markdown_table(["augmentation", "embedding", *columns], rows)
 
 
 def measure_invariance(
