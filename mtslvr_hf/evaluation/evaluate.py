@@ -294,12 +294,8 @@ def _models(
         if isinstance(source, (str, Path)):
             to_load.append((partial(load_embedder, source, name=str(source), **options), False))
         else:
-            to_load.append((partial(_given, source), False))
+            to_load.append((lambda source=source: source, False))
     return to_load
-
-
-def _given(embedder: Embedder) -> Embedder:
-    return embedder
 
 
 def _embed(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..data.splits import divide
 from ..metrics import Ranking
+from .few_shot.accuracy import checked_embeddings
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of the linear probe, the strongest regularisation first
 NEIGHBOURS = (50, 20, 10, 5, 3, 1)  # the smoothest first
@@ -153,13 +154,7 @@ def split(
 def _check(
     embeddings: Tensor, labels: np.ndarray | Tensor, multi_label: bool, groups: Sequence[Hashable] | None
 ) -> _Clips:
-    if embeddings.ndim != 2 or not embeddings.is_floating_point():
-        kind = f"{embeddings.dtype} of shape {tuple(embeddings.shape)}"
-        raise ValueError(f"embeddings are {kind}; expected floats of shape (N, D)")
-    values = embeddings.detach().double().cpu().numpy()
-    bad = np.flatnonzero(~np.isfinite(values).all(1))
-    if len(bad):
-        raise ValueError(f"the embedding of clip {bad[0]} is not finite")
+    values = checked_embeddings(embeddings).detach().double().cpu().numpy()
     labels = torch.as_tensor(labels).bool().cpu().numpy()
     if labels.ndim != 2 or len(labels) != len(values):
         raise ValueError(
