@@ -10,6 +10,7 @@ from statistics import mean
 from scipy.stats import rankdata
 
 from mtslvr_hf.evaluation import DataResult, EvaluationReport, Row
+from mtslvr_hf.evaluation.markdown_table import markdown_table
 from mtslvr_hf.evaluation.report.protocol import data_protocol, protocol
 
 NAMES = {
@@ -181,8 +182,3 @@ def shares(results: Sequence[DataResult]) -> str:
         ]
         lines.append([title(run[0]), str(run[1]), *cells])
     return markdown_table(["", "seed", *(result.data for result in results)], lines)
-
-
-def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)

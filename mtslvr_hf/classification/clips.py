@@ -68,7 +68,7 @@ class ClipDataset(Dataset):
         Raises:
             BadClip: If the audio cannot be used.
         """
-        waveform = read_waveform(self.data.row(index), self.sampling_rate)
+        waveform = read_waveform(self.data.audio[index], self.sampling_rate)
         return {"waveform": self._crop(waveform, index), "label": self.data.target(index)}
 
     def _crop(self, waveform: np.ndarray, index: int) -> np.ndarray:

@@ -3,7 +3,6 @@
 from ..audio.clips import decode_clip
 from ..audio.errors import REASONS, BadClip
 from .labelled import LabelledAudio, from_dataset, load_labelled_audio
-from .labelled_folder import LabelledClips, read_labelled_folder
 from .shuffling import usable_workers
 from .skipped import SkippedRows, TooManyBadRows
 from .sources import AUDIO_SUFFIXES, EncodedAudio, audio_rows, find_audio_files, load_audio
@@ -16,7 +15,6 @@ __all__ = [
     "BadClip",
     "EncodedAudio",
     "LabelledAudio",
-    "LabelledClips",
     "SkippedRows",
     "TooManyBadRows",
     "audio_rows",
@@ -27,6 +25,5 @@ __all__ = [
     "load_audio",
     "load_clips",
     "load_labelled_audio",
-    "read_labelled_folder",
     "usable_workers",
 ]

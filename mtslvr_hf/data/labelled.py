@@ -9,18 +9,20 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
+from datasets.arrow_dataset import Column
 from huggingface_hub import DatasetCard
 
-from .labelled_folder import read_labelled_folder
-from .sources import AUDIO_COLUMN, SPLITS, audio_rows, find_audio_files
+from .sources import AUDIO_COLUMN, AUDIO_SUFFIXES, SPLITS, audio_rows, find_audio_files
 
 MANIFEST = "manifest.csv"
 GROUP = "group"
 LABEL_COLUMNS = ("label", "labels", "human_labels", "target", "category", "class")
+
+Labelled = TypeVar("Labelled", bound="LabelledAudio")
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,14 @@ class LabelledAudio:
     """Encoded audio with its classes.
 
     Attributes:
-        audio: Undecoded rows `{"bytes", "path"}`: a list, or a data set of the one column `audio`.
+        audio: Undecoded rows `{"bytes", "path"}`; those of a data set are read as they are asked for.
         classes: Names of the classes, in the order of `labels`' columns.
         labels: (N, C) bool, which classes each row is of.
         multi_label: Whether a row may be of none or several; otherwise it is of exactly one.
         groups: The group (speaker, recording) of each row, or None.
     """
 
-    audio: Sequence[Mapping[str, Any]] | datasets.Dataset
+    audio: Sequence[Mapping[str, Any]]
     classes: list[str]
     labels: np.ndarray
     multi_label: bool
@@ -44,25 +46,19 @@ class LabelledAudio:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def row(self, index: int) -> Mapping[str, Any]:
-        """A row's encoded audio."""
-        row = self.audio[index]
-        return row[AUDIO_COLUMN] if isinstance(self.audio, datasets.Dataset) else row
-
     def target(self, index: int) -> np.ndarray:
         """Target of a row: the class's index (), or float32 (C,) with several classes a clip."""
         return self.labels[index].astype(np.float32) if self.multi_label else self.labels[index].argmax()
 
-    def select(self, indices: Sequence[int] | np.ndarray) -> LabelledAudio:
+    def select(self: Labelled, indices: Sequence[int] | np.ndarray) -> Labelled:
         """Only these rows, in this order."""
-        indices = [int(index) for index in indices]
-        is_dataset = isinstance(self.audio, datasets.Dataset)
-        return replace(
-            self,
-            audio=self.audio.select(indices) if is_dataset else [self.audio[index] for index in indices],
-            labels=self.labels[indices],
-            groups=None if self.groups is None else [self.groups[index] for index in indices],
-        )
+        indices, audio = [int(index) for index in indices], self.audio
+        if isinstance(audio, Column):
+            audio = audio.source.select(indices)[AUDIO_COLUMN]
+        elif audio is not None:
+            audio = [audio[index] for index in indices]
+        groups = None if self.groups is None else [self.groups[index] for index in indices]
+        return replace(self, audio=audio, labels=self.labels[indices], groups=groups)
 
     def with_classes(self, classes: Sequence[str]) -> LabelledAudio:
         """The same rows with the columns of another data set's classes.
@@ -127,18 +123,29 @@ def _is_dataset(folder: Path) -> bool:
 
 def _from_folder(folder: Path, split: str, group_column: str | None) -> LabelledAudio:
     """A folder per class, in the split's folder if all folders are splits'."""
-    inner = {path.name for path in folder.iterdir() if path.is_dir() and find_audio_files(path)}
-    if inner and inner <= SPLITS:
-        if split not in inner:
-            raise ValueError(f"{folder} has no split {split!r}; it has: {', '.join(sorted(inner))}")
+    found = _files_of_classes(folder)
+    if found and set(found) <= SPLITS:
+        if split not in found:
+            raise ValueError(f"{folder} has no split {split!r}; it has: {', '.join(found)}")
         folder = folder / split
+        found = _files_of_classes(folder)
     elif split != "train":
         raise ValueError(f"{folder} is not divided into splits, so there is no {split!r}; all of it is 'train'")
-    clips = read_labelled_folder(folder)
-    classes = sorted(set(clips.labels))
-    labels = np.array([[label == name for name in classes] for label in clips.labels])
-    audio = [{"bytes": None, "path": str(path)} for path in clips.files]
-    return LabelledAudio(audio, classes, labels, False, _read_groups(folder, clips.files, group_column))
+    if not found:
+        raise ValueError(
+            f"{folder} has no folder with audio files in it; expected one folder per class, "
+            f"with files ending in {', '.join(sorted(AUDIO_SUFFIXES))}"
+        )
+    files = [path for paths in found.values() for path in paths]
+    audio = [{"bytes": None, "path": str(path)} for path in files]
+    labels = np.eye(len(found), dtype=bool).repeat([len(paths) for paths in found.values()], axis=0)
+    return LabelledAudio(audio, list(found), labels, False, _read_groups(folder, files, group_column))
+
+
+def _files_of_classes(folder: Path) -> dict[str, list[Path]]:
+    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = {path.name: find_audio_files(path) for path in folders}
+    return {name: files for name, files in found.items() if files}
 
 
 def _read_groups(folder: Path, files: Sequence[Path], column: str | None) -> list[str] | None:
@@ -169,6 +176,14 @@ def from_dataset(
     group_column: str | None = None,
 ) -> LabelledAudio:
     """Labelled audio of an open data set; arguments and errors are those of `load_labelled_audio`."""
+    columns = read_columns(dataset, label_column, group_column)
+    return LabelledAudio(audio_rows(dataset, audio_column)[AUDIO_COLUMN], *columns)
+
+
+def read_columns(
+    dataset: datasets.Dataset, label_column: str | None, group_column: str | None
+) -> tuple[list[str], np.ndarray, bool, list[str] | None]:
+    """`classes`, `labels`, `multi_label` and `groups` of a `LabelledAudio`; errors as `load_labelled_audio`."""
     if len(dataset) == 0:
         raise ValueError("the data set has no rows")
     column = label_column or next((name for name in LABEL_COLUMNS if name in dataset.features), None)
@@ -176,11 +191,10 @@ def from_dataset(
         if wanted is not None and wanted not in dataset.features:
             raise ValueError(
                 f"the data set has no column {wanted!r}; it has: {_some(list(dataset.features))}. Name the labels' "
-                "with label_column, the groups' with group_column."
+                "with label_column, the groups' with group_column; mtslvr embed copies those that --columns names."
             )
-    classes, labels, multi_label = _read_labels(dataset.features[column], dataset.with_format(None)[column], column)
-    groups = None if group_column is None else _read_group_column(dataset, group_column)
-    return LabelledAudio(audio_rows(dataset, audio_column), classes, labels, multi_label, groups)
+    labels = _read_labels(dataset.features[column], dataset.with_format(None)[column], column)
+    return *labels, None if group_column is None else _read_group_column(dataset, group_column)
 
 
 def _read_group_column(dataset: datasets.Dataset, column: str) -> list[str]:
@@ -196,7 +210,7 @@ def _read_labels(feature: Any, values: Sequence[Any], column: str) -> tuple[list
     multi_label = isinstance(feature, (list, datasets.List, datasets.LargeList))
     feature = getattr(feature, "feature", feature)
     rows = [value if multi_label and value is not None else [value] for value in values]
-    empty = [number for number, row in enumerate(rows) if None in row]
+    empty = [number for number, row in enumerate(rows) if None in row or "" in row]
     if empty:
         raise ValueError(f"column {column!r} has no label in {len(empty)} of {len(rows)} rows, first in {empty[0]}")
     if isinstance(feature, datasets.ClassLabel):
@@ -221,4 +235,4 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "nothing"
 
 
-__all__ = ["LabelledAudio", "from_dataset", "load_labelled_audio"]
+__all__ = ["LabelledAudio", "from_dataset", "load_labelled_audio", "read_columns"]

@@ -1,7 +1,7 @@
 """Evaluation of embeddings on labelled audio: few-shot episodes, probes, invariance, and their report."""
 
 from ..metrics import mean_average_precision
-from .data import DataNotReachable, EvaluationData, open_data
+from .data import DataNotReachable, EvaluationData, open_data, read_labelled_embeddings
 from .embedders.base import MTSLVREmbedder
 from .embedders.log_mel import LogMelStatistics
 from .evaluate import average_ranks, evaluate, paired_differences
@@ -14,8 +14,7 @@ from .few_shot.accuracy import (
 from .few_shot.episodes import Episodes, sample_episodes
 from .few_shot.solvers import logistic_regression, nearest_centroid
 from .few_shot.weight_shares import WeightShares
-from .labelled_embeddings import read_labelled_embeddings
-from .probes import knn_probe, linear_probe, probe, split
+from .probes import probe, split
 from .registry import BENCHMARKS, SUITES, read_class_list
 from .report.files import write_report
 from .report.html import to_html
@@ -39,8 +38,6 @@ __all__ = [
     "average_ranks",
     "evaluate",
     "few_shot_accuracy",
-    "knn_probe",
-    "linear_probe",
     "logistic_regression",
     "mean_and_interval",
     "mean_average_precision",

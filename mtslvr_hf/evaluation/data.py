@@ -13,6 +13,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from datasets.exceptions import DatasetsError
@@ -20,8 +21,7 @@ from tqdm.auto import tqdm
 
 from ..audio.errors import READ_ERRORS
 from ..data import BadClip, LabelledAudio, decode_clip, load_labelled_audio
-from ..data.sources import AUDIO_COLUMN
-from .labelled_embeddings import read_labelled_embeddings
+from ..data.labelled import read_columns
 from .registry import BENCHMARKS, SUITES, Benchmark
 
 ROOT_VARIABLE = "MTSLVR_EVALUATION_DATA"
@@ -31,52 +31,25 @@ class DataNotReachable(OSError):
     """A data set of the registry that is not here: no network, no folder, or not what it was."""
 
 
-class DatasetRows(Sequence[Mapping[str, Any]]):
-    """Undecoded rows `{"bytes", "path"}` of a data set's column `audio`, read as they are asked for."""
-
-    def __init__(self, dataset: datasets.Dataset):
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
-        return self.dataset[index][AUDIO_COLUMN]
-
-    def select(self, indices: Sequence[int]) -> DatasetRows:
-        return DatasetRows(self.dataset.select(indices))
-
-
-@dataclass(frozen=True)
-class EvaluationData:
+@dataclass(frozen=True, kw_only=True)
+class EvaluationData(LabelledAudio):
     """A labelled data set.
 
     Attributes:
+        audio: undecoded rows `{"bytes", "path"}`, or None where there are embeddings.
+        embeddings: float32 (N, D), or None where there is audio.
         name: what tables call it.
         source: where it came from, in a phrase.
         note: how it differs from the paper's set of that name; empty if it does not, or is no set of the paper's.
-        audio: undecoded rows `{"bytes", "path"}`, or None where there are embeddings.
-        embeddings: float32 (N, D), or None where there is audio.
-        classes: names of the classes, in the order of `labels`' columns.
-        labels: (N, C) bool, which classes each clip is of.
-        multi_label: whether a clip may be of several classes or none; otherwise it is of exactly one.
-        groups: the group (speaker, recording session) of each clip, or None.
         group_disjoint: whether its few-shot episodes keep groups apart unless the user says otherwise.
     """
 
+    audio: Sequence[Mapping[str, Any]] | None  # type: ignore[assignment]
+    embeddings: torch.Tensor | None = None
     name: str
     source: str
-    note: str
-    audio: Sequence[Mapping[str, Any]] | None
-    embeddings: torch.Tensor | None
-    classes: list[str]
-    labels: np.ndarray
-    multi_label: bool
-    groups: list[str] | None
-    group_disjoint: bool
-
-    def __len__(self) -> int:
-        return len(self.labels)
+    note: str = ""
+    group_disjoint: bool = False
 
     def label_names(self) -> list[str]:
         """The class of each clip.
@@ -91,23 +64,12 @@ class EvaluationData:
             )
         return [self.classes[column] for column in self.labels.argmax(1)]
 
-    def select(self, indices: Sequence[int]) -> EvaluationData:
+    def select(self, indices: Sequence[int] | np.ndarray) -> EvaluationData:
         """Only these clips, in this order."""
-        indices = [int(index) for index in indices]
-        audio = self.audio
-        if isinstance(audio, DatasetRows):
-            audio = audio.select(indices)
-        elif audio is not None:
-            audio = [audio[index] for index in indices]
-        return replace(
-            self,
-            audio=audio,
-            embeddings=None if self.embeddings is None else self.embeddings[indices],
-            labels=self.labels[indices],
-            groups=None if self.groups is None else [self.groups[index] for index in indices],
-        )
+        embeddings = None if self.embeddings is None else self.embeddings[list(indices)]
+        return replace(super().select(indices), embeddings=embeddings)
 
-    def with_classes(self, names: Sequence[str]) -> EvaluationData:
+    def only_classes(self, names: Sequence[str]) -> EvaluationData:
         """Only the clips of these classes.
 
         Raises:
@@ -179,7 +141,7 @@ def open_data(
     if str(spec) in BENCHMARKS and not path.exists():
         return _open_benchmark(BENCHMARKS[str(spec)], root)
     if path.is_dir() and _holds_embeddings(path):
-        return _open_embeddings(path, label_column or "label", group_column)
+        return read_labelled_embeddings(path, label_column, group_column)
     try:
         audio = load_labelled_audio(spec, config, split or "train", audio_column, label_column, group_column, revision)
     except (FileNotFoundError, ConnectionError) as error:
@@ -224,18 +186,10 @@ def _open_local(benchmark: Benchmark, root: str | Path | None) -> EvaluationData
 
 
 def _of_audio(audio: LabelledAudio, name: str, source: str, benchmark: Benchmark | None = None) -> EvaluationData:
-    return EvaluationData(
-        name=name,
-        source=source,
-        note=benchmark.note if benchmark else "",
-        audio=DatasetRows(audio.audio) if isinstance(audio.audio, datasets.Dataset) else audio.audio,
-        embeddings=None,
-        classes=list(audio.classes),
-        labels=audio.labels,
-        multi_label=audio.multi_label,
-        groups=audio.groups,
-        group_disjoint=benchmark.group_disjoint if benchmark else False,
+    known: dict[str, Any] = (
+        {} if benchmark is None else {"note": benchmark.note, "group_disjoint": benchmark.group_disjoint}
     )
+    return EvaluationData(**vars(audio), name=name, source=source, **known)
 
 
 def _holds_embeddings(folder: Path) -> bool:
@@ -244,21 +198,45 @@ def _holds_embeddings(folder: Path) -> bool:
     return shard is not None and "embedding" in pq.read_schema(shard).names
 
 
-def _open_embeddings(folder: Path, label_column: str, group_column: str | None) -> EvaluationData:
-    found = read_labelled_embeddings(folder, label_column, group_column)
-    classes = sorted(set(found.labels))
+def read_labelled_embeddings(
+    data: str | Path | datasets.Dataset, label_column: str | None = None, group_column: str | None = None
+) -> EvaluationData:
+    """Embeddings and classes from a folder that `mtslvr embed --columns label` wrote, or a data set like it.
+
+    Args:
+        data: the folder, or a data set with a column `embedding` (D numbers a row).
+        label_column: see `load_labelled_audio`.
+        group_column: column of the groups, for group-disjoint episodes.
+
+    Raises:
+        FileNotFoundError: when there is no parquet file in the folder, or no folder.
+        ValueError: when a column is missing, or a row has no class or no group.
+    """
+    name, source = "embeddings", "embeddings in memory"
+    if not isinstance(data, datasets.Dataset):
+        name = Path(data).resolve().name
+        data, source = _read_shards(Path(data)), f"embeddings in the folder {name}"
+    classes, labels, multi_label, groups = read_columns(data, label_column, group_column)
+    if "embedding" not in data.features:
+        raise ValueError(f"{name} has no column 'embedding'; it has: {', '.join(data.features)}.")
     return EvaluationData(
-        name=folder.resolve().name,
-        source=f"embeddings in the folder {folder.resolve().name}",
-        note="",
         audio=None,
-        embeddings=found.embeddings,
+        embeddings=torch.from_numpy(np.array(data.with_format("numpy")["embedding"][:], dtype=np.float32)),  # (N, D)
+        name=name,
+        source=source,
         classes=classes,
-        labels=np.array([[label == name for name in classes] for label in found.labels]),
-        multi_label=False,
-        groups=found.groups,
-        group_disjoint=False,
+        labels=labels,
+        multi_label=multi_label,
+        groups=groups,
     )
 
 
-__all__ = ["DataNotReachable", "EvaluationData", "open_data", "without_bad_clips"]
+def _read_shards(folder: Path) -> datasets.Dataset:
+    """All rows in memory, without the copy that `datasets.load_dataset` would leave in the user's cache."""
+    shards = sorted(folder.rglob("*.parquet"))
+    if not shards:
+        raise FileNotFoundError(f"no parquet file in {folder}; expected a folder that mtslvr embed wrote")
+    return datasets.Dataset(pa.concat_tables([pq.read_table(path) for path in shards]))
+
+
+__all__ = ["DataNotReachable", "EvaluationData", "open_data", "read_labelled_embeddings", "without_bad_clips"]

@@ -217,7 +217,7 @@ def _open_all(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"two data sets are called {', '.join(twice)}; name each one once")
-    return [each if classes is None else each.with_classes(classes) for each in opened], missing
+    return [each if classes is None else each.only_classes(classes) for each in opened], missing
 
 
 def _with_episodes(data: EvaluationData, bad_clips: list[str], protocol: FewShotProtocol, probed: bool) -> _Evaluated:
@@ -289,12 +289,8 @@ def _models(
         if isinstance(source, (str, Path)):
             to_load.append((partial(load_embedder, source, name=str(source), **options), False))
         else:
-            to_load.append((partial(_given, source), False))
+            to_load.append((lambda source=source: source, False))
     return to_load
-
-
-def _given(embedder: Embedder) -> Embedder:
-    return embedder
 
 
 def _embed(

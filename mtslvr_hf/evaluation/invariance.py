@@ -9,11 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from sklearn.covariance import ledoit_wolf
+from sklearn.linear_model import RidgeCV
+from sklearn.metrics import r2_score
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..augmentations import Augmentation, TwoViewAugmentation
+from .markdown_table import markdown_table
 
 STRENGTHS = (0.25, 0.5, 1.0)
 FOLDS = 5
@@ -89,19 +97,17 @@ class InvarianceReport:
         """A row for each augmentation and embedding."""
         strengths = sorted({entry.strength for entry in self.displacements})
         columns = [f"distance at {strength:g}" for strength in strengths] + ["cosine", "presence", "parameter", "R2"]
-        lines = ["| " + " | ".join(["augmentation", "embedding", *columns]) + " |"]
-        lines.append("| --- " * (len(columns) + 2) + "|")
+        rows = []
         for reading in self.readabilities:
             own = {
                 entry.strength: entry
                 for entry in self.displacements
                 if (entry.augmentation, entry.task) == (reading.augmentation, reading.task)
             }
-            values = [f"{own[strength].relative:.2f}" for strength in strengths]
-            values += [f"{own[strengths[-1]].cosine:.2f}", f"{reading.presence:.2f}", reading.parameter]
-            values += [f"{reading.r2:.2f}"]
-            lines.append("| " + " | ".join([reading.augmentation, reading.task, *values]) + " |")
-        return "\n".join(lines)
+            values = [*(own[strength].relative for strength in strengths), own[strengths[-1]].cosine, reading.presence]
+            shown = [f"{value:.2f}" for value in values]
+            rows.append([reading.augmentation, reading.task, *shown, reading.parameter, f"{reading.r2:.2f}"])
+        return markdown_table(["augmentation", "embedding", *columns], rows)
 
 
 def measure_invariance(
@@ -116,8 +122,9 @@ def measure_invariance(
     """Measures how invariant embeddings are to each of the seven augmentations, and what can be read back from them.
 
     Source: Heggan et al. (2023), section on learnt invariance, for the Mahalanobis distance; relative to the distance
-    of two clips, so that embeddings of different size can be compared. The covariance is shrunk as Ledoit and Wolf
-    (2004) do, so that there may be fewer clips than dimensions.
+    of two clips, so that embeddings of different size can be compared. The covariance is shrunk, so that there may be
+    fewer clips than dimensions, as in Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance
+    matrices" (2004).
 
     Args:
         embed: From waveforms (n, S) to embeddings (n, D) by name, such as `{"contrastive": ..., "predictive": ...}`.
@@ -201,13 +208,15 @@ def _embed_in_batches(
 
 
 class _Metric:
-    """Distances by the covariance of some embeddings (N, D)."""
+    """Distances by the covariance of some embeddings (N, D), shrunk so that it can be inverted."""
 
     def __init__(self, originals: Tensor):
         self.originals = originals
-        self.factor = torch.linalg.cholesky(shrunk_covariance(originals))
-        others = originals.roll(1, dims=0)
-        self.apart = self._distances(originals - others).mean().clamp(min=torch.finfo(originals.dtype).tiny)
+        tiny = torch.finfo(originals.dtype).tiny
+        covariance = torch.from_numpy(ledoit_wolf(originals.numpy())[0])
+        covariance.diagonal().add_(tiny)  # embeddings that are all the same have no covariance
+        self.factor = torch.linalg.cholesky(covariance)
+        self.apart = self._distances(originals - originals.roll(1, dims=0)).mean().clamp(min=tiny)
 
     def _distances(self, differences: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(self.factor, differences.T, upper=False).norm(dim=0)
@@ -219,77 +228,31 @@ class _Metric:
         return float(distance), float(distance / self.apart), float(cosine)
 
 
-def shrunk_covariance(values: Tensor) -> Tensor:
-    """Covariance (D, D) of (N, D), shrunk towards a multiple of the identity so that it can be inverted.
-
-    Source: Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices" (2004).
-    """
-    count, size = values.shape
-    centred = values - values.mean(0)
-    covariance = centred.T @ centred / count
-    mean = covariance.diagonal().mean()
-    identity = torch.eye(size, dtype=values.dtype)
-    distance = (covariance - mean * identity).square().sum()
-    error = (centred.square().sum(1).square().sum() / count - covariance.square().sum()) / count
-    share = (error / distance).clamp(0, 1) if distance > 0 else torch.tensor(1.0, dtype=values.dtype)
-    tiny = torch.finfo(values.dtype).tiny  # embeddings that are all the same have no covariance
-    return (1 - share) * covariance + (share * mean + tiny) * identity
-
-
 def _read(
     name: str, task: str, originals: Tensor, moved: Tensor, drawn: Mapping[str, Tensor], folds: Tensor
 ) -> Readability:
     parameter = next(iter(PARAMETERS[name]))
     truth = drawn[parameter].double()
-    error = (_predict(moved, truth, folds) - truth).square().sum()
-    r2 = 1 - error / (truth - truth.mean()).square().sum()
+    r2 = r2_score(truth.numpy(), cross_predict(moved, truth, folds))
     return Readability(name, task, _read_presence(originals, moved, folds), parameter, float(r2))
 
 
 def _read_presence(originals: Tensor, moved: Tensor, folds: Tensor) -> float:
     """Accuracy of probes that tell augmented clips (N, D) from their originals, each fold's by the other folds."""
-    both, labels = torch.cat([originals, moved]), torch.ones(2 * len(moved), dtype=torch.float64)
-    labels[: len(originals)] = -1
-    return float((_predict(both, labels, folds.repeat(2)) * labels > 0).double().mean())
+    labels = torch.ones(2, len(moved), dtype=torch.float64)
+    labels[0] = -1
+    predicted = cross_predict(torch.cat([originals, moved]), labels.flatten(), folds.repeat(2))
+    return float((predicted * labels.flatten().numpy() > 0).mean())
 
 
-def _predict(inputs: Tensor, targets: Tensor, folds: Tensor) -> Tensor:
-    """Targets (N,) as ridge regressions on inputs (N, D) predict them, each fold by the others."""
-    predictions = torch.empty_like(targets)
-    for fold in range(FOLDS):
-        held_out = folds == fold
-        predictions[held_out] = _ridge(inputs[~held_out], targets[~held_out], inputs[held_out])
-    return predictions
+def cross_predict(inputs: Tensor, targets: Tensor, folds: Tensor) -> np.ndarray:
+    """Targets (N,) as ridge regressions on inputs (N, D) predict them, each fold by the others.
 
-
-def _ridge(inputs: Tensor, targets: Tensor, queries: Tensor) -> Tensor:
-    """Ridge regression; of PENALTIES it takes the one with the least leave-one-out error."""
-    mean, std = inputs.mean(0), inputs.std(0).clamp(min=1e-12)
-    inputs = (inputs - mean) / std
-    squares, directions = _principal_directions(inputs)  # (R,), (D, R)
-    scores, centred = inputs @ directions, targets - targets.mean()  # (N, R), (N,)
-    along = scores.T @ centred
-    best, least = None, torch.inf
-    for penalty in PENALTIES:
-        scale = squares + penalty * len(inputs)
-        leverage = 1 / len(inputs) + scores.square() @ (1 / scale)
-        error = ((centred - scores @ (along / scale)) / (1 - leverage).clamp(min=1e-6)).square().sum()
-        if error < least:
-            best, least = directions @ (along / scale), error
-    return targets.mean() + (queries - mean) / std @ best
-
-
-def _principal_directions(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared singular values (R,) and right singular vectors (D, R) of inputs (N, D), R no more than N or D.
-
-    From the smaller of the two products with itself, which is faster than a singular value decomposition. Singular
-    values below 1e-6 of the largest are left out: every penalty outweighs them.
+    Inputs are standardised. Of PENALTIES each regression takes the one with the least leave-one-out error.
     """
-    wide = len(inputs) <= inputs.shape[1]
-    squares, vectors = torch.linalg.eigh(inputs @ inputs.T if wide else inputs.T @ inputs)
-    kept = squares > 1e-12 * squares[-1]
-    squares, vectors = squares[kept], vectors[:, kept]
-    return squares, inputs.T @ vectors / squares.sqrt() if wide else vectors
+    penalties = np.array(PENALTIES) * len(inputs) * (FOLDS - 1) / FOLDS
+    ridge = make_pipeline(StandardScaler(), RidgeCV(penalties))
+    return cross_val_predict(ridge, inputs.numpy(), targets.numpy(), cv=PredefinedSplit(folds.numpy()))
 
 
 __all__ = [
@@ -297,7 +260,7 @@ __all__ = [
     "Displacement",
     "InvarianceReport",
     "Readability",
+    "cross_predict",
     "draw_strength",
     "measure_invariance",
-    "shrunk_covariance",
 ]

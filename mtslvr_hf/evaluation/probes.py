@@ -1,6 +1,6 @@
 """Linear probe and nearest neighbours on a whole data set: fitted to one part of it, measured on the other.
 
-Shapes: N clips, M test clips, D embedding size, C classes, G groups, R resamples.
+Shapes: N clips, M other clips, D embedding size, C classes, R resamples.
 """
 
 from __future__ import annotations
@@ -10,20 +10,22 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from scipy.stats import binomtest
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
-from torch.nn.functional import normalize as unit_length
 
 from ..data.splits import divide
 from ..metrics import Ranking
-from .probe_solver import LogisticRegression
+from .few_shot.accuracy import checked_embeddings
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of the linear probe, the strongest regularisation first
 NEIGHBOURS = (50, 20, 10, 5, 3, 1)  # the smoothest first
 TEST_SHARE = 0.3
 VALIDATION_SHARE = 0.2  # of the clips to fit to, for the choice of C or k
 RESAMPLES = 500
-_BLOCK_NUMBERS = 2**23  # in the largest array of similarities or votes: 64 MB in float64
 
 
 @dataclass(frozen=True)
@@ -54,17 +56,19 @@ class ProbeResult:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Embeddings (N, D), labels (N, C) and groups (N,) of the clips of one part."""
+class _Clips:
+    """Embeddings (N, D) float64, labels (N, C) bool, and groups (N,) if there are any."""
 
-    embeddings: Tensor
-    labels: Tensor
-    groups: list[Hashable] | None
+    embeddings: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray | None
 
-    def select(self, indices: np.ndarray | Tensor) -> _Part:
-        indices = torch.as_tensor(indices)
-        groups = None if self.groups is None else [self.groups[index] for index in indices.tolist()]
-        return replace(self, embeddings=self.embeddings[indices], labels=self.labels[indices], groups=groups)
+    def select(self, indices: np.ndarray) -> _Clips:
+        groups = None if self.groups is None else self.groups[indices]
+        return _Clips(self.embeddings[indices], self.labels[indices], groups)
+
+    def count(self, clips: str, groups: str) -> str:
+        return f"{len(self.labels)} {clips}" + ("" if self.groups is None else f" of {len(set(self.groups))} {groups}")
 
 
 def probe(
@@ -75,84 +79,55 @@ def probe(
     kind: str = "linear",
     seed: int = 0,
 ) -> ProbeResult:
-    """A probe of a data set that has no test part of its own: 30 % of each class is held out by `split`.
+    """Accuracy, or mean average precision, of a probe on 30 % of each class, held out by `split`.
 
-    Args:
-        embeddings: (N, D), float.
-        labels: (N, C) bool, which classes a clip is of.
-        multi_label: whether a clip may be of several classes or none; otherwise it is of exactly one.
-        groups: the group (speaker, recording) of each clip, (N,): both parts then have groups of their own.
-        kind: "linear", see `linear_probe`; or "knn", see `knn_probe`.
-        seed: same seed, same parts, whatever the embeddings.
-
-    Raises:
-        ValueError: as `linear_probe` and `split`, or if there is no such probe.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"the kind of probe is {kind!r}; expected one of {', '.join(KINDS)}")
-    whole = _part(embeddings, labels, multi_label, groups, "")
-    parts = [whole.select(indices) for indices in split(labels, groups, TEST_SHARE, seed)]
-    return _measure(_KINDS[kind], *parts, multi_label, seed)
-
-
-def linear_probe(
-    train: Tensor,
-    train_labels: np.ndarray | Tensor,
-    test: Tensor,
-    test_labels: np.ndarray | Tensor,
-    multi_label: bool = False,
-    train_groups: Sequence[Hashable] | None = None,
-    test_groups: Sequence[Hashable] | None = None,
-    seed: int = 0,
-) -> ProbeResult:
-    """Logistic regression on frozen embeddings, see `LogisticRegression`.
-
-    Dimensions are standardised by mean and deviation of the train part. Of several C the best is taken for a fifth of
-    the train part that is held out, and the regression then fitted to all of it. Among equals, the smallest.
+    "linear" is a multinomial logistic regression, or one for each class if `multi_label`. In "knn" the k most similar
+    train clips vote, each with weight (1 + cosine) / 2 for its classes. Dimensions are standardised by mean and
+    deviation of the train part. Of several C or k the best is taken for a fifth of the train part that is held out,
+    and the probe then fitted to all of it. Among equals, the smallest C or the largest k.
 
     The 95 % interval says what other test clips of the same kind would have changed, not other train clips: Wilson's
     for an accuracy without groups, otherwise the percentiles of resampled test clips, or of resampled groups of them,
     as clips of a group are no independent draws.
 
     Args:
-        train: (N, D), float: what it is fitted to.
-        train_labels: (N, C) bool, which classes a clip is of.
-        test: (M, D): what it is measured on.
-        test_labels: (M, C) bool.
+        embeddings: (N, D), float.
+        labels: (N, C) bool, which classes a clip is of.
         multi_label: whether a clip may be of several classes or none, and mean average precision is measured, over
             the classes of which there are test clips. Otherwise a clip is of exactly one, and it is accuracy; test
             clips of classes without train clips are left out.
-        train_groups: the group of each clip, (N,): no group is both fitted to and held out.
-        test_groups: the group of each clip, (M,), for the interval.
-        seed: chooses what is held out, and resamples.
+        groups: the group (speaker, recording) of each clip, (N,): no group is both fitted to and held out.
+        kind: "linear" or "knn".
+        seed: same seed, same parts, whatever the embeddings; it resamples as well.
 
     Raises:
-        ValueError: if shapes do not fit, an embedding is not finite, a clip is not of one class though
-            `multi_label` is false, or there are too few clips or groups.
+        ValueError: if there is no such probe, shapes do not fit, an embedding is not finite, a clip is not of one
+            class though `multi_label` is false, or there are too few clips or groups.
 
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", 1927, for the interval.
     """
-    parts = _both(train, train_labels, train_groups, test, test_labels, test_groups, multi_label)
-    return _measure(_KINDS["linear"], *parts, multi_label, seed)
-
-
-def knn_probe(
-    train: Tensor,
-    train_labels: np.ndarray | Tensor,
-    test: Tensor,
-    test_labels: np.ndarray | Tensor,
-    multi_label: bool = False,
-    train_groups: Sequence[Hashable] | None = None,
-    test_groups: Sequence[Hashable] | None = None,
-    seed: int = 0,
-) -> ProbeResult:
-    """The k most similar train clips vote, each with weight (1 + cosine) / 2 for its classes.
-
-    Cosines are those of standardised dimensions. k is chosen as C is by `linear_probe`, which see for all else; among
-    equals, the largest.
-    """
-    parts = _both(train, train_labels, train_groups, test, test_labels, test_groups, multi_label)
-    return _measure(_KINDS["knn"], *parts, multi_label, seed)
+    if kind not in _KINDS:
+        raise ValueError(f"the kind of probe is {kind!r}; expected one of {', '.join(KINDS)}")
+    clips = _check(embeddings, labels, multi_label, groups)
+    train, test = (clips.select(part) for part in split(clips.labels, clips.groups, TEST_SHARE, seed))
+    given, known = len(test.labels), train.labels.any(0)
+    if not multi_label:
+        test = test.select(test.labels[:, known].any(1))
+    if not test.labels[:, known].any():
+        raise ValueError("no test clip is of a class that there are train clips of: nothing can be measured")
+    best, choice = _choose(_KINDS[kind], train, multi_label, seed)
+    (scores,) = _scores(_KINDS[kind], train, test.embeddings, [best], multi_label)
+    value, interval, how = _measure(scores, test, multi_label, seed)
+    metric = "mAP" if multi_label else "accuracy"
+    protocol = [
+        f"{_KINDS[kind].words[multi_label]} on {train.count('clips', 'groups')}, dimensions standardised by these",
+        choice,
+        f"{metric} over {test.labels.any(0).sum()} classes on {test.count('other clips', 'other groups')}",
+        how,
+        *([f"{given - len(test.labels)} test clips of other classes left out"] if given > len(test.labels) else []),
+        f"seed {seed}",
+    ]
+    return ProbeResult(kind, metric, value, interval, "; ".join(protocol), len(train.labels), len(test.labels))
 
 
 def split(
@@ -176,203 +151,134 @@ def split(
     return np.flatnonzero(part == 0), np.flatnonzero(part == 1)
 
 
-def _both(
-    train: Tensor,
-    train_labels: np.ndarray | Tensor,
-    train_groups: Sequence[Hashable] | None,
-    test: Tensor,
-    test_labels: np.ndarray | Tensor,
-    test_groups: Sequence[Hashable] | None,
-    multi_label: bool,
-) -> tuple[_Part, _Part]:
-    parts = (
-        _part(train, train_labels, multi_label, train_groups, "train "),
-        _part(test, test_labels, multi_label, test_groups, "test "),
-    )
-    sizes = [(part.embeddings.shape[1], part.labels.shape[1]) for part in parts]
-    if sizes[0] != sizes[1]:
+def _check(
+    embeddings: Tensor, labels: np.ndarray | Tensor, multi_label: bool, groups: Sequence[Hashable] | None
+) -> _Clips:
+    values = checked_embeddings(embeddings).detach().double().cpu().numpy()
+    labels = torch.as_tensor(labels).bool().cpu().numpy()
+    if labels.ndim != 2 or len(labels) != len(values):
         raise ValueError(
-            f"train clips have {sizes[0][0]} dimensions and {sizes[0][1]} classes, test clips {sizes[1][0]} and "
-            f"{sizes[1][1]}; expected the same of both"
+            f"labels have the shape {labels.shape}; expected ({len(values)}, classes), a row for each embedding"
         )
-    return parts
-
-
-def _part(
-    embeddings: Tensor, labels: np.ndarray | Tensor, multi_label: bool, groups: Sequence[Hashable] | None, which: str
-) -> _Part:
-    """Checks what belongs together; embeddings on the CPU in float64."""
-    if embeddings.ndim != 2 or not embeddings.is_floating_point():
-        kind = f"{embeddings.dtype} of shape {tuple(embeddings.shape)}"
-        raise ValueError(f"{which}embeddings are {kind}; expected floats of shape (N, D)")
-    embeddings = embeddings.detach().double().cpu()
-    bad = ~torch.isfinite(embeddings).all(1)
-    if bad.any():
-        raise ValueError(f"the embedding of {which}clip {int(bad.nonzero()[0])} is not finite")
-    labels = torch.as_tensor(labels).bool().cpu()
-    if labels.ndim != 2 or len(labels) != len(embeddings):
+    several = np.flatnonzero(labels.sum(1) != 1)
+    if not multi_label and len(several):
         raise ValueError(
-            f"{which}labels have the shape {tuple(labels.shape)}; expected ({len(embeddings)}, classes), a row for "
-            "each embedding"
-        )
-    if not multi_label and not (labels.sum(1) == 1).all():
-        clip = int((labels.sum(1) != 1).nonzero()[0])
-        raise ValueError(
-            f"{which}clip {clip} is of {int(labels[clip].sum())} classes; expected one. Say multi_label=True if clips "
+            f"clip {several[0]} is of {labels[several[0]].sum()} classes; expected one. Say multi_label=True if clips "
             "may be of several"
         )
-    if groups is not None and len(groups) != len(embeddings):
-        raise ValueError(f"there are {len(groups)} groups and {len(embeddings)} {which}clips; expected one for each")
-    return _Part(embeddings, labels, None if groups is None else list(groups))
+    if groups is not None and len(groups) != len(values):
+        raise ValueError(f"there are {len(groups)} groups and {len(values)} clips; expected one for each")
+    return _Clips(values, labels, None if groups is None else np.array([str(name) for name in groups]))
+
+
+def _linear_scores(
+    train: np.ndarray, labels: np.ndarray, others: np.ndarray, values: Sequence[float], multi_label: bool
+) -> np.ndarray:
+    varied = np.flatnonzero(labels.any(0) & ~labels.all(0))
+    # A class that no clip is of, or all are, has the same score for every clip.
+    scores = np.tile(labels.mean(0), (len(values), len(others), 1))
+    targets = [(column, labels[:, column]) for column in varied] if multi_label else [(varied, labels.argmax(1))]
+    # Of two classes scikit-learn has the weights of one alone; twice its C is the C of the multinomial regression.
+    factor = 2 if len(varied) == 2 and not multi_label else 1
+    for columns, target in targets if len(varied) else []:
+        model = LogisticRegression(tol=1e-5, max_iter=1000, warm_start=True)
+        for of_one, c in zip(scores, values):
+            model.set_params(C=factor * c).fit(train, target)
+            of_one[:, columns] = model.decision_function(others) if multi_label else model.predict_proba(others)
+    return scores
+
+
+def _nearest_scores(
+    train: np.ndarray, labels: np.ndarray, others: np.ndarray, values: Sequence[int], multi_label: bool
+) -> np.ndarray:
+    neighbours = NearestNeighbors(n_neighbors=max(values), metric="cosine").fit(train)
+    distances, nearest = neighbours.kneighbors(others)  # (M, k)
+
+    def vote(k: int) -> np.ndarray:
+        weights, places = (1 - distances[:, :k] / 2).ravel(), nearest[:, :k].ravel()
+        return csr_array((weights, places, k * np.arange(len(others) + 1)), (len(others), len(train))) @ labels
+
+    return np.stack([vote(k) for k in values])
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """A probe: `scores(train, embeddings, values, multi_label)` are the embeddings' (M, C), for each of the values.
+    """A probe.
 
     words: what it is, of a clip's one class and of several.
     parameter: what is chosen from `grid`; the values that are preferred among equals come first.
+    scores: from standardised train clips, their labels, other clips and values of the parameter to (values, M, C).
     """
 
-    name: str
     words: tuple[str, str]
     parameter: str
     grid: tuple[float, ...]
-    scores: Callable[[_Part, Tensor, Sequence[float], bool], list[Tensor]]
-
-
-def _linear_scores(train: _Part, embeddings: Tensor, values: Sequence[float], multi_label: bool) -> list[Tensor]:
-    own, embeddings = _standardised(train.embeddings, embeddings)
-    regression = LogisticRegression(own, train.labels, multi_label)
-    return [regression.fit(c)(embeddings) for c in values]
-
-
-def _nearest_scores(train: _Part, embeddings: Tensor, values: Sequence[float], multi_label: bool) -> list[Tensor]:
-    own, embeddings = (unit_length(part, dim=1) for part in _standardised(train.embeddings, embeddings))
-    labels, most = train.labels.to(own), int(max(values))
-    scores: list[list[Tensor]] = [[] for _ in values]
-    for block in embeddings.split(max(1, _BLOCK_NUMBERS // max(len(own), most * labels.shape[1]))):
-        cosines, nearest = (block @ own.T).topk(most)  # (m, k)
-        votes = ((1 + cosines) / 2)[:, :, None] * labels[nearest]  # (m, k, C)
-        for parts, k in zip(scores, values):
-            parts.append(votes[:, : int(k)].sum(1))
-    return [torch.cat(parts) for parts in scores]
+    scores: Callable[..., np.ndarray]
 
 
 _KINDS = {
     "linear": _Kind(
-        "linear",
         ("multinomial logistic regression (L2)", "logistic regression (L2) for each class"),
         "C",
         STRENGTHS,
         _linear_scores,
     ),
-    "knn": _Kind(
-        "knn",
-        ("nearest neighbours by cosine",) * 2,
-        "k",
-        NEIGHBOURS,
-        _nearest_scores,
-    ),
+    "knn": _Kind(("nearest neighbours by cosine",) * 2, "k", NEIGHBOURS, _nearest_scores),
 }
 KINDS = tuple(_KINDS)
 
 
-def _standardised(train: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Both with the dimensions of `train` at mean 0 and deviation 1; one that is constant there becomes 0."""
-    mean = train.mean(0)
-    deviation = (train - mean).square().mean(0).sqrt()
-    # A constant dimension's deviation is not quite 0: its mean is rounded.
-    varies = deviation > 1e-6 * train.abs().amax(0)
-    scale = torch.where(varies, 1 / deviation.clamp(min=torch.finfo(deviation.dtype).tiny), 0.0)
-    return (train - mean) * scale, (other - mean) * scale
+def _scores(
+    kind: _Kind, train: _Clips, embeddings: np.ndarray, values: Sequence[float], multi_label: bool
+) -> np.ndarray:
+    """Scores of other clips for each value of the probe's parameter, (values, M, C)."""
+    scaler = StandardScaler().fit(train.embeddings)
+    own, others = scaler.transform(train.embeddings), scaler.transform(embeddings)
+    return kind.scores(own, train.labels, others, values, multi_label)
 
 
-def _measure(kind: _Kind, train: _Part, test: _Part, multi_label: bool, seed: int) -> ProbeResult:
-    given = len(test.labels)
-    if not multi_label:
-        test = test.select((test.labels & train.labels.any(0)).any(1).nonzero()[:, 0])
-    if not (test.labels & train.labels.any(0)).any():
-        raise ValueError("no test clip is of a class that there are train clips of: nothing can be measured")
-    best, choice = _choose(kind, train, multi_label, seed)
-    (scores,) = kind.scores(train, test.embeddings, [best], multi_label)
-    interval, how = _interval(scores, test, multi_label, seed)
-    metric = "mAP" if multi_label else "accuracy"
-    protocol = [
-        f"{kind.words[multi_label]} on {_count(train, 'clips', 'groups')}, dimensions standardised by these",
-        choice,
-        f"{metric} over {int(test.labels.any(0).sum())} classes on {_test_clips(train, test)}",
-        how,
-        *([f"{given - len(test.labels)} test clips of other classes left out"] if given > len(test.labels) else []),
-        f"seed {seed}",
-    ]
-    value = _metric(scores, test.labels, multi_label)
-    return ProbeResult(kind.name, metric, value, interval, "; ".join(protocol), len(train.labels), len(test.labels))
-
-
-def _test_clips(train: _Part, test: _Part) -> str:
-    shared = set(train.groups or ()) & set(test.groups or ())
-    return _count(test, "other clips", "groups" if shared or train.groups is None else "other groups")
-
-
-def _count(part: _Part, clips: str, groups: str) -> str:
-    return f"{len(part.labels)} {clips}" + ("" if part.groups is None else f" of {len(set(part.groups))} {groups}")
-
-
-def _choose(kind: _Kind, train: _Part, multi_label: bool, seed: int) -> tuple[float, str]:
+def _choose(kind: _Kind, train: _Clips, multi_label: bool, seed: int) -> tuple[float, str]:
     """The parameter that is best for a held-out share of the train clips, and how it was chosen, in words."""
     if train.groups is not None and len(set(train.groups)) == 1:  # which has to be split
         train = replace(train, groups=None)
     fitted, held_out = (train.select(part) for part in split(train.labels, train.groups, VALIDATION_SHARE, seed))
     grid = [value for value in kind.grid if kind.parameter != "k" or value <= len(fitted.labels)]
-    scores = kind.scores(fitted, held_out.embeddings, grid, multi_label)
-    values = [_metric(of_one, held_out.labels, multi_label) for of_one in scores]
+    scores = _scores(kind, fitted, held_out.embeddings, grid, multi_label)
+    values = [_metric(of_one, held_out.labels, multi_label)() for of_one in scores]
     if np.isnan(values).all():
         raise ValueError(
             f"none of the {len(held_out.labels)} train clips held out for the choice of {kind.parameter} is of any "
             "class: the probe needs more labelled clips"
         )
     best = grid[int(np.nanargmax(values))]
-    tried, clips = ", ".join(f"{value:g}" for value in sorted(grid)), _count(held_out, "of these clips", "groups")
+    tried, clips = ", ".join(f"{value:g}" for value in sorted(grid)), held_out.count("of these clips", "groups")
     return best, f"{kind.parameter} = {best:g}, of {tried} the best for {clips} held out"
 
 
-def _metric(scores: Tensor, labels: Tensor, multi_label: bool) -> float:
+def _metric(scores: np.ndarray, labels: np.ndarray, multi_label: bool) -> Callable[..., float]:
+    """The metric of scores (M, C), as a function of how often each clip counts, (M,): once unless given."""
     if multi_label:
-        return float(Ranking(scores, labels).average_precision().nanmean())
-    return float(_hits(scores, labels).mean())
+        ranking = Ranking(torch.from_numpy(scores), torch.from_numpy(labels))
+        return lambda counts=None: float(
+            ranking.average_precision(None if counts is None else torch.from_numpy(counts)).nanmean()
+        )
+    hits = scores.argmax(1) == labels.argmax(1)
+    return lambda counts=None: float(np.average(hits, weights=counts))
 
 
-def _hits(scores: Tensor, labels: Tensor) -> Tensor:
-    return (scores.argmax(1) == labels.int().argmax(1)).double()  # (M,)
-
-
-def _interval(scores: Tensor, test: _Part, multi_label: bool, seed: int) -> tuple[tuple[float, float], str]:
-    """The metric's 95 % interval, and what it is."""
+def _measure(scores: np.ndarray, test: _Clips, multi_label: bool, seed: int) -> tuple[float, tuple[float, float], str]:
+    """The metric, its 95 % interval, and what that is."""
+    metric, count = _metric(scores, test.labels, multi_label), len(test.labels)
+    value = metric()
     if not multi_label and test.groups is None:
-        hits = _hits(scores, test.labels)
-        low, high = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
-        return (float(low), float(high)), "95 % interval: Wilson's over test clips"
-    weights = _resampled(test, seed)  # (R, M)
-    if multi_label:
-        ranking = Ranking(scores, test.labels)
-        values = torch.stack([ranking.average_precision(of_one).nanmean() for of_one in weights])
-    else:
-        values = weights @ _hits(scores, test.labels) / weights.sum(1)
-    low, high = values.double().nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        low, high = binomtest(round(value * count), count).proportion_ci(method="wilson")
+        return value, (float(low), float(high)), "95 % interval: Wilson's over test clips"
+    names, group = np.unique(np.arange(count) if test.groups is None else test.groups, return_inverse=True)
+    draws = np.random.default_rng(seed).integers(0, len(names), (RESAMPLES, len(names)))
+    values = [metric(np.bincount(drawn, minlength=len(names))[group]) for drawn in draws]
+    low, high = np.nanquantile(values, [0.025, 0.975]).tolist()
     what = "clips" if test.groups is None else "groups"
-    return (low, high), f"95 % interval: bootstrap over test {what}, {RESAMPLES} resamples"
+    return value, (low, high), f"95 % interval: bootstrap over test {what}, {RESAMPLES} resamples"
 
 
-def _resampled(test: _Part, seed: int) -> Tensor:
-    """Bootstrap counts of each clip in each resample, (R, M) float64: the draws of its group, or of itself."""
-    names, group = np.unique(
-        np.arange(len(test.labels)) if test.groups is None else np.array([str(name) for name in test.groups]),
-        return_inverse=True,
-    )
-    draws = np.random.default_rng(seed).integers(0, len(names), (RESAMPLES, len(names)))  # (R, G)
-    counts = np.stack([np.bincount(drawn, minlength=len(names)) for drawn in draws])
-    return torch.from_numpy(counts[:, group]).double()
-
-
-__all__ = ["KINDS", "ProbeResult", "knn_probe", "linear_probe", "probe", "split"]
+__all__ = ["KINDS", "ProbeResult", "probe", "split"]

@@ -6,7 +6,9 @@ Shapes: N clips, M clips shown, D embedding size.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from sklearn.decomposition import PCA
 from torch import Tensor
 from torch.nn.functional import normalize as unit_length
 
@@ -74,9 +76,12 @@ def project(
     if len(shown) < 2:
         raise ValueError(f"there are {len(shown)} clips to show; expected two or more")
     prepared = unit_length(standardized(embeddings.double().cpu()), dim=1)[shown]  # (M, D)
-    points, share = _principal_components(prepared)
+    components = PCA(min(2, prepared.shape[1]), svd_solver="full")
+    with np.errstate(invalid="ignore"):  # clips that are all the same have no variance
+        points = components.fit_transform(prepared.numpy())  # (M, 2), or (M, 1) of a single dimension
+    share = np.nan_to_num(components.explained_variance_ratio_.sum(), nan=1.0)
     method = f"two principal components, {100 * share:.0f} % of the variance"
-    rounded = [(round(x, 4), round(y, 4)) for x, y in points.tolist()]
+    rounded = [(round(x, 4), round(y, 4)) for x, y, *_ in np.pad(points, ((0, 0), (0, 1))).tolist()]
     return Projection(data, model, embedding, method, rounded, [labels[index] for index in shown])
 
 
@@ -87,22 +92,6 @@ def _shown(labels: Sequence[str], max_classes: int, max_clips: int, seed: int) -
     chosen = {names[index] for index in torch.randperm(len(names), generator=generator)[:max_classes].tolist()}
     clips = [index for index, label in enumerate(labels) if label in chosen]
     return sorted(clips[index] for index in torch.randperm(len(clips), generator=generator)[:max_clips].tolist())
-
-
-def _principal_components(values: Tensor) -> tuple[Tensor, float]:
-    """The first two components (M, 2) of (M, D), and their share of the variance.
-
-    A direction and its opposite are equally good: the one is taken along which the farthest clip is on the positive
-    side.
-    """
-    centred = values - values.mean(0)
-    left, singular, _ = torch.linalg.svd(centred, full_matrices=False)
-    components = torch.zeros(len(values), 2, dtype=values.dtype)  # a single dimension has no second component
-    components[:, : left.shape[1]] = (left * singular)[:, :2]
-    farthest = components.gather(0, components.abs().argmax(0, keepdim=True))  # (1, 2)
-    variance = singular.square().sum()
-    share = float(singular[:2].square().sum() / variance) if variance > 0 else 1.0
-    return torch.where(farthest < 0, -components, components), share
 
 
 __all__ = ["Projection", "project"]

@@ -32,9 +32,9 @@ def test_a_folder_per_class(tmp_path):
     data = load_labelled_audio(write_folder(tmp_path / "set", clips=2))
     assert data.classes == NAMES and not data.multi_label and data.groups is None
     assert data.labels.argmax(1).tolist() == [0, 0, 1, 1, 2, 2]
-    assert data.row(2)["path"].endswith("low/0.wav")
+    assert data.audio[2]["path"].endswith("low/0.wav")
     chosen = data.select([4, 1])
-    assert chosen.row(0) == data.row(4) and [int(chosen.target(n)) for n in (0, 1)] == [2, 0]
+    assert chosen.audio[0] == data.audio[4] and [int(chosen.target(n)) for n in (0, 1)] == [2, 0]
 
 
 def test_a_folder_of_splits_with_a_folder_per_class(tmp_path):
@@ -88,8 +88,8 @@ def test_columns_of_labels(tmp_path, feature, labels, classes, multi_label):
         assert {classes[place] for place in np.flatnonzero(data.labels[index])} == wanted
     target = data.target(0)
     assert target.dtype == np.float32 if multi_label else int(target) == data.labels[0].argmax()
-    assert data.row(3)["bytes"][:4] == b"RIFF"
-    assert data.select([3]).row(0) == data.row(3)
+    assert data.audio[3]["bytes"][:4] == b"RIFF"
+    assert data.select([3]).audio[0] == data.audio[3]
 
 
 def test_other_classes(tmp_path):

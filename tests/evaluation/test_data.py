@@ -50,10 +50,10 @@ def test_a_folder(folder):
     chosen = data.select([4, 0])
     assert [row["path"] for row in chosen.audio] == [str(folder / "bell/1.flac"), str(folder / "anvil/0.flac")]
     assert (chosen.label_names(), chosen.groups) == (["bell", "anvil"], ["session 1", "session 0"])
-    bells = data.with_classes(["bell"])
+    bells = data.only_classes(["bell"])
     assert (bells.classes, bells.labels.shape, bells.groups) == (["bell"], (3, 1), data.groups[3:])
     with pytest.raises(ValueError, match="set has no class drum; it has: anvil, bell"):
-        data.with_classes(["drum", "bell"])
+        data.only_classes(["drum", "bell"])
 
 
 def test_a_table_is_read_row_by_row(sounds, tmp_path):

@@ -8,7 +8,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import LeaveOneOut, cross_val_score
 
 from mtslvr_hf.augmentations import AUGMENTATIONS, PitchShift, TwoViewAugmentation
-from mtslvr_hf.evaluation.invariance import PENALTIES, _ridge, draw_strength, measure_invariance, shrunk_covariance
+from mtslvr_hf.evaluation.invariance import PENALTIES, cross_predict, draw_strength, measure_invariance
 
 CLIPS = 60
 
@@ -89,29 +89,38 @@ def test_presence_is_read_at_each_strength():
 
 
 @pytest.mark.parametrize("count, size", [(40, 5), (20, 60)])
-def test_probes_are_scikit_learn_s_ridge_regressions(count, size):
+def test_probes_are_ridge_regressions_that_never_saw_the_clip(count, size):
     """Of the penalties the one with the least leave-one-out error, found by leaving clips out."""
     generator = torch.Generator().manual_seed(4)
     inputs = torch.randn(count, size, generator=generator, dtype=torch.float64)
     targets = inputs[:, 0] + 0.5 * torch.randn(count, generator=generator, dtype=torch.float64)
-    queries = torch.randn(7, size, generator=generator, dtype=torch.float64)
-    x, z = ((values - inputs.mean(0)) / inputs.std(0) for values in (inputs, queries))
-    x = x.numpy()
-    models = [Ridge(penalty * count) for penalty in PENALTIES]
-    errors = [
-        -cross_val_score(model, x, targets.numpy(), cv=LeaveOneOut(), scoring="neg_mean_squared_error").mean()
-        for model in models
-    ]
-    expected = models[int(np.argmin(errors))].fit(x, targets.numpy()).predict(z.numpy())
-    assert np.abs(_ridge(inputs, targets, queries).numpy() - expected).max() < 1e-9
+    folds = torch.arange(count) % 5
+    predicted = cross_predict(inputs, targets, folds)
+    for fold in range(5):
+        x, y = inputs[folds != fold].numpy(), targets[folds != fold].numpy()
+        z = (inputs[folds == fold].numpy() - x.mean(0)) / x.std(0)
+        x = (x - x.mean(0)) / x.std(0)
+        models = [Ridge(penalty * len(x)) for penalty in PENALTIES]
+        errors = [
+            -cross_val_score(model, x, y, cv=LeaveOneOut(), scoring="neg_mean_squared_error").mean()
+            for model in models
+        ]
+        expected = models[int(np.argmin(errors))].fit(x, y).predict(z)
+        assert np.abs(predicted[folds == fold] - expected).max() < 1e-9
 
 
-@pytest.mark.parametrize("count, size", [(40, 5), (20, 60)])
-def test_covariance_equals_scikit_learn_s(count, size):
-    values = torch.randn(count, size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    values = values @ torch.randn(size, size, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    expected = torch.from_numpy(LedoitWolf().fit(values.numpy()).covariance_)
-    torch.testing.assert_close(shrunk_covariance(values), expected)
+@pytest.mark.parametrize("count, size", [(40, 2), (20, 60)])
+def test_distances_are_mahalanobis_s_by_the_shrunk_covariance(count, size):
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(4000, size, generator=generator)
+    waveforms = torch.randn(count, 4000, generator=generator)
+    report = measure_invariance(lambda x: {"all": x @ weight}, waveforms, strengths=(1.0,), show_progress_bar=False)
+    originals = (waveforms @ weight).double().numpy()
+    inverse = np.linalg.inv(LedoitWolf().fit(originals).covariance_)
+    apart = originals - np.roll(originals, 1, 0)
+    expected = np.sqrt(np.einsum("nd,de,ne->n", apart, inverse, apart)).mean()
+    entry = report.displacements[0]
+    assert entry.mahalanobis / entry.relative == pytest.approx(expected, rel=1e-6)
 
 
 def test_strength_is_a_share_of_the_range():

@@ -24,14 +24,14 @@ def table():
 def test_names_of_class_labels_and_groups(table):
     clips = read_labelled_embeddings(table, group_column="speaker")
     assert torch.equal(clips.embeddings, torch.arange(6.0).reshape(3, 2))
-    assert clips.labels == ["siren", "bark", "siren"]
+    assert clips.label_names() == ["siren", "bark", "siren"]
     assert clips.groups == ["7", "8", "7"]
 
 
 def test_classes_asked_for(table):
-    clips = read_labelled_embeddings(table, classes=["siren"])
+    clips = read_labelled_embeddings(table).only_classes(["siren"])
     assert clips.embeddings.tolist() == [[0, 1], [4, 5]]
-    assert clips.labels == ["siren", "siren"]
+    assert clips.label_names() == ["siren", "siren"]
     assert clips.groups is None
 
 
@@ -40,8 +40,8 @@ def test_what_mtslvr_embed_wrote(sounds, save_model, tmp_path):
     embed_dataset(model, str(sounds), tmp_path / "embeddings", columns=["file", "label"])
     clips = read_labelled_embeddings(tmp_path / "embeddings")
     assert clips.embeddings.shape == (42, 12)
-    assert dict(zip(*np.unique(clips.labels, return_counts=True)))["flute"] == 2
-    result = few_shot_accuracy(clips.embeddings, clips.labels, queries=3, episodes=50)
+    assert dict(zip(*np.unique(clips.label_names(), return_counts=True)))["flute"] == 2
+    result = few_shot_accuracy(clips.embeddings, clips.label_names(), queries=3, episodes=50)
     assert list(result.left_out) == ["flute"]
     assert result.accuracy > 0.3  # chance is 0.2
 
@@ -49,10 +49,12 @@ def test_what_mtslvr_embed_wrote(sounds, save_model, tmp_path):
 def test_mistakes(table, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no parquet file in .*absent"):
         read_labelled_embeddings(tmp_path / "absent")
-    with pytest.raises(ValueError, match="no column class; its columns are embedding, label, speaker"):
+    with pytest.raises(ValueError, match="no column 'class'; it has: embedding, label, speaker"):
         read_labelled_embeddings(table, label_column="class")
-    with pytest.raises(ValueError, match="no class dog; the classes are bark, siren"):
-        read_labelled_embeddings(table, classes=["dog"])
+    with pytest.raises(ValueError, match="no class dog; it has: bark, siren"):
+        read_labelled_embeddings(table).only_classes(["dog"])
+    with pytest.raises(ValueError, match="no column 'embedding'; it has: label, speaker"):
+        read_labelled_embeddings(table.remove_columns("embedding"))
     gap = datasets.Dataset.from_dict({"embedding": [[0.0]], "label": [None]})
-    with pytest.raises(ValueError, match="row 0 has no label"):
+    with pytest.raises(ValueError, match="no label in 1 of 1 rows, first in 0"):
         read_labelled_embeddings(gap)

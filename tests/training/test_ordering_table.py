@@ -1,5 +1,6 @@
 """The tables of docs/results.md from an evaluation whose figures are known."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -100,10 +101,10 @@ def test_untrained_networks_are_one_row_and_no_runs(report):
 
 
 def test_heads_differences_and_shares(report):
-    text = ordering_table.to_markdown(report)
+    text = re.sub(" +", " ", ordering_table.to_markdown(report))  # columns are padded
     heads = text.split("### Each head alone")[1].split("###")[0]
     assert "| MT-Parallel, SimCLR | predictive | 1 | 35.0 ± 1.0 |" in heads
     assert "Cont Only" not in heads
     assert "| MT-Parallel, SimCLR less Cont Only, SimCLR | drums | +20.0 ± 0.4; +30.0 ± 0.5 |" in text
     assert text.count(" less Cont Only") == 1
-    assert "| MT-Parallel, SimCLR | 0 | 60.0 ± 0.2 |  |" in text
+    assert "| MT-Parallel, SimCLR | 0 | 60.0 ± 0.2 | |" in text

@@ -131,7 +131,7 @@ def score_episodes(
     """
     if classifier not in CLASSIFIERS:
         raise ValueError(f"classifier is {classifier!r}; expected one of {', '.join(CLASSIFIERS)}")
-    embeddings = _checked(embeddings).double()
+    embeddings = checked_embeddings(embeddings).double()
     if standardize:
         embeddings = standardized(embeddings)
     if normalize:
@@ -151,7 +151,12 @@ def score_episodes(
     return torch.cat(accuracies).cpu()
 
 
-def _checked(embeddings: torch.Tensor) -> torch.Tensor:
+def checked_embeddings(embeddings: torch.Tensor) -> torch.Tensor:
+    """The same embeddings.
+
+    Raises:
+        ValueError: when they are not a finite (N, D) matrix of floats.
+    """
     if embeddings.ndim != 2 or not embeddings.is_floating_point():
         raise ValueError(
             f"embeddings are {embeddings.dtype} of shape {tuple(embeddings.shape)}; expected floats of shape (N, D)"
@@ -202,6 +207,7 @@ def mean_and_interval(accuracies: torch.Tensor) -> tuple[float, float]:
 __all__ = [
     "CLASSIFIERS",
     "FewShotResult",
+    "checked_embeddings",
     "few_shot_accuracy",
     "mean_and_interval",
     "score_episodes",

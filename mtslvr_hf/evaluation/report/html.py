@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, StrictUndefined
 
 from ..invariance import InvarianceReport
-from ..projection import Projection
 from . import tables
 from .plots import accuracy_plot, heat_map, projection_plot, to_png
 from .protocol import data_protocol, protocol
@@ -69,8 +69,8 @@ def _data(result: DataResult, ways: int) -> dict[str, object]:
         "differences": tables.differences(result),
         "weight_shares": tables.weight_shares(result.weight_shares),
         "projections": [
-            _show(projection_plot(shown), f"{result.data}: embeddings of {model}, coloured by class")
-            for model, shown in _by_model(result.projections).items()
+            _show(projection_plot(list(shown)), f"{result.data}: embeddings of {model}, coloured by class")
+            for model, shown in groupby(result.projections, attrgetter("model"))
         ],
     }
 
@@ -85,13 +85,6 @@ def _invariance(model: str, report: InvarianceReport) -> dict[str, object]:
         "displacements": tables.displacements(report),
         "readabilities": tables.readabilities(report),
     }
-
-
-def _by_model(projections: Iterable[Projection]) -> dict[str, list[Projection]]:
-    models: dict[str, list[Projection]] = {}
-    for projection in projections:
-        models.setdefault(projection.model, []).append(projection)
-    return models
 
 
 def _show(figure: Figure, words: str) -> _Shown:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..markdown_table import markdown_table
 from . import tables
 from .protocol import data_protocol, protocol
 from .results import DataResult, EvaluationReport
-from .tables import Table
 
 
 def to_markdown(report: EvaluationReport) -> str:
     """Tables of what was found, each with how it was measured."""
-    blocks = ["\n".join(protocol(report)), markdown_table(tables.accuracies(report))]
+    accuracies = tables.accuracies(report)
+    blocks = ["\n".join(protocol(report)), markdown_table(accuracies.header, accuracies.cells)]
     if report.missing:
         lines = [f"- {name}: {reason}" for name, reason in report.missing.items()]
         blocks.append("\n".join(["Data sets that could not be reached:", "", *lines]))
@@ -35,16 +36,7 @@ def _data(result: DataResult) -> Iterator[str]:
     ):
         if table is not None:
             yield f"### {title}"
-            yield markdown_table(table)
+            yield markdown_table(table.header, table.cells)
 
 
-def markdown_table(table: Table) -> str:
-    """Columns as wide as their widest cell; bars in names are escaped."""
-    lines = [table.header, *(line.cells for line in table.rows)]
-    lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    padded = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
-    return "\n".join([padded[0], "| " + " | ".join("-" * width for width in widths) + " |", *padded[1:]])
-
-
-__all__ = ["markdown_table", "to_markdown"]
+__all__ = ["to_markdown"]

@@ -24,6 +24,10 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Line]
 
+    @property
+    def cells(self) -> list[Sequence[str]]:
+        return [line.cells for line in self.rows]
+
 
 def accuracies(report: EvaluationReport) -> Table:
     """A row for each embedding and a column for each data set; ranks beside the models' main embeddings."""
