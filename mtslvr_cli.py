@@ -199,7 +199,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         action="append",
         choices=("linear", "knn"),
         default=[],
-        help="measure a linear probe or nearest neighbours on 30 %% of each data set as well; may be repeated",
+        help="measure a linear probe or nearest neighbors on 30 %% of each data set as well; may be repeated",
     )
     parser.add_argument(
         "--invariance",

@@ -43,7 +43,7 @@ def _two_stfts(frontend: MTSLVRFrontend, waveforms: torch.Tensor) -> torch.Tenso
 
 @contextmanager
 def unfolded(model: torch.nn.Module) -> Iterator[None]:
-    """Runs convolution, parallel adapter and batch normalisation one by one, in torch's default memory layout."""
+    """Runs convolution, parallel adapter and batch normalization one by one, in torch's default memory layout."""
     layers = [m for m in model.modules() if isinstance(m, MTSLVRConvLayer)]
     stem = next(m for m in model.modules() if isinstance(m, MTSLVREncoder)).stem
     frontend = next(m for m in model.modules() if isinstance(m, MTSLVRFrontend))

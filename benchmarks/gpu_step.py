@@ -27,7 +27,7 @@ KERNELS = {  # class -> what its kernels' names contain, in lower case; the firs
     "copies": ("memcpy", "memset"),
     "FFT": ("fft", "vector_", "regular_"),
     "optimizer": ("fused_adam", "fusedadam", "multi_tensor"),
-    "batch normalisation": ("batch_norm", "batchnorm", "bn_fw", "bn_bw"),
+    "batch normalization": ("batch_norm", "batchnorm", "bn_fw", "bn_bw"),
     "convolutions and matrix products": ("conv", "gemm", "cutlass", "xmma", "cudnn", "wgrad", "dgrad", "sm90", "sm80"),
     "pooling": ("pool",),
     "reductions": ("reduce", "softmax", "sort", "scan", "cumsum"),

@@ -159,7 +159,7 @@ def synthetic_speech() -> np.ndarray:
 
 
 def make_model(base_width: int, inputs: dict[str, torch.Tensor]) -> MTSLVRModel:
-    """A network whose batch normalisation holds the statistics of these clips."""
+    """A network whose batch normalization holds the statistics of these clips."""
     model = MTSLVRModel(MTSLVRConfig(base_width=base_width)).train()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -26,7 +26,7 @@ ARCHITECTURE = ("frontend", "depth", "base_width", "adapter_type", "n_fft", "hop
 
 
 def save_adapter(model: MTSLVRPreTrainedModel, folder: str | os.PathLike, name: str) -> str:
-    """Writes one task's adapters, their batch normalisation's statistics and its head to `adapter.safetensors`.
+    """Writes one task's adapters, their batch normalization's statistics and its head to `adapter.safetensors`.
 
     A classifier that reads this task alone is written too, with its labels.
 

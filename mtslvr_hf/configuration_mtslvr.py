@@ -51,7 +51,7 @@ class MTSLVRConfig(PreTrainedConfig):
         depth: Layers of the ResNet: 18 and 34 have basic blocks; 50, 101 and 152 have bottlenecks.
         base_width: Channels of the stem and of layer1; layer4 has eight times as many (times four with bottlenecks).
         adapter_type: Parameters each task has of its own in layer2 to layer4: `"none"`, `"bn"` (batch
-            normalisation), `"series"` or `"parallel"` (1x1 convolutions and batch normalisation).
+            normalization), `"series"` or `"parallel"` (1x1 convolutions and batch normalization).
         tasks: `"contrastive"` and `"predictive"`, or one of them. Their order is that of the embedding's parts.
         shared_head: One head of `embedding_size` for all tasks instead of one head each.
         embedding_size: Size of all heads together; split evenly over the tasks unless the head is shared.
@@ -63,7 +63,7 @@ class MTSLVRConfig(PreTrainedConfig):
             and `model.delete_adapter` keep it.
         active_adapters: Tasks that the embedding is made of, in its order; `tasks` unless given. `model.set_adapter`
             keeps it.
-        merged_adapters: Tasks of a network whose adapters and batch normalisation were merged into its convolutions,
+        merged_adapters: Tasks of a network whose adapters and batch normalization were merged into its convolutions,
             which no longer holds others; None if it was not merged. `model.merge_adapters` keeps it.
         kwargs: What every transformers configuration takes (`num_labels`, `id2label`, `problem_type`, ...).
 

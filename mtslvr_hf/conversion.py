@@ -67,7 +67,7 @@ def convert_checkpoint(
 
     A backbone becomes an [`MTSLVRModel`], a whole framework (`backbone.*` and projectors) an
     [`MTSLVRForPreTraining`]. What a file does not tell has the default of [`MTSLVRConfig`] and
-    [`MTSLVRFeatureExtractor`]: window, temperature, weight of the predictive loss, normalisation (`"global"`).
+    [`MTSLVRFeatureExtractor`]: window, temperature, weight of the predictive loss, normalization (`"global"`).
 
     Args:
         source: The original's file: a state dict, or a dictionary that holds one as `state_dict`, `model` or the like.

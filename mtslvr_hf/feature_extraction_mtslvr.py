@@ -1,4 +1,4 @@
-"""Audio of any rate, type and number of channels to the normalised mono waveforms that MT-SLVR models take."""
+"""Audio of any rate, type and number of channels to the normalized mono waveforms that MT-SLVR models take."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def normalize_waveforms(
 
 
 class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
-    """Mixes down, resamples, normalises and pads audio; the spectrogram is the model's own first layer.
+    """Mixes down, resamples, normalizes and pads audio; the spectrogram is the model's own first layer.
 
     Args:
         sampling_rate: Rate of what it returns, in Hz.
@@ -46,7 +46,7 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
         return_attention_mask: Whether calls return the mask unless they say otherwise.
         kwargs: What every transformers feature extractor takes.
 
-    Source: Heggan et al., "MT-SLVR", Interspeech 2023, section 4 (normalisation by AudioSet's statistics).
+    Source: Heggan et al., "MT-SLVR", Interspeech 2023, section 4 (normalization by AudioSet's statistics).
 
     Example:
 
@@ -134,7 +134,7 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
         return BatchFeature(arrays, tensor_type=return_tensors)
 
     def _prepare(self, clip: Any, sampling_rate: int | None, number: int) -> torch.Tensor:
-        """One clip as normalised (samples,) float32 at `self.sampling_rate`."""
+        """One clip as normalized (samples,) float32 at `self.sampling_rate`."""
         samples, own_rate = _samples_and_rate(clip)
         rate = own_rate if sampling_rate is None else sampling_rate
         if rate is None:

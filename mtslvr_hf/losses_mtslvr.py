@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 class NTXentLoss(nn.Module):
-    """Normalised temperature-scaled cross-entropy: each view must find its clip's other view among all views.
+    """Normalized temperature-scaled cross-entropy: each view must find its clip's other view among all views.
 
     The similarities of 2B views, for B = 2 clips a and b (+ the positive, - negatives, the diagonal is left out):
 

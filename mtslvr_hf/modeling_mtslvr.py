@@ -209,7 +209,7 @@ def decibels(magnitude: torch.Tensor) -> torch.Tensor:
 
 
 def _as_affine(norm: BatchNorm, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Batch normalisation with its statistics fixed: scale and shift of each channel, (C,) each."""
+    """Batch normalization with its statistics fixed: scale and shift of each channel, (C,) each."""
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight.to(dtype) * torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
     return scale, norm.bias.to(dtype) - norm.running_mean.to(dtype) * scale
@@ -282,7 +282,7 @@ class MTSLVRParallelAdapter(MTSLVRAdapter):
         self.conv = CONVOLUTION[dims](in_channels, out_channels, 1, stride=stride, bias=False)
 
     def kernel(self, weight: torch.Tensor) -> torch.Tensor:
-        """The kernel with the adapter added to its centre tap: one convolution computes both."""
+        """The kernel with the adapter added to its center tap: one convolution computes both."""
         around = [size // 2 for size in weight.shape[2:] for _ in range(2)]
         return weight + F.pad(self.conv.weight.to(weight.dtype), around)
 
@@ -608,7 +608,7 @@ def _of_package(name: str) -> ModuleType:
 
 
 class MTSLVRPreTrainedModel(PreTrainedModel):
-    """Initialisation, and what transformers asks of every model."""
+    """Initialization, and what transformers asks of every model."""
 
     config: MTSLVRConfig
     config_class = MTSLVRConfig
@@ -720,7 +720,7 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
     def train_adapter(self, name: str) -> None:
         """Makes a task the active one, and its adapters and head (and a classifier behind it) all that trains.
 
-        Everything else is frozen, the statistics of its batch normalisation too, so other tasks' embeddings stay the
+        Everything else is frozen, the statistics of its batch normalization too, so other tasks' embeddings stay the
         same to the bit. To train everything again, load the model anew.
 
         Raises:
@@ -736,7 +736,7 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         self.base_model.train_only((name,))
 
     def save_adapter(self, folder: str, name: str) -> str:
-        """Writes one task's adapters, head and batch normalisation, and the classifier that reads it, to a file.
+        """Writes one task's adapters, head and batch normalization, and the classifier that reads it, to a file.
 
         Needs the package; see [`mtslvr_hf.adapters.save_adapter`]. Returns the file's path.
         """
@@ -758,7 +758,7 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         print(f"trainable params: {trained:,d} || all params: {total:,d} || trainable%: {100 * trained / total:.4f}")
 
     def merge_adapters(self, tasks: Sequence[str] | str | None = None) -> MTSLVRPreTrainedModel:
-        """Turns adapters and batch normalisation into plain convolutions, in place: the same embeddings, sooner.
+        """Turns adapters and batch normalization into plain convolutions, in place: the same embeddings, sooner.
 
         Args:
             tasks: Those to keep; all unless given. A merged model computes no others.
@@ -798,7 +798,7 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         if model.unmerged is None:
             raise ValueError(
                 "This model was merged before it was saved. A merged convolution cannot be taken apart into trunk, "
-                "adapter and batch normalisation: load the checkpoint it was made from."
+                "adapter and batch normalization: load the checkpoint it was made from."
             )
         device, dtype = model.device, model.dtype
         encoder, heads, active = model.unmerged
@@ -934,7 +934,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         """Embeds a batch of clips. A clip's embedding depends on nothing else in the batch, padding included.
 
         Args:
-            input_values: (batch, samples) normalised waveforms at `config.sampling_rate`, padded on the right.
+            input_values: (batch, samples) normalized waveforms at `config.sampling_rate`, padded on the right.
             attention_mask: (batch, samples), 1 for samples and 0 for padding; None if there is no padding.
             input_features: Instead of `input_values`: what `model.frontend` returns, (batch, channels, mels, frames).
                 They skip frontend and windows.
@@ -969,7 +969,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
             raise ValueError(f"Cannot {act} a merged model: its adapters are gone. Call `unmerge_adapters` first.")
 
     def train_only(self, tasks: Sequence[str]) -> None:
-        """Freezes all but these tasks' adapters, final norms and heads, the statistics of batch normalisation too."""
+        """Freezes all but these tasks' adapters, final norms and heads, the statistics of batch normalization too."""
         self._trained = tuple(tasks)
         self.keep_frozen()
 
@@ -1005,7 +1005,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
 
     @torch.no_grad()
     def merged_copy(self, tasks: Sequence[str]) -> MTSLVRModel:
-        """An inference network for `tasks`: no adapters, no batch normalisation, convolutions in channels last."""
+        """An inference network for `tasks`: no adapters, no batch normalization, convolutions in channels last."""
         config = copy.deepcopy(self.config)
         config.merged_adapters, config.active_adapters = list(tasks), None
         with torch.device("meta"):
@@ -1076,10 +1076,10 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         parts = dict(zip(tasks, last_hidden_state.chunk(len(tasks), dim=-1)))
         return torch.cat([self.head(task)(parts[task]) for task in self._distinct(tasks)], dim=-1)
 
-    def frame_centres(self, frames: int) -> torch.Tensor:
+    def frame_centers(self, frames: int) -> torch.Tensor:
         """Seconds from a window's start to what each of its frames looks at, (frames,).
 
-        Strided convolutions centre frame n on STFT frame 32 n. (The pooled shortcuts of networks with adapters look
+        Strided convolutions center frame n on STFT frame 32 n. (The pooled shortcuts of networks with adapters look
         up to 14 STFT frames further; by the gradients of a trained one, its frames look 7 further, 0.2 s.) On
         `waveform` input, frames are equal parts of the window.
         """

@@ -17,7 +17,7 @@ ADAPTER_TYPES = ("none", "bn", "series", "parallel")
 
 
 def settled(model_class=MTSLVRModel, **options):
-    """A tiny model whose batch normalisation has seen audio, so that no statistic or scale is 0 or 1."""
+    """A tiny model whose batch normalization has seen audio, so that no statistic or scale is 0 or 1."""
     torch.manual_seed(0)
     options = {"base_width": 4, "window_seconds": 1.0, "embedding_size": 8, **options}
     model = model_class(MTSLVRConfig(**options))
@@ -190,21 +190,21 @@ def test_frames_average_to_the_embedding(frontend, tolerance):
     out = model(torch.randn(2, 48_000), tasks=("predictive", "contrastive"))
     frames = model.frame_embeddings(out.last_hidden_state, ("predictive", "contrastive"))  # (batch, frames, D)
     assert error(frames.mean(1), out.pooler_output) <= tolerance
-    centres = model.frame_centres(frames.shape[1])
-    assert centres.shape == frames.shape[1:2]
-    assert 0 <= centres[0] < centres[-1] < 3.0
+    centers = model.frame_centers(frames.shape[1])
+    assert centers.shape == frames.shape[1:2]
+    assert 0 <= centers[0] < centers[-1] < 3.0
 
 
 @torch.no_grad()
 def test_frames_look_where_they_say():
-    """A burst moves the frame whose centre it stands on most."""
+    """A burst moves the frame whose center it stands on most."""
     model = settled(window_seconds=8.0, adapter_type="none")
     quiet = 0.01 * torch.randn(1, 128_000, generator=torch.Generator().manual_seed(0))
     frames = model(quiet).last_hidden_state  # (1, frames, channels)
-    centres = model.frame_centres(frames.shape[1])
+    centers = model.frame_centers(frames.shape[1])
     for frame in (2, 4, 5):
         loud = quiet.clone()
-        middle = round(float(centres[frame]) * 16_000)
+        middle = round(float(centers[frame]) * 16_000)
         loud[:, middle - 1600 : middle + 1600] *= 30
         moved = (model(loud).last_hidden_state - frames).norm(dim=-1)[0]
         assert moved.argmax() == frame

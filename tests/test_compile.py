@@ -55,7 +55,7 @@ def test_attention_mask_breaks_the_graph_and_nothing_else():
 
 
 def test_training_step():
-    """Gradients and the statistics of batch normalisation, through AOTAutograd."""
+    """Gradients and the statistics of batch normalization, through AOTAutograd."""
     waveforms = torch.randn(3, WINDOW)
     models = [tiny(frontend="mel").train() for _ in range(2)]
     models[0](waveforms).pooler_output.square().sum().backward()

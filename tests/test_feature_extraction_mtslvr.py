@@ -66,13 +66,13 @@ def test_padding_and_mask():
         PLAIN([np.ones(3), np.ones(9)], sampling_rate=16000, padding=False, return_tensors="pt")
 
 
-def test_zeros_of_padding_are_zeros_after_normalisation():
+def test_zeros_of_padding_are_zeros_after_normalization():
     inputs = MTSLVRFeatureExtractor()([np.zeros(2), np.zeros(4)], sampling_rate=16000, return_tensors="pt")
     assert inputs["input_values"][0, :2].tolist() == pytest.approx([0.00029522 / 0.11652075] * 2)
     assert inputs["input_values"][0, 2:].tolist() == [0, 0]
 
 
-def test_normalisations():
+def test_normalizations():
     x = torch.tensor([[1.0, 3.0], [5.0, 5.0]])
     expected = [[(v + 0.00029522) / 0.11652075 for v in row] for row in x.tolist()]
     torch.testing.assert_close(normalize_waveforms(x, "global"), torch.tensor(expected))

@@ -1,4 +1,4 @@
-"""Numbers of the authors' published code: frontends, losses, and four optimiser steps of six whole frameworks.
+"""Numbers of the authors' published code: frontends, losses, and four optimizer steps of six whole frameworks.
 
 (The backbones of `golden/` are compared in test_conversion.py.) `pytest -rP tests/test_golden.py` shows the relative
 errors; an array's is the norm of the difference over the norm of the golden array.

@@ -282,7 +282,7 @@ def test_half_precision(dtype, frontend, tmp_path):
             assert relative_error(model(waveforms).pooler_output.float(), reference) < 0.05
 
 
-def test_initialisation():
+def test_initialization():
     torch.manual_seed(0)
     model = MTSLVRForPreTraining(MTSLVRConfig(base_width=32, contrastive_method="simsiam"))
     fan_out = {}

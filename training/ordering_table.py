@@ -10,8 +10,8 @@ from statistics import mean
 from scipy.stats import rankdata
 
 from mtslvr_hf.evaluation import DataResult, EvaluationReport, Row
-from mtslvr_hf.evaluation.markdown_table import markdown_table
 from mtslvr_hf.evaluation.report.protocol import data_protocol, protocol
+from mtslvr_hf.markdown import markdown_table
 
 NAMES = {
     "cont_only": "Cont Only",

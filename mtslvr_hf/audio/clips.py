@@ -45,7 +45,7 @@ def decode_clip(
         crop_seed: Chooses where the crop lies; `None` takes the middle.
 
     Returns:
-        Float32 array (samples,), samples = round(clip_seconds * sampling_rate); not normalised.
+        Float32 array (samples,), samples = round(clip_seconds * sampling_rate); not normalized.
 
     Raises:
         BadClip: If the file gives no clip: `reason` and message say why. What a truncated OGG file still holds
@@ -86,8 +86,8 @@ def _choose_crop(recording: Recording, clip_seconds: float | None, sampling_rate
 def _level_dbfs(mono: np.ndarray) -> float:
     """Level of the deviation from the mean; NaN or infinite if a sample is, or if they are absurdly large."""
     with np.errstate(all="ignore"):
-        centred = mono - mono.mean()
-        deviation = math.sqrt(np.dot(centred, centred) / len(mono))  # a product: 10 times faster than `std`
+        centered = mono - mono.mean()
+        deviation = math.sqrt(np.dot(centered, centered) / len(mono))  # a product: 10 times faster than `std`
     if deviation == 0:
         return -math.inf
     return 20 * math.log10(deviation) if math.isfinite(deviation) else math.nan

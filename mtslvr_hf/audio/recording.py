@@ -157,7 +157,7 @@ def decoder_recording(decoder: Any, name: str, exact: bool = False) -> Recording
 
 
 def read_waveform(audio: Mapping[str, Any], sampling_rate: int) -> np.ndarray:
-    """All of an undecoded row `{"bytes", "path"}`: mono, (samples,) float32, not normalised. Silence is allowed.
+    """All of an undecoded row `{"bytes", "path"}`: mono, (samples,) float32, not normalized. Silence is allowed.
 
     Raises:
         BadClip: If it is missing, no audio, cut off, empty or not finite; the message says which and names it.

@@ -197,7 +197,7 @@ class WhiteNoise(ColoredNoise):
 
 
 class MixedNoise(ColoredNoise):
-    """Noise of any colour, brown (-2) to violet (2)."""
+    """Noise of any color, brown (-2) to violet (2)."""
 
     name = "mixed_noise"
 

@@ -165,7 +165,7 @@ class TwoViewAugmentation:
         """Draws for `total` clips and makes the views of clips offset..offset + B - 1.
 
         Args:
-            waveforms: (B, S), one process's clips, normalised.
+            waveforms: (B, S), one process's clips, normalized.
             step: each gives new draws; "split" keeps those of training and evaluation apart.
             offset: the place of the first clip in the whole batch, over all processes.
             total: the whole batch's size, over all processes; None for B.

@@ -33,7 +33,7 @@ def phase_vocoder(waveforms: Tensor, rates: Tensor, lengths: Tensor, num_samples
         rotation_n = rotation_(n-1) * direction(X_(n-1) * conj(B_n)),     output_n = X_n * rotation_n,
 
     so that at rate 1 (B_n = X_(n-1)) the output is the input. Three things keep level and attacks, and keep rounding
-    errors from growing along a clip: a direction is that of a sum over neighbouring bins, so that the bins around a
+    errors from growing along a clip: a direction is that of a sum over neighboring bins, so that the bins around a
     peak turn together; a bin far below its frame's mean power does not turn; and rotations are counted from the last
     attack, or from the next one as soon as a frame reaches into it. Frames with an attack are read such that it sounds
     as recorded, at its time.

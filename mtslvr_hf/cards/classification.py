@@ -40,7 +40,7 @@ class ClassifierSummary:
         epochs: Passes over the training clips.
         batch_size: Clips per step, over all processes.
         learning_rate: Peak learning rate.
-        seed: Seed of initialisation and order.
+        seed: Seed of initialization and order.
         metrics: Measures on the evaluation clips, by name.
         versions: Library versions by name; those installed, unless given.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 from huggingface_hub import CardData, EvalResult, RepoCard
 
 from ..files import write_whole
+from ..markdown import markdown_table
 
 CARD_LIBRARIES = ("mtslvr-hf", "torch", "transformers", "accelerate", "datasets")
 Card = TypeVar("Card", bound=RepoCard)
@@ -26,11 +26,6 @@ def fill_template(kind: type[Card], name: str, data: CardData, /, **values: Any)
 def save_card(card: RepoCard, folder: Path) -> None:
     """Writes a folder's README.md, whole or not at all."""
     write_whole(folder / "README.md", f"{str(card).rstrip()}\n".encode())
-
-
-def markdown_table(rows: Iterable[tuple[str, Any]], header: str = "| | |") -> str:
-    """Markdown table of names and values."""
-    return "\n".join([header, "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)])
 
 
 def eval_result(dataset: str, split: str | None, metric: str, value: float, **details: Any) -> EvalResult:
@@ -72,7 +67,6 @@ __all__ = [
     "fill_template",
     "is_hub_name",
     "library_versions",
-    "markdown_table",
     "public_name",
     "save_card",
 ]

@@ -35,21 +35,21 @@ class TrainingSummary:
             the last part is published.
         dataset_config: Its configuration (`"balanced"`).
         dataset_split: Its split (`"train"`).
-        steps: Optimiser steps.
-        batch_size: Clips per optimiser step, over all processes and accumulated batches.
+        steps: Optimizer steps.
+        batch_size: Clips per optimizer step, over all processes and accumulated batches.
         learning_rate: Peak learning rate.
         weight_decay: Weight decay.
-        optimizer: The optimiser's name (`"Adam"`).
+        optimizer: The optimizer's name (`"Adam"`).
         lr_scheduler: Name of the learning-rate schedule (`"cosine"`).
         clips_seen: Clips trained on, repetitions counted.
         clips_skipped: Clips left out because they could not be used.
         clip_seconds: Length of a training clip in seconds.
-        normalization: How waveforms were normalised (`"global"`, `"sample"`, `"none"`).
+        normalization: How waveforms were normalized (`"global"`, `"sample"`, `"none"`).
         num_processes: Processes that trained together.
         precision: Numeric format of the forward pass (`"float32"`, `"bf16"`).
         device: What it ran on, in words (`"2 CPU cores"`).
         training_seconds: Wall-clock time in seconds.
-        seed: Seed of data order, augmentations and initialisation.
+        seed: Seed of data order, augmentations and initialization.
         metrics: The last logged value of each metric, by the name it was logged under (`{"eval_loss": 3.21}`).
         versions: Library versions by name; those installed, unless given.
     """
@@ -200,13 +200,13 @@ def _training_rows(training: TrainingSummary | None) -> list[tuple[str, str]]:
         return []
     rows = [
         ("Data", _dataset_text(training)),
-        ("Waveform normalisation", training.normalization),
+        ("Waveform normalization", training.normalization),
         ("Clip length", _with_unit(training.clip_seconds, "s")),
         ("Steps", _number(training.steps)),
         ("Batch", _with_unit(training.batch_size, "clips")),
         ("Clips seen", _clips_text(training)),
         ("Clips skipped", _number(training.clips_skipped)),
-        ("Optimiser", training.optimizer),
+        ("Optimizer", training.optimizer),
         ("Learning rate", _number(training.learning_rate)),
         ("Learning-rate schedule", training.lr_scheduler),
         ("Weight decay", _number(training.weight_decay)),

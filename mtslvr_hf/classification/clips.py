@@ -63,7 +63,7 @@ class ClipDataset(Dataset):
         return len(self.data)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`waveform` (samples,) float32, not normalised, and `label`.
+        """`waveform` (samples,) float32, not normalized, and `label`.
 
         Raises:
             BadClip: If the audio cannot be used.

@@ -36,7 +36,7 @@ class ClassificationTrainer(Trainer):
 
 
 class _StandIn(nn.Module):
-    """Takes the encoder's place: what comes in are embeddings, what goes out are these standardised."""
+    """Takes the encoder's place: what comes in are embeddings, what goes out are these standardized."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -87,7 +87,7 @@ class LinearProbeTrainer(ClassificationTrainer):
             yield
         finally:
             self.model.mtslvr = self.stand_in
-            self._to_standardised(self.model.classifier)
+            self._to_standardized(self.model.classifier)
 
     def restore(self) -> MTSLVRForAudioClassification:
         """Gives the model its encoder back, for good, and returns it on the Trainer's device."""
@@ -103,7 +103,7 @@ class LinearProbeTrainer(ClassificationTrainer):
         classifier.bias.sub_(classifier.weight @ self.stand_in.mean)
 
     @torch.no_grad()
-    def _to_standardised(self, classifier: nn.Linear) -> None:
+    def _to_standardized(self, classifier: nn.Linear) -> None:
         classifier.bias.add_(classifier.weight @ self.stand_in.mean)
         classifier.weight.mul_(self.stand_in.std)
 

@@ -14,9 +14,8 @@ from typing import Any, TypeVar
 import datasets
 import numpy as np
 from datasets.arrow_dataset import Column
-from huggingface_hub import DatasetCard
 
-from .sources import AUDIO_COLUMN, AUDIO_SUFFIXES, SPLITS, audio_rows, find_audio_files
+from .sources import AUDIO_COLUMN, AUDIO_SUFFIXES, SPLITS, audio_rows, find_audio_files, is_dataset, local_path
 
 MANIFEST = "manifest.csv"
 GROUP = "group"
@@ -104,21 +103,14 @@ def load_labelled_audio(
         FileNotFoundError: If there is neither such a folder nor such a data set.
         ValueError: If there are no labels, or no such column, configuration or split. The message says what there is.
     """
-    path = Path(name).expanduser()
-    if path.is_dir() and not _is_dataset(path):
+    path = local_path(name)
+    if path is not None and path.is_dir() and not is_dataset(path):
         return _from_folder(path, split, group_column)
-    if not path.exists() and (path.is_absolute() or str(name).startswith((".", "~")) or len(path.parts) > 2):
-        raise FileNotFoundError(f"no such file or folder: {name}")
-    if path.is_file():
+    if path is not None and path.is_file():
         dataset = datasets.load_dataset("parquet", data_files={split: str(path)}, split=split)
     else:
-        dataset = datasets.load_dataset(str(name), config, split=split, revision=revision)
+        dataset = datasets.load_dataset(str(path or name), config, split=split, revision=revision)
     return from_dataset(dataset, audio_column, label_column, group_column)
-
-
-def _is_dataset(folder: Path) -> bool:
-    card = folder / "README.md"
-    return (card.is_file() and bool(DatasetCard.load(card).data.get("configs"))) or any(folder.rglob("*.parquet"))
 
 
 def _from_folder(folder: Path, split: str, group_column: str | None) -> LabelledAudio:

@@ -42,7 +42,7 @@ class AudioStream(IterableDataset):
     """Batches of clips from a data set, for a `DataLoader(stream, batch_size=None, num_workers=...)`.
 
     Each batch is a dictionary of `input_values`, int16 (batch, samples), and `scales`, float32 (batch,), of which
-    `dequantize_clips` makes clips that are not normalised: half the bytes of float32, and 16 bits for quiet clips,
+    `dequantize_clips` makes clips that are not normalized: half the bytes of float32, and 16 bits for quiet clips,
     too. Its `stream` is the record of where it came from (plain Python): `worker` and `num_workers`; `batches`, how
     many this worker has delivered; `epoch` and `rows`, how far into which epoch it has read; `place`, `index` and
     `used`, the reader's `Cursor` there; and `skipped`, the `SkippedRows.state_dict()` of the rows since its last
@@ -292,7 +292,7 @@ def dequantize_clips(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor
         scales: Its `scales`, float32 (batch,).
 
     Returns:
-        Float32 (batch, samples), not normalised; each sample within half a step, 2**-16 of its clip's peak.
+        Float32 (batch, samples), not normalized; each sample within half a step, 2**-16 of its clip's peak.
     """
     return values * scales[:, None]
 
@@ -330,7 +330,7 @@ def load_clips(
         world_size: As for `AudioStream`.
 
     Returns:
-        Float32 tensor (clips, samples), not normalised, rounded as a stream's batches are.
+        Float32 tensor (clips, samples), not normalized, rounded as a stream's batches are.
 
     Raises:
         TooManyBadRows: If there is no good clip, or more than 5 % of 1,000 rows or more are bad.

@@ -87,7 +87,7 @@ def embed_dataset(
         id_column: Column that names the rows; unless given, the path that is stored with the audio, or the place.
         tasks: Tasks to embed for, in the embedding's order; the model's own choice unless given.
         normalize: Whether embeddings get L2 norm 1.
-        feature_extractor: Its normalisation applies; unless given, the one beside the model's weights.
+        feature_extractor: Its normalization applies; unless given, the one beside the model's weights.
         batch_size: Windows that go through the network at once.
         rows_per_shard: Most rows of a parquet file. A stream's shards are not joined, so files may have less.
         num_workers: Threads that decode ahead.

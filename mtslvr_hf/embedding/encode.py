@@ -39,7 +39,7 @@ class TimedEmbeddings(NamedTuple):
 
     Attributes:
         embeddings: (frames, D) float32.
-        seconds: (frames,) float64: the centre of each frame, from the item's beginning.
+        seconds: (frames,) float64: the center of each frame, from the item's beginning.
     """
 
     embeddings: np.ndarray | torch.Tensor
@@ -95,7 +95,7 @@ def encode(
             file's bytes; a data set's row with an audio column; or a decoder as datasets and torchcodec have. Integers
             and channels mean what they mean for `MTSLVRFeatureExtractor`.
         sampling_rate: Rate of arrays that carry none, in Hz. Files have their own.
-        feature_extractor: Its normalisation, sampling rate and `do_resample` apply. Unless given, the one beside the
+        feature_extractor: Its normalization, sampling rate and `do_resample` apply. Unless given, the one beside the
             model's weights, or the default one for a model that was not loaded.
         tasks: Tasks to embed for, in the embedding's order; the model's own choice unless given.
         batch_size: Windows that go through the network at once.
@@ -235,10 +235,10 @@ class _Network:
         return output.pooler_output.float().cpu().numpy(), frames
 
     def frame_seconds(self, windows: int, frames: int) -> np.ndarray:
-        """Centres of all frames of an item, (windows x frames,) float64."""
-        centres = self.network.frame_centres(frames).double().cpu().numpy()  # (N,)
+        """Centers of all frames of an item, (windows x frames,) float64."""
+        centers = self.network.frame_centers(frames).double().cpu().numpy()  # (N,)
         starts = np.arange(windows) * (self.network.config.window_samples / self.network.config.sampling_rate)
-        return (starts[:, None] + centres).ravel()
+        return (starts[:, None] + centers).ravel()
 
 
 @dataclass
@@ -311,11 +311,11 @@ def _encoded(item: _Pending, network: _Network, normalize: bool) -> Encoded:
         embedding = torch.nn.functional.normalize(embedding, dim=-1)
     frames = None
     if network.with_frames:
-        centres = network.frame_seconds(item.windows, len(item.frames[0]))
-        kept = max(1, int(np.searchsorted(centres, seconds)))
+        centers = network.frame_seconds(item.windows, len(item.frames[0]))
+        kept = max(1, int(np.searchsorted(centers, seconds)))
         values = torch.from_numpy(np.concatenate(item.frames)[:kept].copy())  # (frames, D)
         values = torch.nn.functional.normalize(values, dim=-1) if normalize else values
-        frames = TimedEmbeddings(values, torch.from_numpy(centres[:kept].copy()))
+        frames = TimedEmbeddings(values, torch.from_numpy(centers[:kept].copy()))
     return Encoded(item.index, embedding, frames, seconds, item.windows, None)
 
 

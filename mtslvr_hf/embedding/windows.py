@@ -1,4 +1,4 @@
-"""Recordings to the normalised windows that the network takes."""
+"""Recordings to the normalized windows that the network takes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Ending(NamedTuple):
 
 
 class WindowReader:
-    """Items to windows, (S,) float32 and normalised; the last one of an item is repeated to fill it."""
+    """Items to windows, (S,) float32 and normalized; the last one of an item is repeated to fill it."""
 
     def __init__(self, extractor: MTSLVRFeatureExtractor, sampling_rate: int | None, window_samples: int):
         self.extractor = extractor

@@ -42,7 +42,7 @@ class _Evaluated:
     """A data set with its episodes, and what has been found on it so far.
 
     Attributes:
-        data: the clips of classes that episodes are drawn from; others would enter the standardisation.
+        data: the clips of classes that episodes are drawn from; others would enter the standardization.
         episodes: the episodes; None where clips have several classes.
         accuracies: of each episode, (E,), by each model's main embedding.
     """

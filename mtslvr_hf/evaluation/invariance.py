@@ -21,12 +21,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..augmentations import Augmentation, TwoViewAugmentation
-from .markdown_table import markdown_table
+from ..markdown import markdown_table
 
 STRENGTHS = (0.25, 0.5, 1.0)
 FOLDS = 5
 FEWEST_CLIPS = 2 * FOLDS
-PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the ridge probe, per clip and standardised dimension
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the ridge probe, per clip and standardized dimension
 # The parameters that make an augmentation strong, the first being the one that is read back, and the value at which
 # they change least: None for the top of their range.
 PARAMETERS = {
@@ -248,7 +248,7 @@ def _read_presence(originals: Tensor, moved: Tensor, folds: Tensor) -> float:
 def cross_predict(inputs: Tensor, targets: Tensor, folds: Tensor) -> np.ndarray:
     """Targets (N,) as ridge regressions on inputs (N, D) predict them, each fold by the others.
 
-    Inputs are standardised. Of PENALTIES each regression takes the one with the least leave-one-out error.
+    Inputs are standardized. Of PENALTIES each regression takes the one with the least leave-one-out error.
     """
     penalties = np.array(PENALTIES) * len(inputs) * (FOLDS - 1) / FOLDS
     ridge = make_pipeline(StandardScaler(), RidgeCV(penalties))

@@ -1,4 +1,4 @@
-"""Linear probe and nearest neighbours on a whole data set: fitted to one part of it, measured on the other.
+"""Linear probe and nearest neighbors on a whole data set: fitted to one part of it, measured on the other.
 
 Shapes: N clips, M other clips, D embedding size, C classes, R resamples.
 """
@@ -21,7 +21,7 @@ from ..data.splits import divide
 from ..metrics import Ranking
 from .few_shot.accuracy import checked_embeddings
 
-STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of the linear probe, the strongest regularisation first
+STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of the linear probe, the strongest regularization first
 NEIGHBOURS = (50, 20, 10, 5, 3, 1)  # the smoothest first
 TEST_SHARE = 0.3
 VALIDATION_SHARE = 0.2  # of the clips to fit to, for the choice of C or k
@@ -82,7 +82,7 @@ def probe(
     """Accuracy, or mean average precision, of a probe on 30 % of each class, held out by `split`.
 
     "linear" is a multinomial logistic regression, or one for each class if `multi_label`. In "knn" the k most similar
-    train clips vote, each with weight (1 + cosine) / 2 for its classes. Dimensions are standardised by mean and
+    train clips vote, each with weight (1 + cosine) / 2 for its classes. Dimensions are standardized by mean and
     deviation of the train part. Of several C or k the best is taken for a fifth of the train part that is held out,
     and the probe then fitted to all of it. Among equals, the smallest C or the largest k.
 
@@ -120,7 +120,7 @@ def probe(
     value, interval, how = _measure(scores, test, multi_label, seed)
     metric = "mAP" if multi_label else "accuracy"
     protocol = [
-        f"{_KINDS[kind].words[multi_label]} on {train.count('clips', 'groups')}, dimensions standardised by these",
+        f"{_KINDS[kind].words[multi_label]} on {train.count('clips', 'groups')}, dimensions standardized by these",
         choice,
         f"{metric} over {test.labels.any(0).sum()} classes on {test.count('other clips', 'other groups')}",
         how,
@@ -191,8 +191,8 @@ def _linear_scores(
 def _nearest_scores(
     train: np.ndarray, labels: np.ndarray, others: np.ndarray, values: Sequence[int], multi_label: bool
 ) -> np.ndarray:
-    neighbours = NearestNeighbors(n_neighbors=max(values), metric="cosine").fit(train)
-    distances, nearest = neighbours.kneighbors(others)  # (M, k)
+    neighbors = NearestNeighbors(n_neighbors=max(values), metric="cosine").fit(train)
+    distances, nearest = neighbors.kneighbors(others)  # (M, k)
 
     def vote(k: int) -> np.ndarray:
         weights, places = (1 - distances[:, :k] / 2).ravel(), nearest[:, :k].ravel()
@@ -207,7 +207,7 @@ class _Kind:
 
     words: what it is, of a clip's one class and of several.
     parameter: what is chosen from `grid`; the values that are preferred among equals come first.
-    scores: from standardised train clips, their labels, other clips and values of the parameter to (values, M, C).
+    scores: from standardized train clips, their labels, other clips and values of the parameter to (values, M, C).
     """
 
     words: tuple[str, str]
@@ -223,7 +223,7 @@ _KINDS = {
         STRENGTHS,
         _linear_scores,
     ),
-    "knn": _Kind(("nearest neighbours by cosine",) * 2, "k", NEIGHBOURS, _nearest_scores),
+    "knn": _Kind(("nearest neighbors by cosine",) * 2, "k", NEIGHBOURS, _nearest_scores),
 }
 KINDS = tuple(_KINDS)
 

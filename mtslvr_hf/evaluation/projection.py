@@ -49,7 +49,7 @@ def project(
 ) -> Projection:
     """The two directions in which the embeddings of some clips vary most.
 
-    Embeddings are prepared as for few-shot classifiers: dimensions standardised over the N clips, clips scaled to
+    Embeddings are prepared as for few-shot classifiers: dimensions standardized over the N clips, clips scaled to
     length 1. Labels have no part in the directions. Which clips are shown depends on the labels and the seed alone, so
     that the projections of several embeddings show the same clips.
 

@@ -107,7 +107,7 @@ def padded_batch(
         seconds = torch.arange(length) / sampling_rate
         noise = torch.randn(length, generator=generator)
         glide = torch.sin(2 * torch.pi * (300 + 200 * seconds) * seconds)
-        silence = torch.full((length,), 0.0025)  # what normalisation by AudioSet's mean makes of zeros
+        silence = torch.full((length,), 0.0025)  # what normalization by AudioSet's mean makes of zeros
         values[row, :length] = (noise, 0.1 * noise + glide, silence)[row % 3]
         mask[row, :length] = 1
     return {"input_values": values, "attention_mask": mask}

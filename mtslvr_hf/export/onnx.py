@@ -60,7 +60,7 @@ def export_onnx(
     opset: int | None = None,
     feature_extractor: MTSLVRFeatureExtractor | None = None,
 ) -> ExportReport:
-    """Writes a model as one ONNX file, in float32, with adapters and batch normalisation merged.
+    """Writes a model as one ONNX file, in float32, with adapters and batch normalization merged.
 
     The file takes `input_values` (batch, samples) float32 and `attention_mask` (batch, samples) int64 as the feature
     extractor makes them, of any batch and length, and cuts the windows itself; or, with `input="spectrogram"`,

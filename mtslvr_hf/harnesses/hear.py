@@ -3,7 +3,7 @@
 Scene embeddings are the model's own. Timestamp embeddings are not the network's frames, of which there is one in about
 a second: HEAR's events (onsets of notes, sounds in an office) are scored to 50 ms. Here every 50 ms has the embedding
 of the second of audio around it. That costs 20 seconds of audio for each second, 20 times a scene embedding, so the
-timestamp tasks want a GPU; and neighbours share most of their second, so the embedding tells what is heard around a
+timestamp tasks want a GPU; and neighbors share most of their second, so the embedding tells what is heard around a
 moment better than when within it. `load_model` takes other distances and lengths.
 
 Source: Turian et al., "HEAR: Holistic Evaluation of Audio Representations", PMLR 176, 2022; the API on
@@ -174,10 +174,10 @@ def _timestamps(samples: int, model: HEARModel) -> torch.Tensor:
 
 def _window_positions(timestamps: torch.Tensor, samples: int, model: HEARModel) -> torch.Tensor:
     """First sample and length of what lies around each timestamp, (T, 2)."""
-    centres = (timestamps * model.sample_rate / 1000).round().long()
+    centers = (timestamps * model.sample_rate / 1000).round().long()
     half = model.context_samples // 2
-    first = (centres - half).clamp(0, samples - 1)
-    behind = (centres - half + model.context_samples).clamp(max=samples)
+    first = (centers - half).clamp(0, samples - 1)
+    behind = (centers - half + model.context_samples).clamp(max=samples)
     return torch.stack([first, behind - first], dim=1)
 
 

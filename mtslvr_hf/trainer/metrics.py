@@ -29,12 +29,12 @@ def embedding_spread(embeddings: torch.Tensor) -> torch.Tensor:
         embeddings: (B, V, D).
 
     Returns:
-        () mean standard deviation over the batch of the normalised embeddings' dimensions, times sqrt(D).
+        () mean standard deviation over the batch of the normalized embeddings' dimensions, times sqrt(D).
 
     Source: Chen and He, "Exploring Simple Siamese Representation Learning", CVPR 2021, section 4.1.
     """
-    normalised = F.normalize(embeddings.float(), dim=-1)
-    return normalised.std(dim=0).mean() * embeddings.shape[-1] ** 0.5
+    normalized = F.normalize(embeddings.float(), dim=-1)
+    return normalized.std(dim=0).mean() * embeddings.shape[-1] ** 0.5
 
 
 class StepAverages:

@@ -135,7 +135,7 @@ class Probe:
 
         Args:
             model: On its device; it is left as it was.
-            feature_extractor: Names the normalisation of its input.
+            feature_extractor: Names the normalization of its input.
             batch_size: Clips embedded at once.
         """
         self.prepare(model.config)

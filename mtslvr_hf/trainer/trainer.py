@@ -113,7 +113,7 @@ class StepEndCallback(TrainerCallback):
 class MTSLVRTrainer(Trainer):
     """Pre-trains MTSLVRForPreTraining on a stream of clips: makes two views of each on the model's device.
 
-    Each step, every process reads a batch of its share of the stream, normalises it as the feature extractor says,
+    Each step, every process reads a batch of its share of the stream, normalizes it as the feature extractor says,
     augments it twice, and runs one forward pass over both views. The draws of the augmentations depend on the seed
     and the step alone: P processes draw what one with the whole batch would, and a resumed run what an uninterrupted
     one would. A checkpoint also holds where each process's stream stands, and what was skipped so far.
@@ -122,9 +122,9 @@ class MTSLVRTrainer(Trainer):
         model: The model.
         args: Its training arguments.
         train_dataset: Endless stream of batches of this process's share; not needed for evaluation.
-        eval_dataset: This process's share of the held-out clips (N, samples), not normalised; or several by name. Only
+        eval_dataset: This process's share of the held-out clips (N, samples), not normalized; or several by name. Only
             full batches are used, with the same augmentations in each evaluation, so that losses can be compared.
-        processing_class: The feature extractor that is saved beside the model and names the normalisation; AudioSet's
+        processing_class: The feature extractor that is saved beside the model and names the normalization; AudioSet's
             statistics unless given.
         callbacks: As for Trainer.
         optimizers: As for Trainer.
@@ -247,10 +247,10 @@ class MTSLVRTrainer(Trainer):
                 self.get_eval_dataloader(clips)
 
     def make_views(self, values: torch.Tensor, step: int, split: str, scales: torch.Tensor | None = None) -> TwoViews:
-        """Normalises and augments this process's share of a batch on the model's device.
+        """Normalizes and augments this process's share of a batch on the model's device.
 
         Args:
-            values: (B, samples), not normalised: waveforms, or the int16 of a stream's batch.
+            values: (B, samples), not normalized: waveforms, or the int16 of a stream's batch.
             step: Number of the batch, which with the seed and the split decides the draws.
             split: `"train"` or `"eval"`.
             scales: (B,) of int16 values, as the stream gives them.

@@ -107,13 +107,13 @@ print(outputs.predictive_embeds.shape)  # torch.Size([1, 500])
 | | |
 | --- | --- |
 | Data | agkphysics/AudioSet, configuration `balanced`, split `train` |
-| Waveform normalisation | global |
+| Waveform normalization | global |
 | Clip length | 5 s |
 | Steps | 50,000 |
 | Batch | 100 clips |
 | Clips seen | 5,000,000 (6,944.4 hours, repetitions counted) |
 | Clips skipped | 12 |
-| Optimiser | Adam |
+| Optimizer | Adam |
 | Learning rate | 5e-05 |
 | Learning-rate schedule | cosine |
 | Weight decay | 1e-06 |

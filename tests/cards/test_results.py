@@ -76,7 +76,7 @@ def test_results_of_a_report(folder):
         assert accuracy.protocol.startswith("2-way 1-shot, nearest centroid, 50 episodes of 2 queries a class (list ")
         assert accuracy.protocol.endswith("), 24 clips of 3 classes from the folder sounds")
         assert (accuracy.dataset, accuracy.seed) == ("sounds", 3)
-        assert "nearest neighbours" in probe.protocol and "seed 3" in probe.protocol
+        assert "nearest neighbors" in probe.protocol and "seed 3" in probe.protocol
         assert str(probe).count("seed 3") == 1
 
 

@@ -89,7 +89,7 @@ class TestOverTime:
         clip = noise(int(3.6 * RATE))
         timed = encode(model, clip, RATE, return_timestamps=True, batch_size=3)
         assert isinstance(timed, TimedEmbeddings)
-        per_window = len(model.frame_centres(1))
+        per_window = len(model.frame_centers(1))
         assert timed.seconds.tolist() == [0.0, 1.0, 2.0, 3.0] and per_window == 1
         for number in range(4):  # one frame a window: each is the embedding of its window
             window = np.resize(clip[number * RATE : (number + 1) * RATE], RATE)
@@ -101,7 +101,7 @@ class TestOverTime:
         embeddings, seconds = encode(model, clip, RATE, return_timestamps=True)
         assert embeddings.shape == (len(seconds), SIZE) and len(seconds) == 10
         assert_close(embeddings.mean(0), encode(model, clip, RATE))
-        starts = np.array([0.0, 5.0])[:, None] + model.frame_centres(5).numpy()
+        starts = np.array([0.0, 5.0])[:, None] + model.frame_centers(5).numpy()
         assert np.allclose(seconds, starts.ravel())
 
     @pytest.mark.parametrize(("duration", "frames"), [(0.01, 1), (1.0, 1), (1.1, 2), (4.0, 4), (5.5, 6), (6.1, 7)])
@@ -111,7 +111,7 @@ class TestOverTime:
         assert len(embeddings) == len(seconds) == frames
         assert frames == 1 or seconds[-1] < duration
 
-    def test_one_frame_stays_of_a_clip_that_ends_before_its_centre(self):
+    def test_one_frame_stays_of_a_clip_that_ends_before_its_center(self):
         model = make_model(frontend="waveform")
         embeddings, seconds = encode(model, noise(50), RATE, return_timestamps=True)
         assert embeddings.shape == (1, SIZE) and seconds[0] > 50 / RATE

@@ -130,7 +130,7 @@ def test_an_added_task_has_its_row(sounds, tmp_path):
 def test_markdown(report, rows, sounds):
     text = to_markdown(report)
     assert "3-way 1-shot accuracy: 200 episodes of 4 queries a class, seed 2" in text
-    assert "chance is 33.3 %" in text and "standardised" in text and "nearest centroid" in text
+    assert "chance is 33.3 %" in text and "standardized" in text and "nearest centroid" in text
     assert "40 clips of 5 classes" in text
     assert "Left out: flute (2 clips, 5 needed)." in text
     assert f"Episode list {report.results[0].episodes_sha256[:12]}." in text
@@ -211,8 +211,8 @@ def test_models_are_compared_on_the_same_episodes(monkeypatch):
     monkeypatch.setattr(MODULE, "LogMelStatistics", lambda: Given("x", {"": torch.rand(60, 3)}))
     labels = [f"class {index % 6}" for index in range(60)]
     generator = torch.Generator().manual_seed(0)
-    centres = 3 * torch.randn(6, 16, generator=generator)
-    values = centres[torch.arange(60) % 6] + torch.randn(60, 16, generator=generator)
+    centers = 3 * torch.randn(6, 16, generator=generator)
+    values = centers[torch.arange(60) % 6] + torch.randn(60, 16, generator=generator)
     shuffled = values[torch.randperm(60, generator=generator)]
     models = [Given("a", {"": values}), Given("b", {"": -values}), Given("c", {"": shuffled})]
     protocol = FewShotProtocol(ways=5, shots=1, queries=2, episodes=2000)

@@ -1,4 +1,4 @@
-"""Linear probe and nearest neighbours: their optimum, their numbers, and what they may not see."""
+"""Linear probe and nearest neighbors: their optimum, their numbers, and what they may not see."""
 
 import math
 
@@ -15,13 +15,13 @@ def one_hot(classes, count=None):
     return np.eye(count or max(classes) + 1, dtype=bool)[classes]
 
 
-def clouds(clips, classes, distance, size=8, seed=0, centres_seed=0):
-    """Normal clouds of deviation 1 around centres that lie `distance` apart: (N, D) and classes (N,)."""
+def clouds(clips, classes, distance, size=8, seed=0, centers_seed=0):
+    """Normal clouds of deviation 1 around centers that lie `distance` apart: (N, D) and classes (N,)."""
     generator = np.random.default_rng(seed)
-    rotation = np.linalg.qr(np.random.default_rng(centres_seed).standard_normal((size, size)))[0]
+    rotation = np.linalg.qr(np.random.default_rng(centers_seed).standard_normal((size, size)))[0]
     of_clip = np.arange(clips) % classes
-    centres = distance / math.sqrt(2) * rotation[:classes]
-    return torch.from_numpy(centres[of_clip] + generator.standard_normal((clips, size))).float(), of_clip
+    centers = distance / math.sqrt(2) * rotation[:classes]
+    return torch.from_numpy(centers[of_clip] + generator.standard_normal((clips, size))).float(), of_clip
 
 
 def tags(clips, classes=4, size=10, seed=0):
@@ -82,7 +82,7 @@ def test_scale_and_order_do_not_matter(kind, multi_label):
         assert again.value == pytest.approx(measured.value, abs=1e-6) and again.protocol == measured.protocol
 
 
-def test_nearest_neighbours_are_scikit_learns():
+def test_nearest_neighbors_are_scikit_learns():
     embeddings, of_clip = clouds(400, 4, 2.0)
     labels = one_hot(of_clip)
     train, test = split(labels, seed=3)
@@ -106,7 +106,7 @@ def test_a_test_clip_changes_nothing_for_the_others(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_groups_are_not_recognised_instead_of_classes(kind):
+def test_groups_are_not_recognized_instead_of_classes(kind):
     generator = np.random.default_rng(0)
     group = np.repeat(np.arange(40), 10)
     of_clip = generator.integers(0, 2, 40)[group]
@@ -174,7 +174,7 @@ def test_the_protocol_says_what_was_done():
     embeddings, of_clip = clouds(200, 2, 3.0)
     result = probe(embeddings, one_hot(of_clip))
     assert (
-        "multinomial logistic regression (L2) on 140 clips, dimensions standardised by these; C = " in result.protocol
+        "multinomial logistic regression (L2) on 140 clips, dimensions standardized by these; C = " in result.protocol
     )
     assert "of 1e-05, 0.0001, 0.001, 0.01, 0.1, 1, 10 the best for 28 of these clips held out" in result.protocol
     assert "accuracy over 2 classes on 60 other clips; 95 % interval: Wilson's" in result.protocol

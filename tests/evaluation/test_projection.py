@@ -13,9 +13,9 @@ NAMES = {"data": "drums", "model": "a model", "embedding": "both"}
 def clouds(classes: int = 3, clips: int = 12, size: int = 8) -> tuple[torch.Tensor, list[str]]:
     generator = torch.Generator().manual_seed(0)
     labels = [f"class {clip % classes}" for clip in range(classes * clips)]
-    centres = 5 * torch.randn(classes, size, generator=generator)
+    centers = 5 * torch.randn(classes, size, generator=generator)
     noise = torch.randn(classes * clips, size, generator=generator)
-    return centres[torch.arange(classes * clips) % classes] + noise, labels
+    return centers[torch.arange(classes * clips) % classes] + noise, labels
 
 
 def test_directions_are_those_of_the_largest_variance():

@@ -18,7 +18,7 @@ BOTH = ("contrastive", "predictive")
 
 
 def tiny(model_class=MTSLVRModel, **changes):
-    """A network whose batch normalisation is none of it the identity, in eval mode."""
+    """A network whose batch normalization is none of it the identity, in eval mode."""
     settings = {"base_width": 4, "window_seconds": 1.0, "embedding_size": 8, **changes}
     torch.manual_seed(0)
     model = model_class(MTSLVRConfig(**settings))

@@ -7,7 +7,7 @@ from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRModel
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """A tiny model whose batch normalisation is not the identity, saved with its extractor."""
+    """A tiny model whose batch normalization is not the identity, saved with its extractor."""
     torch.manual_seed(0)
     model = MTSLVRModel(MTSLVRConfig(base_width=4, window_seconds=1.0, embedding_size=8, frontend="mel"))
     for module in model.modules():

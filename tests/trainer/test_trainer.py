@@ -1,4 +1,4 @@
-"""MTSLVRTrainer: what it optimises, logs, evaluates, saves and resumes."""
+"""MTSLVRTrainer: what it optimizes, logs, evaluates, saves and resumes."""
 
 import json
 import pickle
@@ -215,7 +215,7 @@ def test_accumulated_batches_have_draws_of_their_own(tmp_path):
     assert draws == [("train", draw, 0, 4) for draw in range(6)]
 
 
-def test_waveforms_are_normalised_as_the_extractor_says_before_they_are_augmented(tmp_path):
+def test_waveforms_are_normalized_as_the_extractor_says_before_they_are_augmented(tmp_path):
     seen = []
 
     def no_augmentation(waveforms, step, split, offset, total):
@@ -350,7 +350,7 @@ def test_a_checkpoint_folder_is_complete(finished):
         assert {"modeling_mtslvr.py", "configuration_mtslvr.py", "preprocessor_config.json"} <= files
         assert "training_args.bin" not in files  # a pickle
         card = Path(folder, "README.md").read_text()
-        assert "| Batch | 4 clips |" in card and "| Optimiser | Adam |" in card and "eval_loss" in card
+        assert "| Batch | 4 clips |" in card and "| Optimizer | Adam |" in card and "eval_loss" in card
     assert "| Steps | 8 |" in Path(checkpoint, "README.md").read_text()
     whole = AutoModelForPreTraining.from_pretrained(final).state_dict()
     assert all(torch.equal(value, whole[name]) for name, value in finished.model.state_dict().items())

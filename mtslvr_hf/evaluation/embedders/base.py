@@ -53,7 +53,7 @@ class Embedder(Protocol):
         ...
 
     def embed_waveforms(self, waveforms: Tensor) -> dict[str, Tensor]:
-        """Embeds waveforms (n, S) at 16 kHz, not normalised, as `embed` does files."""
+        """Embeds waveforms (n, S) at 16 kHz, not normalized, as `embed` does files."""
         ...
 
 
@@ -62,7 +62,7 @@ class MTSLVREmbedder:
 
     Args:
         model: A model of any class; it stays in its mode. What it has learnt since shows in the next call.
-        feature_extractor: Its normalisation applies.
+        feature_extractor: Its normalization applies.
         name: In tables.
         batch_size: Windows that go through the network at once.
     """
@@ -91,7 +91,7 @@ class MTSLVREmbedder:
         return self._named(self._encode(rows, None))
 
     def embed_waveforms(self, waveforms: Tensor) -> dict[str, Tensor]:
-        """Embeds waveforms (n, S) at 16 kHz, not normalised, as `embed` does files."""
+        """Embeds waveforms (n, S) at 16 kHz, not normalized, as `embed` does files."""
         return self._named(self._encode(list(waveforms), WAVEFORM_RATE))
 
     def _encode(self, items: Iterable[Any], sampling_rate: int | None) -> Tensor:

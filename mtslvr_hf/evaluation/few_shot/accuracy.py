@@ -84,7 +84,7 @@ def few_shot_accuracy(
         groups: the group of each clip, (N,); see `sample_episodes`.
         standardize: whether to give every dimension mean 0 and deviation 1 over the N clips first.
         classifier: see `score_episodes`.
-        normalize: whether to scale embeddings to length 1, after they are standardised.
+        normalize: whether to scale embeddings to length 1, after they are standardized.
 
     Raises:
         ValueError: as `sample_episodes` and `score_episodes`, or when embeddings and labels differ in length.
@@ -124,7 +124,7 @@ def score_episodes(
         standardize: whether to give every dimension mean 0 and deviation 1 over the N clips first. It uses no label,
             but it does use the query clips: a protocol, to be stated and to be the same for all that are compared.
         classifier: "centroid" (`nearest_centroid`) or "logistic" (`logistic_regression`).
-        normalize: whether to scale embeddings to length 1, after they are standardised.
+        normalize: whether to scale embeddings to length 1, after they are standardized.
 
     Raises:
         ValueError: when the embeddings are not a finite (N, D) matrix, or there is no such classifier.
@@ -191,11 +191,11 @@ def _inner_products(embeddings: torch.Tensor, episodes: Episodes) -> Iterator[tu
 
 def standardized(embeddings: torch.Tensor) -> torch.Tensor:
     """Every dimension with mean 0 and deviation 1 over the clips, (N, D); a constant dimension becomes 0."""
-    centred = embeddings - embeddings.mean(0)
-    deviation = centred.pow(2).mean(0).sqrt()  # (D,)
+    centered = embeddings - embeddings.mean(0)
+    deviation = centered.pow(2).mean(0).sqrt()  # (D,)
     # A constant dimension's deviation is not quite 0: its mean is rounded.
     constant = deviation <= 1e-6 * embeddings.abs().amax(0)
-    return torch.where(constant, 0.0, centred / deviation.clamp(min=torch.finfo(deviation.dtype).tiny))
+    return torch.where(constant, 0.0, centered / deviation.clamp(min=torch.finfo(deviation.dtype).tiny))
 
 
 def mean_and_interval(accuracies: torch.Tensor) -> tuple[float, float]:

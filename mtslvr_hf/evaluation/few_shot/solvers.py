@@ -27,8 +27,8 @@ def nearest_centroid(support_gram: torch.Tensor, query_gram: torch.Tensor, ways:
 
     Source:
         Wang et al., "SimpleShot: Revisiting nearest-neighbor classification for few-shot learning", 2019
-        (arXiv 1911.04623), section 3: nearest centroid, unnormalised (UN) or on L2-normalised features (L2N).
-        Differs from: with `cosine` the centroid is normalised as well.
+        (arXiv 1911.04623), section 3: nearest centroid, unnormalized (UN) or on L2-normalized features (L2N).
+        Differs from: with `cosine` the centroid is normalized as well.
     """
     products = query_gram.unflatten(-1, (ways, -1)).mean(-1)  # (E, Q, W), of query and centroid
     blocks = support_gram.unflatten(-1, (ways, -1)).mean(-1).unflatten(1, (ways, -1)).mean(2)  # (E, W, W)

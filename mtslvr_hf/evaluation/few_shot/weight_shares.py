@@ -41,7 +41,7 @@ def weight_shares(heads: Mapping[str, Tensor], episodes: Episodes) -> WeightShar
     """The share of the classifiers' weights that each head's dimensions get.
 
     The classifiers are the multinomial logistic regressions that `score_episodes` fits with its defaults: the heads'
-    embeddings are concatenated, every dimension standardised over the N clips, each clip scaled to length 1. With w_kd
+    embeddings are concatenated, every dimension standardized over the N clips, each clip scaled to length 1. With w_kd
     the weight of class k on dimension d, a head's share of an episode is
 
         sum over k and the head's d of |w_kd| / sum over k and all d of |w_kd|

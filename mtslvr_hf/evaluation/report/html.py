@@ -69,7 +69,7 @@ def _data(result: DataResult, ways: int) -> dict[str, object]:
         "differences": tables.differences(result),
         "weight_shares": tables.weight_shares(result.weight_shares),
         "projections": [
-            _show(projection_plot(list(shown)), f"{result.data}: embeddings of {model}, coloured by class")
+            _show(projection_plot(list(shown)), f"{result.data}: embeddings of {model}, colored by class")
             for model, shown in groupby(result.projections, attrgetter("model"))
         ],
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..markdown_table import markdown_table
+from ...markdown import markdown_table
 from . import tables
 from .protocol import data_protocol, protocol
 from .results import DataResult, EvaluationReport

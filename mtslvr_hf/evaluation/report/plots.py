@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DPI = 144
 _MAIN_COLOUR, _OTHER_COLOUR = "#1f77b4", "#8a8a8a"
-_COLOURS, _MARKERS = 10, "os^Dv"  # the colours of matplotlib's "tab10"; a marker for every ten classes
+_COLOURS, _MARKERS = 10, "os^Dv"  # the colors of matplotlib's "tab10"; a marker for every ten classes
 # The measures of a heat map: their title, and the values that are shown light (invariant) and dark.
 _MEASURES = {
     "relative": ("distance\n(1: of another clip)", 0.0, 1.0),
@@ -45,7 +45,7 @@ def heat_map(report: InvarianceReport, title: str = "") -> Figure:
     """Heat map of invariance: a row of panels per embedding, dark where it is not invariant.
 
     Distance, cosine similarity and how well the augmentation's presence is read at each strength, and how well its
-    parameter is read over its whole range. Colours have the same meaning in every report; values are printed.
+    parameter is read over its whole range. Colors have the same meaning in every report; values are printed.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -76,7 +76,7 @@ def heat_map(report: InvarianceReport, title: str = "") -> Figure:
 
 
 def accuracy_plot(result: DataResult, ways: int) -> Figure:
-    """Each embedding's few-shot accuracy with its 95 % interval; a model's main one is coloured.
+    """Each embedding's few-shot accuracy with its 95 % interval; a model's main one is colored.
 
     Args:
         result: what was found on one data set.
@@ -89,9 +89,9 @@ def accuracy_plot(result: DataResult, ways: int) -> Figure:
     figure = _figure(width=5 + _width(names), height=1.1 + 0.3 * len(names))
     axes = figure.subplots()
     for place, row in enumerate(result.rows):
-        colour = _MAIN_COLOUR if row.main else _OTHER_COLOUR
+        color = _MAIN_COLOUR if row.main else _OTHER_COLOUR
         axes.errorbar(
-            100 * row.accuracy, place, xerr=100 * row.interval, fmt="o", color=colour, markersize=4, capsize=4
+            100 * row.accuracy, place, xerr=100 * row.interval, fmt="o", color=color, markersize=4, capsize=4
         )
     chance = 100 / ways
     axes.axvline(chance, color=_OTHER_COLOUR, linestyle=":")
@@ -104,7 +104,7 @@ def accuracy_plot(result: DataResult, ways: int) -> Figure:
 
 
 def projection_plot(projections: Sequence[Projection]) -> Figure:
-    """Embeddings of the same clips side by side, coloured by class.
+    """Embeddings of the same clips side by side, colored by class.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -132,7 +132,7 @@ def projection_plot(projections: Sequence[Projection]) -> Figure:
 
 
 def to_png(figure: Figure) -> bytes:
-    """The figure as a PNG file, of 64 colours to be small; equal figures give equal bytes."""
+    """The figure as a PNG file, of 64 colors to be small; equal figures give equal bytes."""
     from PIL import Image
 
     drawn, packed = io.BytesIO(), io.BytesIO()
@@ -157,15 +157,15 @@ def _width(texts: Sequence[str]) -> float:
 def _draw_cells(
     axes: Axes, values: list[list[float]], measure: str, columns: Sequence[str], rows: Sequence[str]
 ) -> None:
-    """A panel of coloured cells with their values in them; without row labels if there are none."""
+    """A panel of colored cells with their values in them; without row labels if there are none."""
     title, light, dark = _MEASURES[measure]
     shades = [[min(max((value - light) / (dark - light), 0), 1) for value in line] for line in values]
     axes.imshow(shades, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for y, line in enumerate(values):
         for x, value in enumerate(line):
-            colour = "white" if shades[y][x] > 0.6 else "black"
+            color = "white" if shades[y][x] > 0.6 else "black"
             shown = f"{round(value, 2) + 0.0:.2f}"  # not "-0.00"
-            axes.text(x, y, shown, ha="center", va="center", fontsize="small", color=colour)
+            axes.text(x, y, shown, ha="center", va="center", fontsize="small", color=color)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), [_plain(name) for name in rows])
     axes.tick_params(length=0)

@@ -14,7 +14,7 @@ def protocol(report: EvaluationReport) -> list[str]:
     sentences = [
         f"{drawn.ways}-way {drawn.shots}-shot accuracy: {drawn.episodes:,} episodes of {drawn.queries} queries a "
         f"class, seed {drawn.seed}, mean and 95 % interval over episodes; chance is {100 / drawn.ways:.1f} %.",
-        "All embeddings of a data set are scored on the same episodes: dimensions standardised over its clips without "
+        "All embeddings of a data set are scored on the same episodes: dimensions standardized over its clips without "
         f"their labels, then {CLASSIFIER_WORDS[report.classifier]}.",
     ]
     if any(row.model.startswith("untrained network") for result in report.results for row in result.rows):

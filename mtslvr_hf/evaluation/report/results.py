@@ -38,7 +38,7 @@ class Row:
         accuracy: mean over episodes, 0 to 1; None where clips have several classes, so that there are no episodes.
         interval: half width of its 95 % interval, or None.
         main: whether this embedding stands for its model in ranks and differences.
-        probes: what linear probe and nearest neighbours reach on a part of the data set, if they were asked for.
+        probes: what linear probe and nearest neighbors reach on a part of the data set, if they were asked for.
     """
 
     model: str

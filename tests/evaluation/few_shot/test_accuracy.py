@@ -25,9 +25,9 @@ def labels_of(classes: int, clips: int) -> list[str]:
 
 def gaussian_clusters(labels: list[str], size: int = 8, spread: float = 1.0, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    centres = {name: torch.randn(size, generator=generator) for name in sorted(set(labels))}
+    centers = {name: torch.randn(size, generator=generator) for name in sorted(set(labels))}
     noise = torch.randn(len(labels), size, generator=generator)
-    return torch.stack([centres[name] for name in labels]) + spread * noise
+    return torch.stack([centers[name] for name in labels]) + spread * noise
 
 
 def slow_accuracies(embeddings: torch.Tensor, episodes: Episodes) -> list[float]:

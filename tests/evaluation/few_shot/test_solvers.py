@@ -13,10 +13,10 @@ EPISODES = 6
 def clips_of(ways: int, shots: int, size: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Support (E, W * K, D) and queries (E, 9, D) whose classes overlap."""
     generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(EPISODES, ways, 1, size, generator=generator, dtype=torch.float64)
+    centers = torch.randn(EPISODES, ways, 1, size, generator=generator, dtype=torch.float64)
     noise = torch.randn(EPISODES, ways, shots, size, generator=generator, dtype=torch.float64)
     queries = torch.randn(EPISODES, 9, size, generator=generator, dtype=torch.float64)
-    return scale * (centres + noise).flatten(1, 2), scale * queries
+    return scale * (centers + noise).flatten(1, 2), scale * queries
 
 
 def grams(support: torch.Tensor, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

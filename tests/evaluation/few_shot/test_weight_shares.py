@@ -16,10 +16,10 @@ LABELS = [clip % CLASSES for clip in range(CLASSES * CLIPS)]
 
 
 def head(size: int, spread: float, seed: int) -> torch.Tensor:
-    """Embeddings (N, size) of classes whose centres are `spread` times as far apart as their clips."""
+    """Embeddings (N, size) of classes whose centers are `spread` times as far apart as their clips."""
     generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(CLASSES, size, generator=generator)
-    return spread * centres[torch.tensor(LABELS)] + torch.randn(len(LABELS), size, generator=generator)
+    centers = torch.randn(CLASSES, size, generator=generator)
+    return spread * centers[torch.tensor(LABELS)] + torch.randn(len(LABELS), size, generator=generator)
 
 
 @pytest.mark.parametrize("shots", [1, 3])

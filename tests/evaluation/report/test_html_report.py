@@ -75,9 +75,9 @@ def test_each_data_set_has_all_that_was_found(page):
     assert probe in page.rows
     assert page.values("img", "alt") == [
         "drums: few-shot accuracy with 95 % intervals",
-        "drums: embeddings of a model, coloured by class",
+        "drums: embeddings of a model, colored by class",
         "birds: few-shot accuracy with 95 % intervals",
-        "birds: embeddings of a model, coloured by class",
+        "birds: embeddings of a model, colored by class",
         "a model: what augmentations do to its embeddings; dark is not invariant",
     ]
 

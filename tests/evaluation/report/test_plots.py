@@ -36,7 +36,7 @@ def test_dark_is_not_invariant():
     assert all(0 <= shade <= 1 for shade in shades)
 
 
-def test_values_beyond_the_colours_are_shown_as_they_are():
+def test_values_beyond_the_colors_are_shown_as_they_are():
     report = invariance(("",))
     moved = tuple(replace(entry, relative=3.25, cosine=-0.001) for entry in report.displacements)
     figure = heat_map(replace(report, displacements=moved))
@@ -65,7 +65,7 @@ def test_a_projection_shows_each_clip_in_its_class():
     assert {"kick", "snare", "tom", "contrastive\ntwo principal components"} <= set(texts(figure))
 
 
-def test_projections_of_other_clips_keep_the_colours():
+def test_projections_of_other_clips_keep_the_colors():
     first, second = data_result(classes=("kick", "snare", "tom")).projections[:2]
     second = replace(second, points=second.points[:1], labels=["tom"])
     panels = projection_plot([first, second]).axes

@@ -82,7 +82,7 @@ class TestLogMelStatistics:
         soundfile.write(tmp_path / "tone.wav", tone(1000, 2.0), RATE)
         statistics = LogMelStatistics().embed([row_of(tmp_path / "tone.wav")])[""]
         assert statistics.shape == (1, 80)
-        # HTK mel of 1000 Hz is 1000.0 and of 8000 Hz 2840.0; band b is centred at (b + 1) / 41 of the latter.
+        # HTK mel of 1000 Hz is 1000.0 and of 8000 Hz 2840.0; band b is centered at (b + 1) / 41 of the latter.
         assert statistics[0, :40].argmax() == round(1000.0 / 2840.0 * 41) - 1
         assert statistics[0, 40 + 13] < 0.5
 

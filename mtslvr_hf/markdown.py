@@ -1,11 +1,11 @@
-"""Markdown table."""
+"""Markdown tables."""
 
 from collections.abc import Iterable, Sequence
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns are as wide as their widest cell; bars in cells are escaped."""
-    lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in (header, *rows)]
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Markdown table, its columns as wide as their widest cell; bars in cells are escaped."""
+    lines = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in line] for line in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines)]
     lines.insert(1, ["-" * width for width in widths])
     return "\n".join(
