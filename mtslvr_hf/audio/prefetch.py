@@ -104,7 +104,8 @@ class ReadAhead:
         with self._taking:
             if self._ended:
                 return False
-            item, end = None, False
+            item: Any = None
+            end: BaseException | bool = False
             try:
                 item = next(self.items)
             except StopIteration:
