@@ -326,7 +326,7 @@ def _check_model_folder(source: str) -> None:
     """Tells a mistyped path from a Hub name, which transformers would go and look for on the network."""
     looks_like_a_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or os.path.exists(source)
     if looks_like_a_path and not os.path.isfile(os.path.join(source, "config.json")):
-        raise ValueError(f"no model in {source}: there is no {os.path.join(source, 'config.json')}")
+        raise ValueError(f"no model in {source}: there is no {os.path.join(source, 'config.json')}.")
 
 
 def _add_card(commands: argparse._SubParsersAction) -> None:
@@ -421,7 +421,7 @@ def _export(options: argparse.Namespace) -> None:
 def _names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
-        raise argparse.ArgumentTypeError("expected names separated by commas")
+        raise argparse.ArgumentTypeError("expected names separated by commas.")
     return names
 
 

@@ -25,7 +25,7 @@ import torch
 from as_published import machine
 from torch.utils.data import DataLoader
 
-from mtslvr_hf.data import AudioStream, BadClip, decode_clip, dequantize_clips, find_audio_files, load_audio
+from mtslvr_hf.data import AudioStream, BadClipError, decode_clip, dequantize_clips, find_audio_files, load_audio
 from mtslvr_hf.workers import default_workers
 
 RATE, SECONDS = 16_000, 10.0
@@ -73,7 +73,7 @@ def encode(folder: Path, kind: str, rows: int) -> list[bytes]:
     for path in find_audio_files(folder)[:rows]:
         try:
             clip = decode_clip({"path": str(path)}, SECONDS, rate)
-        except BadClip:
+        except BadClipError:
             continue
         sides = [clip, 0.8 * np.roll(clip, 37)][:channels]  # what a second microphone would hear
         buffer = io.BytesIO()

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 failed.append(run.name)
                 tqdm.write(f"{run.name} ended with {status}; see {options.output / run.name}.log", file=sys.stderr)
     if failed:
-        raise SystemExit(f"reproduce_ordering.py: {len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
+        raise SystemExit(f"reproduce_ordering.py: {len(failed)} of {len(runs)} runs failed: {', '.join(failed)}.")
     if options.data_root is not None:
         compare(runs, options)
 
@@ -95,7 +95,7 @@ def names(text: str) -> tuple[str, ...]:
     rows = tuple(row.strip() for row in text.split(",") if row.strip())
     unknown = [row for row in rows if not (TRAINING / "configs" / "paper" / f"{row}.yaml").is_file()]
     if unknown or not rows:
-        raise argparse.ArgumentTypeError(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
+        raise argparse.ArgumentTypeError(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}.")
     return rows
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import soxr
 
-from .errors import DECODE_ERRORS, BadClip, summary
+from .errors import DECODE_ERRORS, BadClipError, summary
 from .hashing import hash_integers
 from .recording import Recording, open_recording
 
@@ -48,7 +48,7 @@ def decode_clip(
         Float32 array (samples,), samples = round(clip_seconds * sampling_rate); not normalized.
 
     Raises:
-        BadClip: If the file gives no clip: `reason` and message say why. What a truncated OGG file still holds
+        BadClipError: If the file gives no clip: `reason` and message say why. What a truncated OGG file still holds
             cannot be told from a shorter one and is taken.
     """
     with open_recording(audio) as recording:
@@ -57,10 +57,10 @@ def decode_clip(
     mono = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
     level = _level_dbfs(mono)
     if not math.isfinite(level) and level != -math.inf:
-        raise BadClip("non_finite", f"{recording.name}: contains infinite values or NaN")
+        raise BadClipError("non_finite", f"{recording.name}: contains infinite values or NaN.")
     if level < SILENCE_DBFS:
         begin, end = crop.begin / recording.rate, (crop.begin + len(mono)) / recording.rate
-        raise BadClip("silent", f"{recording.name}: {level:.0f} dBFS between {begin:.1f} and {end:.1f} s")
+        raise BadClipError("silent", f"{recording.name}: {level:.0f} dBFS between {begin:.1f} and {end:.1f} s.")
     return _fit(mono, recording.rate, crop.lead, clip_seconds, sampling_rate, recording.name)
 
 
@@ -101,10 +101,10 @@ def _fit(
         try:
             mono = soxr.resample(mono, rate, sampling_rate, quality="HQ")
         except DECODE_ERRORS as error:
-            raise BadClip("unreadable", f"{name}: {rate} Hz: {summary(error)}") from error
+            raise BadClipError("unreadable", f"{name}: {rate} Hz: {summary(error)}") from error
         mono = mono[round(lead * sampling_rate / rate) :]
     if len(mono) == 0:
-        raise BadClip("empty", f"{name}: less than one sample at {sampling_rate} Hz")
+        raise BadClipError("empty", f"{name}: less than one sample at {sampling_rate} Hz.")
     samples = len(mono) if clip_seconds is None else round(clip_seconds * sampling_rate)
     return mono[:samples] if len(mono) >= samples else np.resize(mono, samples)  # np.resize repeats
 

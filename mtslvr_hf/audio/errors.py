@@ -1,4 +1,4 @@
-"""Errors of audio files: `BadClip`, and the exceptions that reading and decoding can raise."""
+"""Errors of audio files: `BadClipError`, and the exceptions that reading and decoding can raise."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ READ_ERRORS: Exceptions = (*HfHubHTTPError.__bases__, aiohttp.ClientError, async
 DECODE_ERRORS: Exceptions = (*READ_ERRORS, RuntimeError, ValueError, TypeError, MemoryError, ArithmeticError)
 
 
-class BadClip(ValueError):
+class BadClipError(ValueError):
     """A row that gives no clip.
 
     Args:
@@ -40,4 +40,4 @@ def summary(error: BaseException) -> str:
     return text[:MAX_ERROR_LENGTH] or type(error).__name__
 
 
-__all__ = ["DECODE_ERRORS", "READ_ERRORS", "REASONS", "BadClip", "Exceptions", "summary"]
+__all__ = ["DECODE_ERRORS", "READ_ERRORS", "REASONS", "BadClipError", "Exceptions", "summary"]

@@ -11,7 +11,7 @@ from typing import IO, Any, BinaryIO
 import fsspec
 import numpy as np
 
-from .errors import DECODE_ERRORS, READ_ERRORS, BadClip, Exceptions, summary
+from .errors import DECODE_ERRORS, READ_ERRORS, BadClipError, Exceptions, summary
 
 # Chunks that hold the audio (WAV, AIFF, AU, CAF, W64, RF64) in libsndfile's log: "data : 384000 (should be 3796)".
 SHORT_CHUNK = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -29,7 +29,7 @@ def open_audio(audio: Mapping[str, Any], name: str | None = None) -> BinaryIO:
     """Opens the bytes or the local path of an encoded file, which messages call `name`, for reading.
 
     Raises:
-        BadClip: If there are neither bytes nor a path.
+        BadClipError: If there are neither bytes nor a path.
         OSError: If the path cannot be opened.
     """
     if audio.get("bytes"):
@@ -37,7 +37,7 @@ def open_audio(audio: Mapping[str, Any], name: str | None = None) -> BinaryIO:
     if audio.get("bytes") is None and audio.get("path"):
         return open(audio["path"], "rb", buffering=0)
     what = "neither bytes nor a path" if audio.get("bytes") is None else "no data: the file is empty"
-    raise BadClip("empty", f"{name or describe(audio)}: {what}; leave it out")
+    raise BadClipError("empty", f"{name or describe(audio)}: {what}; leave it out.")
 
 
 def is_url(audio: Mapping[str, Any]) -> bool:
@@ -49,7 +49,7 @@ def fetch(audio: Mapping[str, Any]) -> Mapping[str, Any]:
     """Reads a row that is only a URL, so that it is transferred once; others come back as they are.
 
     Raises:
-        BadClip: If it cannot be read.
+        BadClipError: If it cannot be read.
     """
     if not is_url(audio):
         return audio
@@ -62,17 +62,17 @@ def copy_url(url: str, destination: IO[bytes], name: str) -> None:
     """Copies what stands at a URL that fsspec opens.
 
     Raises:
-        BadClip: If it cannot be read.
+        BadClipError: If it cannot be read.
     """
     try:
         with fsspec.open(url, "rb") as source:
             shutil.copyfileobj(source, destination, 2**20)
         destination.flush()
     except URL_ERRORS as error:
-        raise BadClip(
+        raise BadClipError(
             "unreadable",
             f"{name}: the URL cannot be read ({type(error).__name__}: {summary(error)}); check the address, the "
-            "network and that fsspec knows the protocol, or download the file first",
+            "network and that fsspec knows the protocol, or download the file first.",
         ) from error
 
 
@@ -80,7 +80,7 @@ def torchcodec_decoder(data: str | bytes, name: str) -> Any:
     """Decoder of torchcodec for a path or a file's bytes.
 
     Raises:
-        BadClip: If torchcodec or FFmpeg is missing, or the file is not readable.
+        BadClipError: If torchcodec or FFmpeg is missing, or the file is not readable.
     """
     try:
         from torchcodec.decoders import AudioDecoder
@@ -89,8 +89,8 @@ def torchcodec_decoder(data: str | bytes, name: str) -> Any:
     except TORCHCODEC_ERRORS as error:
         # Without FFmpeg's libraries torchcodec may be imported, but not used.
         if not isinstance(error, (ImportError, OSError)) and "load libtorchcodec" not in str(error):
-            raise BadClip("unreadable", f"{name}: {summary(error)}") from error
-        raise BadClip(
+            raise BadClipError("unreadable", f"{name}: {summary(error)}") from error
+        raise BadClipError(
             "missing_codec",
             f"{name}: this format needs torchcodec (pip install torchcodec) and FFmpeg's libraries "
             f"(e.g. apt install ffmpeg): {summary(error)}",

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import READ_ERRORS, BadClip, summary
+from .errors import READ_ERRORS, BadClipError, summary
 from .files import describe, open_audio
 
 KEY_BYTES = 4096  # of a file's head and tail
@@ -17,7 +17,7 @@ def row_key(audio: Mapping[str, Any]) -> int:
     """Identifies a row by its encoded file: a 64-bit checksum of length, head and tail (4 KiB each).
 
     Raises:
-        BadClip: If the file cannot be read.
+        BadClipError: If the file cannot be read.
     """
     try:
         with open_audio(audio) as file:
@@ -27,7 +27,7 @@ def row_key(audio: Mapping[str, Any]) -> int:
             file.seek(max(0, length - KEY_BYTES))
             tail = file.read(KEY_BYTES)
     except READ_ERRORS as error:
-        raise BadClip("unreadable", f"{describe(audio)}: {type(error).__name__}: {summary(error)}") from error
+        raise BadClipError("unreadable", f"{describe(audio)}: {type(error).__name__}: {summary(error)}") from error
     return _hash(b"%d," % length + head + tail)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from .errors import DECODE_ERRORS, BadClip, summary
+from .errors import DECODE_ERRORS, BadClipError, summary
 from .files import (
     copy_url,
     describe,
@@ -64,7 +64,7 @@ class Recording:
             Mono float32 (samples,), finite. Together they are at least one sample.
 
         Raises:
-            BadClip: If it cannot be read to its end, is empty, or a sample is NaN or infinite.
+            BadClipError: If it cannot be read to its end, is empty, or a sample is NaN or infinite.
         """
         resampler = self._resampler(sampling_rate)
         given, level = 0, None  # mean of the first block
@@ -84,7 +84,7 @@ class Recording:
         try:
             return soxr.ResampleStream(self.rate, sampling_rate, 1, dtype="float32", quality="HQ")
         except DECODE_ERRORS as error:
-            raise BadClip(
+            raise BadClipError(
                 "unreadable", f"{self.name}: {self.rate} Hz cannot be resampled to {sampling_rate} Hz: {error}"
             ) from error
 
@@ -95,10 +95,10 @@ class Recording:
             # A float64 sum is finite if and only if all its float32 terms are.
             if not math.isfinite(float(np.sum(block, dtype=np.float64))):
                 bad = position + int(np.argmin(np.isfinite(block)))
-                raise BadClip(
+                raise BadClipError(
                     "non_finite",
                     f"{self.name}: the sample at {bad / self.rate:.3f} s is NaN or infinite; replace such samples, "
-                    "or leave it out",
+                    "or leave it out.",
                 )
             position += len(block)
             if len(block):
@@ -115,7 +115,7 @@ def open_recording(audio: Mapping[str, Any], name: str | None = None) -> Iterato
         name: What messages call it; its path unless given.
 
     Raises:
-        BadClip: If it is missing, a folder, not audio, empty or cut off, or the URL cannot be read.
+        BadClipError: If it is missing, a folder, not audio, empty or cut off, or the URL cannot be read.
     """
     name = name or describe(audio)
     if is_url(audio):
@@ -147,11 +147,11 @@ def decoder_recording(decoder: Any, name: str, exact: bool = False) -> Recording
         exact: Whether the duration in its metadata is no estimate, so that a truncated file can be told.
 
     Raises:
-        BadClip: If there is no audio in it.
+        BadClipError: If there is no audio in it.
     """
     rate = int(decoder.metadata.sample_rate or 0)
     if not rate:
-        raise BadClip("unreadable", f"{name}: there is no audio in it that torchcodec finds")
+        raise BadClipError("unreadable", f"{name}: there is no audio in it that torchcodec finds.")
     frames = int((decoder.metadata.duration_seconds or 0) * rate) if exact else 0
     return Recording(name, rate, partial(_read_ranges, decoder, name, rate, frames), frames or None)
 
@@ -160,7 +160,7 @@ def read_waveform(audio: Mapping[str, Any], sampling_rate: int) -> np.ndarray:
     """All of an undecoded row `{"bytes", "path"}`: mono, (samples,) float32, not normalized. Silence is allowed.
 
     Raises:
-        BadClip: If it is missing, no audio, cut off, empty or not finite; the message says which and names it.
+        BadClipError: If it is missing, no audio, cut off, empty or not finite; the message says which and names it.
     """
     with open_recording(audio) as recording:
         return np.concatenate(list(recording.blocks(sampling_rate)))
@@ -173,15 +173,17 @@ def _open(audio: Mapping[str, Any], name: str) -> tuple[BinaryIO, bytes]:
         magic = file.read(16)
         file.seek(0)
     except IsADirectoryError as error:
-        raise BadClip("unreadable", f"{name} is a folder; expected a file: pass the files in it") from error
+        raise BadClipError("unreadable", f"{name} is a folder; expected a file: pass the files in it.") from error
     except FileNotFoundError as error:
-        raise BadClip("unreadable", f"{name}: there is no such file; relative paths start at {os.getcwd()}") from error
-    except BadClip:
+        raise BadClipError(
+            "unreadable", f"{name}: there is no such file; relative paths start at {os.getcwd()}."
+        ) from error
+    except BadClipError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise BadClip("unreadable", f"{name}: {type(error).__name__}: {summary(error)}") from error
+        raise BadClipError("unreadable", f"{name}: {type(error).__name__}: {summary(error)}") from error
     if not magic:
-        raise BadClip("empty", f"{name}: the file is empty; leave it out")
+        raise BadClipError("empty", f"{name}: the file is empty; leave it out.")
     return file, magic
 
 
@@ -190,13 +192,13 @@ def _open_sound(file: BinaryIO, name: str) -> soundfile.SoundFile:
     try:
         sound = soundfile.SoundFile(file if isinstance(file, io.BytesIO) else file.fileno(), closefd=False)
     except DECODE_ERRORS as error:
-        raise BadClip(
+        raise BadClipError(
             "unreadable", f"{name}: no audio that could be read ({summary(error)}); expected {FORMATS}"
         ) from error
     missing = missing_bytes(sound.extra_info)
     if missing:
         sound.close()
-        raise BadClip("truncated", f"{name}: {missing} bytes less than its header says; fetch or write it again")
+        raise BadClipError("truncated", f"{name}: {missing} bytes less than its header says; fetch or write it again.")
     return sound
 
 
@@ -245,7 +247,7 @@ def _decode_ranges(decoder: Any, name: str, rate: int, begin: int, end: int | No
         except DECODE_ERRORS as error:  # it is one to ask for a range behind the end
             if start > begin:
                 raise
-            raise BadClip("unreadable", f"{name}: no audio that could be read ({summary(error)})") from error
+            raise BadClipError("unreadable", f"{name}: no audio that could be read ({summary(error)}).") from error
         yield samples.T.numpy()
         if end or samples.shape[1] < size - rate // 10:
             return
@@ -260,18 +262,18 @@ def _mixed(
         for block in blocks:
             read += len(block)
             yield mix_down(block)
-    except BadClip:
+    except BadClipError:
         raise
     except DECODE_ERRORS as error:  # libsndfile's end of a stream of unknown length is one
         failure = summary(error)
     if read < min(end - begin, max(1, end - begin - slack)):
-        raise BadClip(
+        raise BadClipError(
             "truncated",
             f"{name}: ends after {(begin + read) / rate:.2f} of {end / rate:.2f} s ({failure}); fetch or write it "
-            "again",
+            "again.",
         )
     if read == 0:
-        raise BadClip("empty", f"{name}: no samples; leave it out")
+        raise BadClipError("empty", f"{name}: no samples; leave it out.")
 
 
 __all__ = ["Recording", "decoder_recording", "open_recording", "read_waveform"]

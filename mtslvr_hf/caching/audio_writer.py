@@ -15,7 +15,7 @@ import pyarrow as pa
 import soundfile
 
 from ..audio.clips import SILENCE_DBFS
-from ..audio.errors import BadClip
+from ..audio.errors import BadClipError
 from ..audio.files import describe
 from ..audio.prefetch import ReadAhead
 from ..audio.recording import open_recording
@@ -41,7 +41,7 @@ class CachedClip:
     """
 
     index: int
-    error: BadClip | None = None
+    error: BadClipError | None = None
     data: bytes = b""
     seconds: float = 0.0
     clipped: int = 0
@@ -71,7 +71,7 @@ class AudioWriter(ShardWriter[CachedClip]):
         try:
             data, samples, clipped = encode_flac(audio or {}, self.sampling_rate)
             yield CachedClip(number, None, data, samples / self.sampling_rate, clipped)
-        except BadClip as error:
+        except BadClipError as error:
             yield CachedClip(number, error)
 
     def totals(self, results: Sequence[CachedClip]) -> dict[str, float]:
@@ -103,7 +103,7 @@ def encode_flac(audio: Mapping[str, Any], sampling_rate: int) -> tuple[bytes, in
         samples it has; and how many of them lay beyond full scale and are now at it.
 
     Raises:
-        BadClip: If it cannot be decoded to its end, is silent at this rate, or takes more than 1 GiB as FLAC.
+        BadClipError: If it cannot be decoded to its end, is silent at this rate, or takes more than 1 GiB as FLAC.
     """
     file, samples, clipped, total, squares = io.BytesIO(), 0, 0, 0.0, 0.0
     with (
@@ -117,14 +117,14 @@ def encode_flac(audio: Mapping[str, Any], sampling_rate: int) -> tuple[bytes, in
             steps = np.rint(block * FULL_SCALE)
             flac.write(np.clip(steps, -FULL_SCALE, FULL_SCALE - 1).astype(np.int16))
             if file.tell() > MAX_BYTES:
-                raise BadClip(
+                raise BadClipError(
                     "unreadable",
                     f"{describe(audio)}: longer than {samples / sampling_rate / 3600:.1f} hours, more than a row of a "
-                    "parquet file holds; cut it into parts",
+                    "parquet file holds; cut it into parts.",
                 )
     deviation = math.sqrt(max(0.0, squares / samples - (total / samples) ** 2))
     if deviation < 10 ** (SILENCE_DBFS / 20):
-        raise BadClip("silent", f"{describe(audio)}: under {SILENCE_DBFS:.0f} dBFS from beginning to end")
+        raise BadClipError("silent", f"{describe(audio)}: under {SILENCE_DBFS:.0f} dBFS from beginning to end.")
     return file.getvalue(), samples, clipped
 
 

@@ -163,11 +163,11 @@ def _check_arguments(sampling_rate: int, rows_per_shard: int, num_workers: int) 
 def _check_names(names: Sequence[str], opened: Source) -> None:
     for name in names:
         if not re.fullmatch(r"\w[\w.-]*", name):
-            raise ValueError(f"{name!r} cannot name a folder; expected letters, digits, '_', '.' and '-'")
+            raise ValueError(f"{name!r} cannot name a folder; expected letters, digits, '_', '.' and '-'.")
     if AUDIO_COLUMN in opened.features:
         raise ValueError(
             f"the output's audio column is {AUDIO_COLUMN!r}, and the source has another column of that name: rename "
-            "it, or leave it out by naming the columns to keep"
+            "it, or leave it out by naming the columns to keep."
         )
 
 

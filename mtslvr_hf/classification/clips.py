@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..audio.hashing import hash_integers
 from ..audio.recording import read_waveform
-from ..data import BadClip, SkippedRows
+from ..data import BadClipError, SkippedRows
 from ..data.labelled import LabelledAudio
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
 from ..modeling_mtslvr import MTSLVRModel
@@ -66,7 +66,7 @@ class ClipDataset(Dataset):
         """`waveform` (samples,) float32, not normalized, and `label`.
 
         Raises:
-            BadClip: If the audio cannot be used.
+            BadClipError: If the audio cannot be used.
         """
         waveform = read_waveform(self.data.audio[index], self.sampling_rate)
         return {"waveform": self._crop(waveform, index), "label": self.data.target(index)}
@@ -140,11 +140,11 @@ class _Outcomes(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, number: int) -> tuple[int, np.ndarray | None, BadClip | None]:
+    def __getitem__(self, number: int) -> tuple[int, np.ndarray | None, BadClipError | None]:
         index = self.indices[number]
         try:
             return index, self.clips[index]["waveform"], None
-        except BadClip as error:
+        except BadClipError as error:
             return index, None, error
 
 
@@ -159,7 +159,7 @@ def drop_bad_clips(clips: ClipDataset, args: TrainingArguments, max_bad_share: f
         max_bad_share: Largest share of bad clips that is only a warning.
 
     Raises:
-        TooManyBadRows: If more clips are bad, or all are.
+        TooManyBadRowsError: If more clips are bad, or all are.
     """
     usable = [index for batch in _decoded(clips, args, max_bad_share, "decoding") for index, _ in batch]
     result = copy.copy(clips)

@@ -36,7 +36,7 @@ class MTSLVRAudioClassificationPipeline(AudioClassificationPipeline):
                 takes: an array (samples,) at the model's rate, `{"array" or "raw", "sampling_rate"}`, a decoder.
 
         Raises:
-            BadClip: A ValueError that names the file, if it cannot be used.
+            BadClipError: A ValueError that names the file, if it cannot be used.
         """
         if isinstance(inputs, (str, Path)):
             inputs = {"bytes": None, "path": str(inputs)}

@@ -1,10 +1,10 @@
 """Audio for pre-training: data sets from the Hub or from disk, decoded to batches of clips."""
 
 from ..audio.clips import decode_clip
-from ..audio.errors import REASONS, BadClip
+from ..audio.errors import REASONS, BadClipError
 from .labelled import LabelledAudio, from_dataset, load_labelled_audio
 from .shuffling import usable_workers
-from .skipped import SkippedRows, TooManyBadRows
+from .skipped import SkippedRows, TooManyBadRowsError
 from .sources import AUDIO_SUFFIXES, EncodedAudio, audio_rows, find_audio_files, load_audio
 from .stream import AudioStream, dequantize_clips, load_clips
 
@@ -12,11 +12,11 @@ __all__ = [
     "AUDIO_SUFFIXES",
     "REASONS",
     "AudioStream",
-    "BadClip",
+    "BadClipError",
     "EncodedAudio",
     "LabelledAudio",
     "SkippedRows",
-    "TooManyBadRows",
+    "TooManyBadRowsError",
     "audio_rows",
     "decode_clip",
     "dequantize_clips",

@@ -67,7 +67,7 @@ class LabelledAudio:
         """
         unknown = [name for name, used in zip(self.classes, self.labels.any(0)) if used and name not in classes]
         if unknown:
-            raise ValueError(f"there are no training clips of {_some(unknown)}; the classes are {_some(classes)}")
+            raise ValueError(f"there are no training clips of {_some(unknown)}; the classes are {_some(classes)}.")
         labels = np.zeros((len(self), len(classes)), dtype=bool)
         for column, name in enumerate(self.classes):
             if name in classes:
@@ -118,15 +118,15 @@ def _from_folder(folder: Path, split: str, group_column: str | None) -> Labelled
     found = _files_of_classes(folder)
     if found and set(found) <= SPLITS:
         if split not in found:
-            raise ValueError(f"{folder} has no split {split!r}; it has: {', '.join(found)}")
+            raise ValueError(f"{folder} has no split {split!r}; it has: {', '.join(found)}.")
         folder = folder / split
         found = _files_of_classes(folder)
     elif split != "train":
-        raise ValueError(f"{folder} is not divided into splits, so there is no {split!r}; all of it is 'train'")
+        raise ValueError(f"{folder} is not divided into splits, so there is no {split!r}; all of it is 'train'.")
     if not found:
         raise ValueError(
             f"{folder} has no folder with audio files in it; expected one folder per class, "
-            f"with files ending in {', '.join(sorted(AUDIO_SUFFIXES))}"
+            f"with files ending in {', '.join(sorted(AUDIO_SUFFIXES))}."
         )
     files = [path for paths in found.values() for path in paths]
     audio = [{"bytes": None, "path": str(path)} for path in files]
@@ -152,12 +152,12 @@ def _read_groups(folder: Path, files: Sequence[Path], column: str | None) -> lis
     if not {"file", wanted} <= set(columns):
         if column is None:
             return None
-        raise ValueError(f"groups need {manifest} with the columns file and {column}; it has: {_some(columns)}")
+        raise ValueError(f"groups need {manifest} with the columns file and {column}; it has: {_some(columns)}.")
     groups = {row["file"]: row[wanted] for row in rows}
     names = [path.relative_to(folder).as_posix() for path in files]
     unlisted = [name for name in names if not groups.get(name)]
     if unlisted:
-        raise ValueError(f"{manifest} gives no {wanted} for {len(unlisted)} of {len(names)} files: {_some(unlisted)}")
+        raise ValueError(f"{manifest} gives no {wanted} for {len(unlisted)} of {len(names)} files: {_some(unlisted)}.")
     return [groups[name] for name in names]
 
 
@@ -177,7 +177,7 @@ def read_columns(
 ) -> tuple[list[str], np.ndarray, bool, list[str] | None]:
     """`classes`, `labels`, `multi_label` and `groups` of a `LabelledAudio`; errors as `load_labelled_audio`."""
     if len(dataset) == 0:
-        raise ValueError("the data set has no rows")
+        raise ValueError("the data set has no rows.")
     column = label_column or next((name for name in LABEL_COLUMNS if name in dataset.features), None)
     for wanted in (column or "label", group_column):
         if wanted is not None and wanted not in dataset.features:
@@ -193,7 +193,7 @@ def _read_group_column(dataset: datasets.Dataset, column: str) -> list[str]:
     values = dataset.with_format(None)[column]
     empty = [number for number, value in enumerate(values) if value is None or value == ""]
     if empty:
-        raise ValueError(f"column {column!r} has no group in {len(empty)} of {len(values)} rows, first in {empty[0]}")
+        raise ValueError(f"column {column!r} has no group in {len(empty)} of {len(values)} rows, first in {empty[0]}.")
     return [str(value) for value in values]
 
 
@@ -204,21 +204,21 @@ def _read_labels(feature: Any, values: Sequence[Any], column: str) -> tuple[list
     rows = [value if multi_label and value is not None else [value] for value in values]
     empty = [number for number, row in enumerate(rows) if None in row or "" in row]
     if empty:
-        raise ValueError(f"column {column!r} has no label in {len(empty)} of {len(rows)} rows, first in {empty[0]}")
+        raise ValueError(f"column {column!r} has no label in {len(empty)} of {len(rows)} rows, first in {empty[0]}.")
     if isinstance(feature, datasets.ClassLabel):
         classes = list(feature.names)
         places = {number: number for number in range(len(classes))}
     else:
         found = {label for row in rows for label in row}
         if not found or not all(isinstance(label, (str, int)) for label in found):
-            raise ValueError(f"column {column!r} must hold class labels, texts or integers, or lists of them")
+            raise ValueError(f"column {column!r} must hold class labels, texts or integers, or lists of them.")
         ordered = sorted(found)
         classes, places = [str(label) for label in ordered], {label: n for n, label in enumerate(ordered)}
     labels = np.zeros((len(rows), len(classes)), dtype=bool)
     for number, row in enumerate(rows):
         places_of_row = [places.get(label) for label in row]
         if None in places_of_row:
-            raise ValueError(f"row {number} of column {column!r} is {row}; there are {len(classes)} classes")
+            raise ValueError(f"row {number} of column {column!r} is {row}; there are {len(classes)} classes.")
         labels[number, places_of_row] = True
     return classes, labels, multi_label
 

@@ -149,7 +149,7 @@ def as_iterable(dataset: datasets.IterableDataset | datasets.Dataset, seed: int 
     if isinstance(dataset, datasets.IterableDataset):
         return dataset
     if len(dataset) == 0:
-        raise ValueError("the data set has no rows")
+        raise ValueError("the data set has no rows.")
     shuffled = dataset.shuffle(seed=seed, keep_in_memory=True)
     return shuffled.to_iterable_dataset(num_shards=min(len(dataset), MAP_STYLE_SHARDS))
 

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 MAX_EXAMPLES = 3
 
 
-class TooManyBadRows(RuntimeError):
+class TooManyBadRowsError(RuntimeError):
     """More rows than allowed gave no clip, or none gave one.
 
     It is built from its message alone, so that DataLoader can raise it again in the main process.
@@ -75,18 +75,18 @@ class SkippedRows:
             after: Number of rows from which on the share counts.
 
         Raises:
-            TooManyBadRows: If the share is larger; the message has the counts by reason and up to three examples.
+            TooManyBadRowsError: If the share is larger; the message has the counts by reason and up to three examples.
         """
         if self.rows >= after and self.share > max_share:
             self.fail(f"More than max_bad_share={max_share:.1%} of the rows gave no clip.")
 
     def fail(self, message: str) -> NoReturn:
-        """Raises TooManyBadRows with a message, the counts and the examples."""
-        raise TooManyBadRows("\n  ".join([f"{message} {self}", *self.examples]))
+        """Raises TooManyBadRowsError with a message, the counts and the examples."""
+        raise TooManyBadRowsError("\n  ".join([f"{message} {self}", *self.examples]))
 
     def __str__(self) -> str:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.reasons.items()))
         return f"{self.skipped} of {self.rows} rows skipped ({self.share:.1%}){': ' if reasons else ''}{reasons}."
 
 
-__all__ = ["SkippedRows", "TooManyBadRows"]
+__all__ = ["SkippedRows", "TooManyBadRowsError"]

@@ -240,11 +240,11 @@ def find_audio_files(folder: Path, suffixes: frozenset[str] = AUDIO_SUFFIXES) ->
 def find_audio_column(features: datasets.Features | None, wanted: str | None) -> str:
     """Names the audio column: one of type Audio, or of bytes, or binary and named like an audio suffix."""
     if features is None:
-        raise ValueError("the data set does not say what its columns are; `dataset.cast(features)` sets them")
+        raise ValueError("the data set does not say what its columns are; `dataset.cast(features)` sets them.")
     columns = ", ".join(features)
     if wanted is not None:
         if wanted not in features:
-            raise ValueError(f"the data set has no column {wanted!r}; it has: {columns}")
+            raise ValueError(f"the data set has no column {wanted!r}; it has: {columns}.")
         return wanted
     found = [name for name, feature in features.items() if isinstance(feature, datasets.Audio)]
     found = found or [name for name, feature in features.items() if isinstance(feature, dict) and "bytes" in feature]
@@ -257,7 +257,7 @@ def find_audio_column(features: datasets.Features | None, wanted: str | None) ->
         return AUDIO_COLUMN
     if len(found) != 1:
         which = f"several audio columns ({', '.join(found)})" if found else "no audio column"
-        raise ValueError(f"the data set has {which}; name one with audio_column. Its columns: {columns}")
+        raise ValueError(f"the data set has {which}; name one with audio_column. Its columns: {columns}.")
     return found[0]
 
 
@@ -279,7 +279,7 @@ def _kind_of(path: Path) -> tuple[str, list[Path]]:
             return "dataset", []
         if _is_tar(path):
             return "tar shards", [path]
-        raise ValueError(f"{path} is neither a folder nor a parquet or tar file")
+        raise ValueError(f"{path} is neither a folder nor a parquet or tar file.")
     if is_dataset(path):
         return "dataset", []
     tars = [file for file in sorted(path.rglob("*")) if _is_tar(file)]
@@ -290,7 +290,7 @@ def _kind_of(path: Path) -> tuple[str, list[Path]]:
         return "audio files", files
     found = ", ".join(f"{n} x {suffix}" for suffix, n in Counter(f.suffix for f in path.rglob("*.*")).most_common(5))
     raise ValueError(
-        f"{path} holds neither parquet shards nor tar shards nor audio files; found: {found or 'nothing'}"
+        f"{path} holds neither parquet shards nor tar shards nor audio files; found: {found or 'nothing'}."
     )
 
 
@@ -311,10 +311,10 @@ def files_of_split(files: list[Path], root: Path, split: str) -> list[Path]:
     splits = {file: _split_name(file.relative_to(root)) for file in files}
     if not set(splits.values()) <= SPLITS:
         if split != "train":
-            raise ValueError(f"{root} is not divided into splits, so there is no {split!r}; all of it is 'train'")
+            raise ValueError(f"{root} is not divided into splits, so there is no {split!r}; all of it is 'train'.")
         return files
     if split not in splits.values():
-        raise ValueError(f"{root} has no split {split!r}; it has: {', '.join(sorted(set(splits.values())))}")
+        raise ValueError(f"{root} has no split {split!r}; it has: {', '.join(sorted(set(splits.values())))}.")
     return [file for file, name in splits.items() if name == split]
 
 

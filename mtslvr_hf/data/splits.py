@@ -32,11 +32,11 @@ def divide(
         ValueError: If there are fewer clips or groups than parts, or the shares are not positive or do not add up.
     """
     if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
-        raise ValueError(f"the parts' shares must be greater than 0 and add up to 1; got {list(shares)}")
+        raise ValueError(f"the parts' shares must be greater than 0 and add up to 1; got {list(shares)}.")
     names, group = np.unique(np.arange(len(labels)) if groups is None else _as_text(groups), return_inverse=True)
     if len(names) < len(shares):
         what = "clips" if groups is None else "groups"
-        raise ValueError(f"{len(names)} {what} cannot be divided into {len(shares)} parts, each with one at least")
+        raise ValueError(f"{len(names)} {what} cannot be divided into {len(shares)} parts, each with one at least.")
     classes = np.maximum(labels.sum(0), 1)  # (C,) clips of each
     counts = np.zeros((len(names), labels.shape[1]))  # (G, C)
     np.add.at(counts, group, labels / classes)
@@ -79,7 +79,7 @@ def make_folds(labels: np.ndarray, folds: int, seed: int = 0, groups: Sequence[H
         ValueError: If there are fewer than two folds, or more than clips or groups.
     """
     if folds < 2:
-        raise ValueError(f"cross-validation needs at least 2 folds, got {folds}")
+        raise ValueError(f"cross-validation needs at least 2 folds, got {folds}.")
     return divide(labels, [1 / folds] * folds, seed, groups)
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
 from ..audio.clips import decode_clip
-from ..audio.errors import BadClip
+from ..audio.errors import BadClipError
 from ..audio.files import fetch
 from ..audio.hashing import hash_integers, row_key
 from .shuffling import Cursor, Row, ShuffledReader, as_iterable
@@ -71,7 +71,7 @@ class AudioStream(IterableDataset):
 
     Raises:
         ValueError: If an argument is out of its range, or a state does not belong to such a stream.
-        TooManyBadRows: While iterating: too many rows give no clip, or none does. Bad rows stop it in no other way.
+        TooManyBadRowsError: While iterating: too many rows give no clip, or none does. Other bad rows do not stop it.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class AudioStream(IterableDataset):
             ValueError: If the stream is not endless: the turns of workers that ended cannot be known.
         """
         if not self.endless:
-            raise ValueError("only an endless stream can be resumed; this one was made with endless=False")
+            raise ValueError("only an endless stream can be resumed; this one was made with endless=False.")
         state = None if self.state is None else {**self.state, "workers": dict(self.state["workers"])}
         for record in records:
             if state is None:
@@ -170,7 +170,7 @@ class AudioStream(IterableDataset):
         if self.state["num_workers"] != workers:
             raise ValueError(
                 f"the state is that of a stream with {self.state['num_workers']} DataLoader workers, this one has "
-                f"{workers}; to go on exactly, use as many workers again (0 counts as 1)"
+                f"{workers}; to go on exactly, use as many workers again (0 counts as 1)."
             )
         known = self.state["workers"]
         worker = (slot + sum(place["batches"] for place in known.values())) % workers
@@ -205,7 +205,7 @@ class AudioStream(IterableDataset):
         """Decodes a row to (samples,) and counts it; `None` if it is bad or of the other part of the data set."""
         try:
             clip = self._decode(row, epoch)
-        except BadClip as error:
+        except BadClipError as error:
             for count in counts:
                 count.add(error.reason, str(error))
             counts[0].check(self.max_bad_share, self.bad_share_after)
@@ -217,9 +217,9 @@ class AudioStream(IterableDataset):
 
     def _decode(self, row: Row, epoch: int) -> np.ndarray | None:
         if row.error is not None:
-            raise BadClip("unreadable_shard", row.error)
+            raise BadClipError("unreadable_shard", row.error)
         if row.audio is None:
-            raise BadClip("empty", f"row {row.index} of a shard: no audio")
+            raise BadClipError("empty", f"row {row.index} of a shard: no audio.")
         audio = fetch(row.audio)
         key = row_key(audio)
         if (hash_integers(HELD_OUT_SALT, key) < self.held_out_fraction * 2**64) != self.held_out:
@@ -261,18 +261,18 @@ class AudioStream(IterableDataset):
         if self.samples < 1 or self.batch_size < 1 or self.shuffle_buffer < 1:
             raise ValueError(
                 "clip_seconds, batch_size and shuffle_buffer must be positive, got "
-                f"{self.clip_seconds}, {self.batch_size} and {self.shuffle_buffer}"
+                f"{self.clip_seconds}, {self.batch_size} and {self.shuffle_buffer}."
             )
         if not 0 <= self.rank < self.world_size:
-            raise ValueError(f"rank must lie in 0..{self.world_size - 1}, got {self.rank}")
+            raise ValueError(f"rank must lie in 0..{self.world_size - 1}, got {self.rank}.")
         if not 0 <= self.held_out_fraction < 1:
-            raise ValueError(f"held_out_fraction must lie in [0, 1), got {self.held_out_fraction}")
+            raise ValueError(f"held_out_fraction must lie in [0, 1), got {self.held_out_fraction}.")
         if self.held_out and not self.held_out_fraction:
-            raise ValueError("held_out=True needs a held_out_fraction above 0")
+            raise ValueError("held_out=True needs a held_out_fraction above 0.")
         if self.state is None:
             return
         if not self.endless:
-            raise ValueError("only an endless stream takes a state")
+            raise ValueError("only an endless stream takes a state.")
         different = [
             f"{key} {self.state.get(key)} -> {value}"
             for key, value in self._identity().items()
@@ -280,7 +280,7 @@ class AudioStream(IterableDataset):
         ]
         if different:
             raise ValueError(
-                f"the state is that of another stream: {', '.join(different)}; without it, it starts anew"
+                f"the state is that of another stream: {', '.join(different)}; without it, it starts anew."
             )
 
 
@@ -333,7 +333,7 @@ def load_clips(
         Float32 tensor (clips, samples), not normalized, rounded as a stream's batches are.
 
     Raises:
-        TooManyBadRows: If there is no good clip, or more than 5 % of 1,000 rows or more are bad.
+        TooManyBadRowsError: If there is no good clip, or more than 5 % of 1,000 rows or more are bad.
     """
     stream = AudioStream(
         dataset,

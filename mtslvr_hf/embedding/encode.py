@@ -20,7 +20,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoFeatureExtractor
 
-from ..audio.errors import BadClip
+from ..audio.errors import BadClipError
 from ..audio.prefetch import ReadAhead
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
 from ..modeling_mtslvr import MTSLVRModel, MTSLVRPreTrainedModel
@@ -63,7 +63,7 @@ class Encoded(NamedTuple):
     frames: TimedEmbeddings | None
     seconds: float
     windows: int
-    error: BadClip | None
+    error: BadClipError | None
 
 
 def encode(
@@ -112,7 +112,7 @@ def encode(
         (D,) float32 for one item, (items, D) for several; with timestamps one `TimedEmbeddings`, or a list of them.
 
     Raises:
-        BadClip: A ValueError that says which item is bad, why, and what to do about it.
+        BadClipError: A ValueError that says which item is bad, why, and what to do about it.
         TypeError: If `audio` is neither one item nor several.
         ValueError: If an option is out of its range, or the extractor does not fit the model.
         OSError: If there is no feature extractor beside the model's weights.
@@ -187,9 +187,9 @@ def encode_items(
             f"`items` is a single {type(items).__name__}; expected an iterable of items: put it in a list."
         )
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; expected at least 1")
+        raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
     if num_workers < 0:
-        raise ValueError(f"num_workers is {num_workers}; expected at least 0")
+        raise ValueError(f"num_workers is {num_workers}; expected at least 0.")
     config = model.config
     if tasks is not None:
         tasks = config.resolve_tasks(tasks)
@@ -297,7 +297,7 @@ def _encoded(item: _Pending, network: _Network, normalize: bool) -> Encoded:
     assert item.ending is not None  # the item is finished, or no messages are left
     error = item.ending.error
     if error is None and not np.isfinite(item.total).all():
-        error = BadClip(
+        error = BadClipError(
             "non_finite",
             f"Clip {item.index}: its embedding is not finite; samples should lie within -1 to 1 and the model's "
             "weights be finite",

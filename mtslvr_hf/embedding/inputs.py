@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import torch
 
-from ..audio.errors import DECODE_ERRORS, BadClip, summary
+from ..audio.errors import DECODE_ERRORS, BadClipError, summary
 from ..audio.recording import BLOCK_SAMPLES, Recording, decoder_recording, open_recording
 from ..data.sources import audio_rows
 from ..feature_extraction_mtslvr import MAX_CHANNELS, to_float, waveform_from_array
@@ -71,7 +71,7 @@ def open_item(item: Any, sampling_rate: int | None, number: int) -> Iterator[Rec
         number: Its place among the items; it stands in messages, with the path if there is one.
 
     Raises:
-        BadClip: If there is no audio in it; `reason` and message say why.
+        BadClipError: If there is no audio in it; `reason` and message say why.
     """
     if isinstance(item, Mapping) and not item.keys() & {"array", "bytes", "path"}:
         item = _audio_of_row(item, number)
@@ -88,7 +88,7 @@ def open_item(item: Any, sampling_rate: int | None, number: int) -> Iterator[Rec
         _agreed_rate(recording.rate, sampling_rate, name)
         yield recording
     elif item is None:
-        raise BadClip("empty", f"{name} is None; leave it out")
+        raise BadClipError("empty", f"{name} is None; leave it out.")
     else:
         samples, rate = _samples_and_rate(item, name)
         yield _array_recording(samples, _agreed_rate(rate, sampling_rate, name), number, name)
@@ -117,7 +117,7 @@ def _audio_of_row(row: Mapping[str, Any], number: int) -> Any:
     ]
     if len(found) != 1:
         which = "several columns with audio" if found else "no audio"
-        raise BadClip("unreadable", f"Clip {number}: {which} among {', '.join(map(str, row))}; name it `audio`")
+        raise BadClipError("unreadable", f"Clip {number}: {which} among {', '.join(map(str, row))}; name it `audio`.")
     return found[0]
 
 
@@ -136,7 +136,7 @@ def _samples_and_rate(item: Any, name: str) -> tuple[Any, Any]:
     try:
         decoded = item.get_all_samples()
     except DECODE_ERRORS as error:
-        raise BadClip("unreadable", f"{name}: it does not decode: {summary(error)}") from error
+        raise BadClipError("unreadable", f"{name}: it does not decode: {summary(error)}") from error
     return decoded.data, decoded.sample_rate
 
 
@@ -144,11 +144,13 @@ def _agreed_rate(own: Any, given: int | None, name: str) -> int:
     """The rate that an array carries or that came with the call."""
     rate = given if own is None else own
     if rate is None:
-        raise BadClip("unreadable", f"{name} came without a sampling rate: pass `sampling_rate`, in Hz")
+        raise BadClipError("unreadable", f"{name} came without a sampling rate: pass `sampling_rate`, in Hz.")
     if own is not None and given is not None and own != given:
-        raise BadClip("unreadable", f"{name} says it is at {own} Hz, `sampling_rate` says {given} Hz: drop one")
+        raise BadClipError("unreadable", f"{name} says it is at {own} Hz, `sampling_rate` says {given} Hz: drop one.")
     if not isinstance(rate, Real) or not float(rate) > 0 or not float(rate).is_integer():
-        raise BadClip("unreadable", f"{name} has the sampling rate {rate!r}; expected a positive whole number of Hz")
+        raise BadClipError(
+            "unreadable", f"{name} has the sampling rate {rate!r}; expected a positive whole number of Hz."
+        )
     return int(float(rate))
 
 
@@ -160,15 +162,15 @@ def _array_recording(samples: Any, rate: int, number: int, name: str) -> Recordi
             raise ValueError(f"Clip {number} is complex; expected real samples.")
         to_float(waveform.new_empty(0), number)  # so that a type without a full scale is found out here
     except ValueError as error:
-        raise BadClip("unreadable", str(error)) from error
+        raise BadClipError("unreadable", str(error)) from error
     if waveform.ndim not in (1, 2) or (waveform.ndim == 2 and waveform.shape[0] > MAX_CHANNELS):
-        raise BadClip(
+        raise BadClipError(
             "unreadable",
             f"{name} has the shape {tuple(waveform.shape)}; expected (samples,) or (channels, samples) with at most "
-            f"{MAX_CHANNELS} channels: transpose it, or pass several clips as a list",
+            f"{MAX_CHANNELS} channels: transpose it, or pass several clips as a list.",
         )
     if waveform.numel() == 0:
-        raise BadClip("empty", f"{name} has no samples; leave it out")
+        raise BadClipError("empty", f"{name} has no samples; leave it out.")
     return Recording(name, rate, partial(_read_array, waveform, number))
 
 

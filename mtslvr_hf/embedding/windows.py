@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..audio.errors import BadClip
+from ..audio.errors import BadClipError
 from ..audio.recording import Recording
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
 from .inputs import open_item
@@ -19,7 +19,7 @@ class Ending(NamedTuple):
     """Stands behind an item's windows."""
 
     samples: int = 0  # at the network's rate
-    error: BadClip | None = None
+    error: BadClipError | None = None
 
 
 class WindowReader:
@@ -40,17 +40,17 @@ class WindowReader:
                     samples += len(window)
                     window = (window - mean) / std
                     yield window if len(window) == self.window_samples else np.resize(window, self.window_samples)
-        except BadClip as error:
+        except BadClipError as error:
             yield Ending(error=error)
         else:
             yield Ending(samples)
 
     def _check_rate(self, recording: Recording) -> None:
         if recording.rate != self.extractor.sampling_rate and not self.extractor.do_resample:
-            raise BadClip(
+            raise BadClipError(
                 "unreadable",
                 f"{recording.name} is at {recording.rate} Hz and the model takes {self.extractor.sampling_rate} Hz: "
-                "resample it, or set the feature extractor's `do_resample=True`",
+                "resample it, or set the feature extractor's `do_resample=True`.",
             )
 
     def _statistics(self, recording: Recording) -> tuple[np.float32, np.float32]:

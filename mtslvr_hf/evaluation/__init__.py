@@ -1,7 +1,7 @@
 """Evaluation of embeddings on labelled audio: few-shot episodes, probes, invariance, and their report."""
 
 from ..metrics import mean_average_precision
-from .data import DataNotReachable, EvaluationData, open_data, read_labelled_embeddings
+from .data import DataNotReachableError, EvaluationData, open_data, read_labelled_embeddings
 from .embedders.base import MTSLVREmbedder
 from .embedders.log_mel import LogMelStatistics
 from .evaluate import average_ranks, evaluate, paired_differences
@@ -24,7 +24,7 @@ from .report.results import DataResult, Difference, EvaluationReport, FewShotPro
 __all__ = [
     "BENCHMARKS",
     "SUITES",
-    "DataNotReachable",
+    "DataNotReachableError",
     "DataResult",
     "Difference",
     "Episodes",

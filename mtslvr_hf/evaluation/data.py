@@ -20,14 +20,14 @@ from datasets.exceptions import DatasetsError
 from tqdm.auto import tqdm
 
 from ..audio.errors import READ_ERRORS
-from ..data import BadClip, LabelledAudio, decode_clip, load_labelled_audio
+from ..data import BadClipError, LabelledAudio, decode_clip, load_labelled_audio
 from ..data.labelled import read_columns
 from .registry import BENCHMARKS, SUITES, Benchmark
 
 ROOT_VARIABLE = "MTSLVR_EVALUATION_DATA"
 
 
-class DataNotReachable(OSError):
+class DataNotReachableError(OSError):
     """A data set of the registry that is not here: no network, no folder, or not what it was."""
 
 
@@ -60,7 +60,7 @@ class EvaluationData(LabelledAudio):
         if self.multi_label:
             raise ValueError(
                 f"{self.name}: clips have several classes or none, which few-shot episodes cannot be drawn from; "
-                "measure a probe, or name a label column with one class a clip"
+                "measure a probe, or name a label column with one class a clip."
             )
         return [self.classes[column] for column in self.labels.argmax(1)]
 
@@ -77,7 +77,7 @@ class EvaluationData(LabelledAudio):
         """
         absent = [name for name in names if name not in self.classes]
         if absent:
-            raise ValueError(f"{self.name} has no class {', '.join(absent)}; it has: {', '.join(self.classes)}")
+            raise ValueError(f"{self.name} has no class {', '.join(absent)}; it has: {', '.join(self.classes)}.")
         kept = [column for column, name in enumerate(self.classes) if name in set(names)]
         labels = self.labels[:, kept]
         chosen = replace(self, classes=[self.classes[column] for column in kept], labels=labels)
@@ -100,7 +100,7 @@ def without_bad_clips(data: EvaluationData, show_progress: bool = False) -> tupl
         try:
             decode_clip(data.audio[index])
             good.append(index)
-        except BadClip as error:
+        except BadClipError as error:
             bad.append(str(error))
     if not good:
         raise ValueError(f"{data.name}: none of its {len(data)} clips can be decoded; the first one: {bad[0]}")
@@ -132,7 +132,7 @@ def open_data(
         root: folder of the registry's local sets; the environment's MTSLVR_EVALUATION_DATA unless given.
 
     Raises:
-        DataNotReachable: If a set of the registry cannot be had here. The message says why.
+        DataNotReachableError: If a set of the registry cannot be had here. The message says why.
         FileNotFoundError: If there is neither such a folder nor such a data set, or no Hub that could be asked for it.
             The message names the registry's.
         ValueError: If there are no labels, or no such column, configuration or split.
@@ -168,20 +168,20 @@ def _open_benchmark(benchmark: Benchmark, root: str | Path | None) -> Evaluation
             revision=benchmark.revision,
         )
     except (*READ_ERRORS, ValueError, DatasetsError) as error:  # no network, or not what it was
-        raise DataNotReachable(f"{benchmark.name}: {place} cannot be opened: {error}") from error
+        raise DataNotReachableError(f"{benchmark.name}: {place} cannot be opened: {error}") from error
     return _of_audio(audio, benchmark.name, place, benchmark)
 
 
 def _open_local(benchmark: Benchmark, root: str | Path | None) -> EvaluationData:
     root = root or os.environ.get(ROOT_VARIABLE)
     if root is None:
-        raise DataNotReachable(
+        raise DataNotReachableError(
             f"{benchmark.name} is a folder on disk: say where with --data-root (root=...) or the environment's "
-            f"{ROOT_VARIABLE}"
+            f"{ROOT_VARIABLE}."
         )
     folder = Path(root).expanduser() / benchmark.name
     if not folder.is_dir():
-        raise DataNotReachable(f"{benchmark.name}: there is no folder {folder}")
+        raise DataNotReachableError(f"{benchmark.name}: there is no folder {folder}.")
     return _of_audio(load_labelled_audio(folder), benchmark.name, f"the folder {benchmark.name}", benchmark)
 
 
@@ -235,8 +235,8 @@ def _read_shards(folder: Path) -> datasets.Dataset:
     """All rows in memory, without the copy that `datasets.load_dataset` would leave in the user's cache."""
     shards = sorted(folder.rglob("*.parquet"))
     if not shards:
-        raise FileNotFoundError(f"no parquet file in {folder}; expected a folder that mtslvr embed wrote")
+        raise FileNotFoundError(f"no parquet file in {folder}; expected a folder that mtslvr embed wrote.")
     return datasets.Dataset(pa.concat_tables([pq.read_table(path) for path in shards]))
 
 
-__all__ = ["DataNotReachable", "EvaluationData", "open_data", "read_labelled_embeddings", "without_bad_clips"]
+__all__ = ["DataNotReachableError", "EvaluationData", "open_data", "read_labelled_embeddings", "without_bad_clips"]

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..configuration_mtslvr import MTSLVRConfig
 from ..data import decode_clip
-from .data import DataNotReachable, EvaluationData, open_data, without_bad_clips
+from .data import DataNotReachableError, EvaluationData, open_data, without_bad_clips
 from .embedders.base import Embedder, load_config, load_embedder, untrained
 from .embedders.cache import cached_embeddings
 from .embedders.log_mel import LogMelStatistics
@@ -178,16 +178,16 @@ def _run(
 def _check(models: Sequence[Any], classifier: str, probes: Sequence[str], invariance_clips: int) -> None:
     """Checks of the arguments, before anything is loaded."""
     if classifier not in CLASSIFIERS:
-        raise ValueError(f"classifier is {classifier!r}; expected one of {', '.join(CLASSIFIERS)}")
+        raise ValueError(f"classifier is {classifier!r}; expected one of {', '.join(CLASSIFIERS)}.")
     for kind in probes:
         if kind not in KINDS:
-            raise ValueError(f"there is no probe {kind!r}; expected some of {', '.join(KINDS)}")
+            raise ValueError(f"there is no probe {kind!r}; expected some of {', '.join(KINDS)}.")
     if invariance_clips and invariance_clips < FEWEST_CLIPS:
-        raise ValueError(f"invariance_clips is {invariance_clips}; expected 0 for none, or at least {FEWEST_CLIPS}")
+        raise ValueError(f"invariance_clips is {invariance_clips}; expected 0 for none, or at least {FEWEST_CLIPS}.")
     names = [str(model) if isinstance(model, (str, Path)) else model.name for model in models]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"{', '.join(twice)} is given twice; name each model once")
+        raise ValueError(f"{', '.join(twice)} is given twice; name each model once.")
 
 
 # Data
@@ -205,7 +205,7 @@ def _open_all(
         for spec in expand([asked]):
             try:
                 opened.append(open_data(spec, **columns))
-            except DataNotReachable as error:
+            except DataNotReachableError as error:
                 if spec == asked:
                     raise
                 missing[str(spec)] = str(error).removeprefix(f"{spec}: ")
@@ -216,7 +216,7 @@ def _open_all(
     names = [each.name for each in opened]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"two data sets are called {', '.join(twice)}; name each one once")
+        raise ValueError(f"two data sets are called {', '.join(twice)}; name each one once.")
     return [each if classes is None else each.only_classes(classes) for each in opened], missing
 
 
@@ -229,7 +229,7 @@ def _with_episodes(data: EvaluationData, bad_clips: list[str], protocol: FewShot
     if group_disjoint and data.groups is None:
         raise ValueError(
             f"{data.name} has no groups, which group-disjoint episodes need: a column group in the folder's "
-            "manifest.csv, or a data set's column that is named as the group column"
+            "manifest.csv, or a data set's column that is named as the group column."
         )
     if data.multi_label and probed:
         return _Evaluated(data, bad_clips, None, group_disjoint, "")
@@ -261,7 +261,7 @@ def _waveforms(data: Sequence[EvaluationData], clips: int) -> tuple[Tensor | Non
             clip = torch.from_numpy(decode_clip(each.audio[place * len(each) // count], sampling_rate=_SAMPLING_RATE))
             waveforms.append(clip.repeat(-(-samples // len(clip)))[:samples])  # a short one is repeated
     if len(waveforms) < FEWEST_CLIPS:
-        raise ValueError(f"{len(waveforms)} clips are too few to measure invariance on; it needs {FEWEST_CLIPS}")
+        raise ValueError(f"{len(waveforms)} clips are too few to measure invariance on; it needs {FEWEST_CLIPS}.")
     return torch.stack(waveforms), ", ".join(each.name for each in data)
 
 

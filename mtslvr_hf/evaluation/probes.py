@@ -107,14 +107,14 @@ def probe(
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", 1927, for the interval.
     """
     if kind not in _KINDS:
-        raise ValueError(f"the kind of probe is {kind!r}; expected one of {', '.join(KINDS)}")
+        raise ValueError(f"the kind of probe is {kind!r}; expected one of {', '.join(KINDS)}.")
     clips = _check(embeddings, labels, multi_label, groups)
     train, test = (clips.select(part) for part in split(clips.labels, clips.groups, TEST_SHARE, seed))
     given, known = len(test.labels), train.labels.any(0)
     if not multi_label:
         test = test.select(test.labels[:, known].any(1))
     if not test.labels[:, known].any():
-        raise ValueError("no test clip is of a class that there are train clips of: nothing can be measured")
+        raise ValueError("no test clip is of a class that there are train clips of: nothing can be measured.")
     best, choice = _choose(_KINDS[kind], train, multi_label, seed)
     (scores,) = _scores(_KINDS[kind], train, test.embeddings, [best], multi_label)
     value, interval, how = _measure(scores, test, multi_label, seed)
@@ -158,16 +158,16 @@ def _check(
     labels = torch.as_tensor(labels).bool().cpu().numpy()
     if labels.ndim != 2 or len(labels) != len(values):
         raise ValueError(
-            f"labels have the shape {labels.shape}; expected ({len(values)}, classes), a row for each embedding"
+            f"labels have the shape {labels.shape}; expected ({len(values)}, classes), a row for each embedding."
         )
     several = np.flatnonzero(labels.sum(1) != 1)
     if not multi_label and len(several):
         raise ValueError(
             f"clip {several[0]} is of {labels[several[0]].sum()} classes; expected one. Say multi_label=True if clips "
-            "may be of several"
+            "may be of several."
         )
     if groups is not None and len(groups) != len(values):
-        raise ValueError(f"there are {len(groups)} groups and {len(values)} clips; expected one for each")
+        raise ValueError(f"there are {len(groups)} groups and {len(values)} clips; expected one for each.")
     return _Clips(values, labels, None if groups is None else np.array([str(name) for name in groups]))
 
 
@@ -248,7 +248,7 @@ def _choose(kind: _Kind, train: _Clips, multi_label: bool, seed: int) -> tuple[f
     if np.isnan(values).all():
         raise ValueError(
             f"none of the {len(held_out.labels)} train clips held out for the choice of {kind.parameter} is of any "
-            "class: the probe needs more labelled clips"
+            "class: the probe needs more labelled clips."
         )
     best = grid[int(np.nanargmax(values))]
     tried, clips = ", ".join(f"{value:g}" for value in sorted(grid)), held_out.count("of these clips", "groups")

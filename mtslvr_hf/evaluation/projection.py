@@ -70,11 +70,11 @@ def project(
     if embeddings.ndim != 2 or len(embeddings) != len(labels) or not torch.isfinite(embeddings).all():
         raise ValueError(
             f"got embeddings of shape {tuple(embeddings.shape)} and {len(labels)} labels; expected finite (N, D) and "
-            "a label for each row"
+            "a label for each row."
         )
     shown = _shown(labels, max_classes, max_clips, seed)
     if len(shown) < 2:
-        raise ValueError(f"there are {len(shown)} clips to show; expected two or more")
+        raise ValueError(f"there are {len(shown)} clips to show; expected two or more.")
     prepared = unit_length(standardized(embeddings.double().cpu()), dim=1)[shown]  # (M, D)
     components = PCA(min(2, prepared.shape[1]), svd_solver="full")
     with np.errstate(invalid="ignore"):  # clips that are all the same have no variance

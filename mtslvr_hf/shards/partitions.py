@@ -155,7 +155,7 @@ def _folder(
         if column not in FOLDER_COLUMNS:
             raise ValueError(
                 f"a folder of audio files has no column {column!r}; it has: {', '.join(FOLDER_COLUMNS)}. For more, "
-                "load it as a data set with metadata, and pass that"
+                "load it as a data set with metadata, and pass that."
             )
     chunks = [files[start : start + rows_per_partition] for start in range(0, len(files), rows_per_partition)]
     partitions = [
@@ -238,12 +238,12 @@ def _dataset(
 def _check_columns(features: datasets.Features, layout: _Layout) -> None:
     for column in (*layout.columns, *([layout.id] if layout.id else [])):
         if column not in features:
-            raise ValueError(f"the data set has no column {column!r}; it has: {', '.join(features)}")
+            raise ValueError(f"the data set has no column {column!r}; it has: {', '.join(features)}.")
         if column == layout.audio or not isinstance(features[column], PLAIN_FEATURES):
             kind = type(features[column]).__name__
             raise ValueError(
                 f"the column {column!r} holds {kind} and is not copied; columns of numbers, strings, lists and "
-                "dictionaries are"
+                "dictionaries are."
             )
 
 

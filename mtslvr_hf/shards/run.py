@@ -39,7 +39,7 @@ def process_state(cpu: bool = False) -> PartialState:
     if launched != state.num_processes:
         raise ValueError(
             f"{launched} processes were launched, and accelerate found {state.num_processes}: choose the CPU "
-            "(ACCELERATE_USE_CPU=true), or launch one process"
+            "(ACCELERATE_USE_CPU=true), or launch one process."
         )
     return state
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from ..audio.errors import BadClip, summary
+from ..audio.errors import BadClipError, summary
 from ..data.sources import SHARD_ERRORS
 from .folder import ShardFolder, ShardRecord
 from .partitions import Partition, SourceRow
@@ -31,7 +31,7 @@ class Result(Protocol):
     def index(self) -> int: ...  # the row's place among those given
 
     @property
-    def error(self) -> BadClip | None: ...
+    def error(self) -> BadClipError | None: ...
 
 
 ResultT = TypeVar("ResultT", bound=Result)
@@ -160,7 +160,7 @@ class _PartitionRows:
             return None
 
 
-def _error(partition: int, number: int, row: SourceRow, index: int, error: BadClip) -> dict[str, Any]:
+def _error(partition: int, number: int, row: SourceRow, index: int, error: BadClipError) -> dict[str, Any]:
     """A line of errors.jsonl. The message names the row as the output does, not by a place or path of this machine."""
     message, path = error.args[1], (row.audio or {}).get("path")
     for name in (f"Clip {index} ({path})", f"Clip {index}", path):

@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from ..configuration_mtslvr import MTSLVRConfig
-from ..data import BadClip, decode_clip
+from ..data import BadClipError, decode_clip
 from ..evaluation.data import EvaluationData
 from ..evaluation.few_shot.accuracy import few_shot_accuracy
 from ..evaluation.probes import KINDS, probe, split
@@ -71,11 +71,13 @@ class Probe:
         seed: int = 0,
     ):
         if kind not in PROBE_KINDS:
-            raise ValueError(f"the kind of probe is {kind!r}; expected one of {', '.join(PROBE_KINDS)}")
+            raise ValueError(f"the kind of probe is {kind!r}; expected one of {', '.join(PROBE_KINDS)}.")
         if data.audio is None:
-            raise ValueError(f"{data.name} has no audio: a model in training needs it, embeddings alone do not do")
+            raise ValueError(f"{data.name} has no audio: a model in training needs it, embeddings alone do not do.")
         if kind == "few_shot" and data.multi_label:
-            raise ValueError(f"clips of {data.name} have several classes, episodes need one: use {' or '.join(KINDS)}")
+            raise ValueError(
+                f"clips of {data.name} have several classes, episodes need one: use {' or '.join(KINDS)}."
+            )
         if (steps is not None and steps < 1) or max_clips < 2:
             raise ValueError(
                 f"`steps` is {steps} and `max_clips` {max_clips}; expected None or at least 1, and at least 2."
@@ -203,7 +205,7 @@ def _decode(
         try:
             clips.append(torch.from_numpy(decode_clip(data.audio[index], seconds, sampling_rate)))
             kept.append(index)
-        except BadClip as error:
+        except BadClipError as error:
             failures.append(error)
     if not clips:
         raise ValueError(f"{data.name}: none of {len(failures)} clips can be used, the first: {failures[0]}")

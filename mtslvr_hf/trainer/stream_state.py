@@ -64,7 +64,7 @@ class StreamProgress:
         return {"rows_read": self.all_skipped.rows, "skipped_rows": self.all_skipped.skipped, **reasons}
 
     def check(self) -> None:
-        """Raises TooManyBadRows if the processes together skipped more than the stream allows."""
+        """Raises TooManyBadRowsError if the processes together skipped more than the stream allows."""
         self.all_skipped.check(self.stream.max_bad_share, self.stream.bad_share_after)
 
     def state_dict(self) -> dict[str, Any]:

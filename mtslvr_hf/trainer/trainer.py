@@ -280,7 +280,7 @@ class MTSLVRTrainer(Trainer):
         Raises:
             ValueError: If there is no complete checkpoint to resume from, or it was written by another number of
                 processes; the evaluation clips do not fill a batch in every process; or a probe cannot work.
-            TooManyBadRows: If more rows of the stream than its `max_bad_share` cannot be used.
+            TooManyBadRowsError: If more rows of the stream than its `max_bad_share` cannot be used.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(output_folder(self.args))
@@ -415,7 +415,7 @@ class MTSLVRTrainer(Trainer):
         """Trainer's logs; to those of training steps it adds the window's averages and what the stream did.
 
         Raises:
-            TooManyBadRows: If more rows of all processes than the stream's `max_bad_share` cannot be used.
+            TooManyBadRowsError: If more rows of all processes than the stream's `max_bad_share` cannot be used.
         """
         if self.progress is None:
             return super().log(logs, start_time)

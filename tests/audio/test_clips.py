@@ -12,7 +12,7 @@ from audio_files import RATE, encode, noise, row
 
 from mtslvr_hf.audio.files import fetch
 from mtslvr_hf.audio.hashing import row_key
-from mtslvr_hf.data import BadClip, decode_clip
+from mtslvr_hf.data import BadClipError, decode_clip
 
 FORMATS = [
     ("FLAC", "PCM_16"),
@@ -27,7 +27,7 @@ FORMATS = [
 
 
 def reason(audio, **options):
-    with pytest.raises(BadClip) as caught:
+    with pytest.raises(BadClipError) as caught:
         decode_clip(audio, **options)
     assert "clip" in str(caught.value)  # names the row
     return caught.value.reason
@@ -173,7 +173,7 @@ def test_streamed_flac_without_a_length_is_read():
     ],
 )
 def test_what_is_no_audio(audio, expected):
-    with pytest.raises(BadClip) as caught:
+    with pytest.raises(BadClipError) as caught:
         decode_clip(fetch(audio), 1.0)
     assert caught.value.reason == expected
 
@@ -208,7 +208,7 @@ def test_silence_is_that_of_the_crop():
 def test_formats_libsndfile_cannot_read_name_the_missing_part(monkeypatch, head):
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
     monkeypatch.setitem(sys.modules, "torchcodec", None)
-    with pytest.raises(BadClip, match=r"missing_codec: clip.*pip install torchcodec.*FFmpeg"):
+    with pytest.raises(BadClipError, match=r"missing_codec: clip.*pip install torchcodec.*FFmpeg"):
         decode_clip(row(head + bytes(100)), 1.0)
 
 
@@ -246,6 +246,6 @@ def test_damaged_files_raise_nothing_but_bad_clip():
             data[place] = random.integers(256)
         try:
             good += decode_clip(row(bytes(data)), 0.2, crop_seed=number).shape == (3200,)
-        except BadClip:
+        except BadClipError:
             continue
     assert 0 < good < 140

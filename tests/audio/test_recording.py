@@ -14,7 +14,7 @@ from audio_files import RATE, encode, noise, row
 
 from mtslvr_hf.audio import recording
 from mtslvr_hf.audio.recording import decoder_recording, open_recording
-from mtslvr_hf.data import BadClip, decode_clip
+from mtslvr_hf.data import BadClipError, decode_clip
 
 FORMATS = [
     ("FLAC", "PCM_24"),
@@ -39,7 +39,7 @@ def read(audio, sampling_rate=RATE):
 
 
 def reason(audio):
-    with pytest.raises(BadClip) as caught:
+    with pytest.raises(BadClipError) as caught:
         read(audio)
     assert "clip" in str(caught.value)  # names the row
     return caught.value.reason
@@ -105,7 +105,7 @@ def test_bad_rows():
     assert reason(row(encode(np.zeros(0), format="WAV"))) == "empty"
     assert reason(row(b"RIFFclip")) == "unreadable"
     assert reason(row(None, "/no/such/clip")) == "unreadable"
-    with pytest.raises(BadClip, match="empty: 0 bytes without a name: neither bytes nor a path"):
+    with pytest.raises(BadClipError, match="empty: 0 bytes without a name: neither bytes nor a path"):
         read(row(None, None))
 
 
@@ -114,7 +114,7 @@ def test_bad_rows():
 def test_samples_that_are_not_finite_are_found_wherever_they_are(bad, place):
     samples = noise(2)
     samples[place] = bad
-    with pytest.raises(BadClip, match=f"non_finite: clip: the sample at {place / RATE:.3f} s is NaN or infinite"):
+    with pytest.raises(BadClipError, match=f"non_finite: clip: the sample at {place / RATE:.3f} s is NaN or infinite"):
         read(row(encode(samples, format="WAV", subtype="FLOAT")))
 
 
@@ -161,7 +161,7 @@ class TestTorchcodec:
     def test_an_exact_duration_tells_truncation(self):
         whole, half = FakeDecoder(noise(100).T, 100.04), FakeDecoder(noise(70).T, 100.0)
         list(decoder_recording(whole, "clip", exact=True).blocks(RATE))
-        with pytest.raises(BadClip, match=r"truncated: clip: ends after 70\.00 of 100\.00 s"):
+        with pytest.raises(BadClipError, match=r"truncated: clip: ends after 70\.00 of 100\.00 s"):
             list(decoder_recording(half, "clip", exact=True).blocks(RATE))
 
     @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ class TestTorchcodec:
             assert len(read(row(begin + bytes(50)))) == 5 * RATE
 
     def test_nothing_to_decode(self):
-        with pytest.raises(BadClip, match=r"unreadable: clip: no audio that could be read \(No audio frames"):
+        with pytest.raises(BadClipError, match=r"unreadable: clip: no audio that could be read \(No audio frames"):
             list(decoder_recording(FakeDecoder(np.zeros((1, 0)), None), "clip").blocks(RATE))
 
     @pytest.mark.parametrize("source", ["bytes", "path"])
@@ -186,7 +186,7 @@ class TestTorchcodec:
         path = tmp_path / "clip.m4a"
         path.write_bytes(data)
         audio = row(data) if source == "bytes" else row(None, str(path))
-        with pytest.raises(BadClip, match=r"missing_codec: .*clip.*pip install torchcodec.*FFmpeg"):
+        with pytest.raises(BadClipError, match=r"missing_codec: .*clip.*pip install torchcodec.*FFmpeg"):
             read(audio)
 
     @pytest.mark.parametrize("suffix", ["m4a", "aac", "webm"])

@@ -12,7 +12,7 @@ from audio_files import RATE, encode, noise, row
 
 from mtslvr_hf.audio import recording
 from mtslvr_hf.audio.clips import decode_clip
-from mtslvr_hf.audio.errors import BadClip
+from mtslvr_hf.audio.errors import BadClipError
 from mtslvr_hf.audio.recording import open_recording, read_waveform
 from mtslvr_hf.caching.audio_writer import encode_flac
 
@@ -89,7 +89,7 @@ def test_the_name_of_a_file_tells_nothing(tmp_path):
     path = tmp_path / "page.gsm"  # libsndfile takes all for audio that is called so
     path.write_bytes(b"<html>404 Not Found</html>" * 99)
     for read in (decode_clip, in_blocks):
-        with pytest.raises(BadClip, match="unreadable"):
+        with pytest.raises(BadClipError, match="unreadable"):
             read(row(None, str(path)))
 
 
@@ -145,7 +145,7 @@ def test_every_reader_gives_the_same_reason(format, kept):
     audio = row(data[: round(kept * len(data))])
     reasons = set()
     for read in (lambda audio: decode_clip(audio, None), in_blocks, cached, lambda audio: read_waveform(audio, RATE)):
-        with pytest.raises(BadClip) as caught:
+        with pytest.raises(BadClipError) as caught:
             read(audio)
         reasons.add(caught.value.reason)
     assert len(reasons) == 1

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from unreliable_server import unreliable_server
 
 from mtslvr_hf.audio.files import fetch
-from mtslvr_hf.data import AudioStream, BadClip, EncodedAudio, SkippedRows
+from mtslvr_hf.data import AudioStream, BadClipError, EncodedAudio, SkippedRows
 
 SOUND = encode(noise(2), format="WAV")
 FAILURES = ("get_500.wav", "always_500.wav", "missing.wav", "cut.wav", "stalled.wav")
@@ -27,7 +27,7 @@ def server(monkeypatch):
 
 @pytest.mark.parametrize("name", FAILURES)
 def test_a_failed_request_is_an_unreadable_clip(server, name):
-    with pytest.raises(BadClip, match=name) as caught:
+    with pytest.raises(BadClipError, match=name) as caught:
         fetch(row(None, f"{server}/{name}"))
     assert caught.value.reason == "unreadable"
 

@@ -11,7 +11,7 @@ from audio_files import FEATURES, encode, noise, numbered_clip, numbers, row, wr
 
 from mtslvr_hf.caching import cache_audio
 from mtslvr_hf.caching.audio_writer import _flac_name, encode_flac
-from mtslvr_hf.data import AudioStream, BadClip, decode_clip, load_audio, load_clips
+from mtslvr_hf.data import AudioStream, BadClipError, decode_clip, load_audio, load_clips
 from mtslvr_hf.shards.partitions import open_source
 
 STEP = 2**-15
@@ -77,7 +77,7 @@ class TestEncodeFlac:
         ],
     )
     def test_bad_files(self, audio, reason):
-        with pytest.raises(BadClip) as error:
+        with pytest.raises(BadClipError) as error:
             encode_flac(audio, 16_000)
         assert error.value.reason == reason
 

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRModel
 from mtslvr_hf.classification import ClipCollator, ClipDataset, drop_bad_clips, embed_clips
-from mtslvr_hf.data import BadClip, TooManyBadRows, from_dataset, load_labelled_audio
+from mtslvr_hf.data import BadClipError, TooManyBadRowsError, from_dataset, load_labelled_audio
 
 NAMES = list(HERTZ)
 CLASS_LABEL = datasets.ClassLabel(names=NAMES)
@@ -163,13 +163,13 @@ def test_bad_clips_are_left_out_and_counted(tmp_path, caplog):
     (folder / "low/1.wav").write_text("no audio")
     soundfile.write(folder / "low/2.wav", np.zeros(RATE), RATE)  # silence is a sound, too
     clips = ClipDataset(load_labelled_audio(folder), RATE)
-    with pytest.raises(BadClip, match=r"low/1\.wav"):
+    with pytest.raises(BadClipError, match=r"low/1\.wav"):
         clips[4]
     args = TrainingArguments(tmp_path / "out", use_cpu=True)
     usable = drop_bad_clips(clips, args, max_bad_share=0.2)
     assert [usable.data.row(n) for n in range(len(usable))] == [clips.data.row(n) for n in range(9) if n != 4]
     assert "1 of 9 rows skipped" in caplog.text and "low/1.wav" in caplog.text
-    with pytest.raises(TooManyBadRows, match="1 unreadable"):
+    with pytest.raises(TooManyBadRowsError, match="1 unreadable"):
         drop_bad_clips(clips, args, max_bad_share=0.1)
 
 

@@ -15,7 +15,7 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, 
 
 from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRForAudioClassification
 from mtslvr_hf.classification import MTSLVRAudioClassificationPipeline
-from mtslvr_hf.data import BadClip
+from mtslvr_hf.data import BadClipError
 
 NAMES = [*HERTZ, "siren", "speech", "wind"]
 
@@ -161,5 +161,5 @@ def test_files_with_ffmpeg(folder, tmp_path):
 def test_bad_files_are_named(ours, tmp_path):
     (tmp_path / "text.wav").write_text("no audio")
     for path in (tmp_path / "text.wav", tmp_path / "absent.wav", tmp_path):
-        with pytest.raises(BadClip, match=path.name):
+        with pytest.raises(BadClipError, match=path.name):
             ours(str(path))

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from mtslvr_hf.data import (
     AudioStream,
     SkippedRows,
-    TooManyBadRows,
+    TooManyBadRowsError,
     decode_clip,
     dequantize_clips,
     load_audio,
@@ -284,7 +284,7 @@ def test_held_out_rows(tmp_path):
 
 def test_too_many_bad_rows(dataset):
     made, _ = loader(dataset, max_bad_share=0.05, bad_share_after=30)
-    with pytest.raises(TooManyBadRows, match=r"More than max_bad_share=5.0%.* of \d+ rows skipped") as caught:
+    with pytest.raises(TooManyBadRowsError, match=r"More than max_bad_share=5.0%.* of \d+ rows skipped") as caught:
         list(islice(made, 20))
     assert str(caught.value).count("\n  ") == 3
     assert {"v3.flac", "v11.flac", "v19.flac", "v30.flac"} >= set(re.findall(r"v\d+.flac", str(caught.value)))
@@ -295,7 +295,7 @@ def test_too_many_bad_rows(dataset):
 @pytest.mark.parametrize(("workers", "endless"), [(0, True), (0, False), (1, True)])
 def test_a_pass_without_a_clip_is_an_error(tmp_path, workers, endless):
     dataset = load_audio(write_parquet(tmp_path / "x", [b"no audio"] * 20, shards=4))
-    with pytest.raises(TooManyBadRows, match="gave no clip") as caught:
+    with pytest.raises(TooManyBadRowsError, match="gave no clip") as caught:
         run(dataset, 1, workers, endless=endless)
     assert str(caught.value).count("flac: ") == 3
 
@@ -320,7 +320,7 @@ def test_a_worker_without_a_clip_goes_on_to_the_next_epoch(tmp_path):
 
 def test_a_held_out_part_without_rows_is_an_error(tmp_path):
     dataset = load_audio(write_parquet(tmp_path / "x", [numbered_clip(n) for n in range(9)]))
-    with pytest.raises(TooManyBadRows, match="0 of 0 rows"):
+    with pytest.raises(TooManyBadRowsError, match="0 of 0 rows"):
         run(dataset, 1, held_out_fraction=1e-9, held_out=True)
 
 
@@ -394,7 +394,9 @@ def test_skipped_rows():
     assert str(count) == "10 of 20 rows skipped (50.0%): 5 empty, 5 silent."
     count.check(0.5, 0)
     count.check(0.1, 21)
-    with pytest.raises(TooManyBadRows, match=r"max_bad_share=10.0%.*5 empty, 5 silent.\n  row 0\n  row 1\n  row 2"):
+    with pytest.raises(
+        TooManyBadRowsError, match=r"max_bad_share=10.0%.*5 empty, 5 silent.\n  row 0\n  row 1\n  row 2"
+    ):
         count.check(0.1, 20)
     assert SkippedRows().share == 0
 

@@ -11,7 +11,7 @@ import torch
 from unreliable_server import unreliable_server
 
 from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRModel
-from mtslvr_hf.data import BadClip
+from mtslvr_hf.data import BadClipError
 from mtslvr_hf.embedding import encode, encode_items
 
 RATE = 16_000
@@ -176,7 +176,7 @@ class TestBadInput:
     @pytest.mark.parametrize("name", bad_arrays())
     def test_arrays(self, model, name):
         item, rate, reason, message = bad_arrays()[name]
-        with pytest.raises(BadClip, match=f"^{reason}: Clip 1.*{message}") as caught:
+        with pytest.raises(BadClipError, match=f"^{reason}: Clip 1.*{message}") as caught:
             encode(model, [at_rate(noise(0.1), rate or RATE), item], rate)
         assert isinstance(caught.value, ValueError)
         assert caught.value.reason == reason
@@ -184,16 +184,16 @@ class TestBadInput:
     def test_files_by_path_by_bytes_and_in_rows(self, model, tmp_path, server):
         for name, (path, reason, message) in bad_files(tmp_path, server).items():
             pattern = f"^{reason}: Clip 0 \\({re.escape(path)}\\).*{message}"
-            with pytest.raises(BadClip, match=pattern):
+            with pytest.raises(BadClipError, match=pattern):
                 encode(model, path)
-            with pytest.raises(BadClip, match=pattern):
+            with pytest.raises(BadClipError, match=pattern):
                 encode(model, {"audio": {"bytes": None, "path": path}, "label": 1})
             if name.endswith((".wav", ".flac", ".mp3")):
                 with open(path, "rb") as file:
                     data = file.read()
-                with pytest.raises(BadClip, match=f"^{reason}: Clip 0: .*"):
+                with pytest.raises(BadClipError, match=f"^{reason}: Clip 0: .*"):
                     encode(model, data)
-                with pytest.raises(BadClip, match=pattern):
+                with pytest.raises(BadClipError, match=pattern):
                     encode(model, {"bytes": data, "path": path})
 
     @pytest.mark.parametrize("num_workers", [0, 2])

@@ -11,7 +11,7 @@ import pytest
 from hub_server import HubServer
 
 from mtslvr_hf.data import EncodedAudio
-from mtslvr_hf.evaluation import BENCHMARKS, SUITES, DataNotReachable, open_data
+from mtslvr_hf.evaluation import BENCHMARKS, SUITES, DataNotReachableError, open_data
 from mtslvr_hf.evaluation.registry import describe_registry, expand
 
 
@@ -93,10 +93,10 @@ def test_local_sets_of_the_registry(folder, monkeypatch):
             monkeypatch.setenv("MTSLVR_EVALUATION_DATA", str(folder.parent))
             data = open_data("drum_hits")
         assert (data.name, data.group_disjoint, len(data)) == ("drum_hits", True, 6)
-    with pytest.raises(DataNotReachable, match="languages: there is no folder"):
+    with pytest.raises(DataNotReachableError, match="languages: there is no folder"):
         open_data("languages")
     monkeypatch.delenv("MTSLVR_EVALUATION_DATA")
-    with pytest.raises(DataNotReachable, match="say where with --data-root"):
+    with pytest.raises(DataNotReachableError, match="say where with --data-root"):
         open_data("languages")
 
 

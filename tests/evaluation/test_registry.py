@@ -10,7 +10,7 @@ from hub_server import HubServer
 from huggingface_hub.errors import HfHubHTTPError
 
 from mtslvr_hf.data import EncodedAudio
-from mtslvr_hf.evaluation import DataNotReachable, open_data
+from mtslvr_hf.evaluation import DataNotReachableError, open_data
 
 OPENED = """
     import dataclasses
@@ -19,7 +19,7 @@ OPENED = """
 
     from huggingface_hub import HfApi
 
-    from mtslvr_hf.evaluation import BENCHMARKS, DataNotReachable, open_data
+    from mtslvr_hf.evaluation import BENCHMARKS, DataNotReachableError, open_data
 
     for folder in sorted(Path(sys.argv[1]).iterdir()):
         benchmark = BENCHMARKS[folder.name]
@@ -28,7 +28,7 @@ OPENED = """
         BENCHMARKS[folder.name] = dataclasses.replace(benchmark, revision=commit.oid)  # the loopback Hub's own
         try:
             data = open_data(folder.name)
-        except DataNotReachable as error:
+        except DataNotReachableError as error:
             print(str(error).replace(chr(10), " "))
         else:
             rows = [row["path"] for row in data.audio]
@@ -84,5 +84,5 @@ def test_an_interrupted_download_is_not_reachable(monkeypatch):
         raise HfHubHTTPError.__bases__[0]("timed out")
 
     monkeypatch.setattr("mtslvr_hf.evaluation.data.load_labelled_audio", times_out)
-    with pytest.raises(DataNotReachable, match=r"crema_d: mteb/crema-d .* cannot be opened: timed out"):
+    with pytest.raises(DataNotReachableError, match=r"crema_d: mteb/crema-d .* cannot be opened: timed out"):
         open_data("crema_d")

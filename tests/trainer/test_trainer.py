@@ -26,7 +26,7 @@ from transformers.training_args import OptimizerNames
 import mtslvr_hf.trainer.metrics as metrics_module
 from mtslvr_hf import MTSLVRFeatureExtractor
 from mtslvr_hf.augmentations import TwoViews
-from mtslvr_hf.data import TooManyBadRows
+from mtslvr_hf.data import TooManyBadRowsError
 from mtslvr_hf.evaluation import mean_average_precision
 from mtslvr_hf.trainer import MTSLVRTrainer, embedding_spread, last_checkpoint
 from mtslvr_hf.trainer.checkpoints import load_run_state, save_run_state
@@ -249,7 +249,7 @@ def test_too_many_bad_rows_stop_the_run_with_examples(tmp_path):
     stream = make_stream(make_rows(good=12, bad=4), max_bad_share=0.05, bad_share_after=10**6)  # no worker would stop
     trainer = make_trainer(tmp_path, stream=stream, max_steps=20, eval_strategy="no")
     trainer.train_dataset.bad_share_after = 10
-    with pytest.raises(TooManyBadRows, match=r"unreadable") as error:
+    with pytest.raises(TooManyBadRowsError, match=r"unreadable") as error:
         trainer.train()
     assert ".wav" in str(error.value) and trainer.state.global_step < 20
 

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from mtslvr_hf.classification import ClipCollator, ClipDataset, make_folds
-from mtslvr_hf.data import TooManyBadRows, load_labelled_audio
+from mtslvr_hf.data import TooManyBadRowsError, load_labelled_audio
 
 sys.path.insert(0, str(ROOT / "training"))
 
@@ -245,7 +245,7 @@ def test_several_labels_a_clip(tmp_path, model, method):
 def test_bad_clips_are_left_out_or_stop_the_run(tmp_path, model, caplog):
     folder = write_folder(tmp_path / "set", clips=5)
     (folder / "high/0.wav").write_text("no audio")
-    with pytest.raises(TooManyBadRows, match="1 unreadable"):
+    with pytest.raises(TooManyBadRowsError, match="1 unreadable"):
         run(model, folder, tmp_path / "out", num_train_epochs=1)
     with caplog.at_level(logging.INFO):
         for fold in (0, 1):  # it is trained on in one, and evaluated on in the other

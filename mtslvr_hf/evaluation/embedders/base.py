@@ -48,7 +48,7 @@ class Embedder(Protocol):
             is empty.
 
         Raises:
-            BadClip: A ValueError that names the row that cannot be decoded.
+            BadClipError: A ValueError that names the row that cannot be decoded.
         """
         ...
 
@@ -182,7 +182,7 @@ def untrained(
     given = isinstance(source, PreTrainedConfig)
     config = source if given else AutoConfig.from_pretrained(source)
     if config.model_type != "mtslvr":
-        raise ValueError(f"got a model of type {config.model_type}; expected an MT-SLVR model (type mtslvr)")
+        raise ValueError(f"got a model of type {config.model_type}; expected an MT-SLVR model (type mtslvr).")
     if given:
         extractor = MTSLVRFeatureExtractor(sampling_rate=config.sampling_rate)
     else:

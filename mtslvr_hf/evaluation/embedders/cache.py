@@ -45,7 +45,7 @@ def cached_embeddings(
 
     Raises:
         OSError: If the folder cannot be written, or a file cannot be read.
-        BadClip: A ValueError that names the row that has no audio, or cannot be decoded.
+        BadClipError: A ValueError that names the row that has no audio, or cannot be decoded.
     """
     path = Path(folder) / f"{_key(embedder, audio)}.safetensors"
     if path.is_file():

@@ -50,7 +50,7 @@ class LogMelStatistics:
         """Embeds N undecoded rows, {"": (N, 80)}.
 
         Raises:
-            BadClip: A ValueError that names the row that cannot be decoded.
+            BadClipError: A ValueError that names the row that cannot be decoded.
         """
         rows = tqdm((audio[index] for index in range(len(audio))), "log-mel", len(audio), disable=not show_progress)
         clips = (torch.from_numpy(decode_clip(row, sampling_rate=_SAMPLING_RATE)) for row in rows)

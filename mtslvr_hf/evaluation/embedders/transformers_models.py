@@ -155,7 +155,7 @@ class TransformersEmbedder:
     def __init__(self, model: PreTrainedModel, feature_extractor: Any, name: str, batch_size: int = 16):
         kind = model.config.model_type
         if kind not in FAMILIES:
-            raise ValueError(f"got a model of type {kind}; expected one of {', '.join(FAMILIES)}")
+            raise ValueError(f"got a model of type {kind}; expected one of {', '.join(FAMILIES)}.")
         self.family = FAMILIES[kind](model, feature_extractor)
         self.feature_extractor = feature_extractor
         self.name = name
@@ -171,7 +171,7 @@ class TransformersEmbedder:
         """Embeds undecoded rows, {"": (N, D)}.
 
         Raises:
-            BadClip: A ValueError that names the row that cannot be decoded.
+            BadClipError: A ValueError that names the row that cannot be decoded.
         """
         rate = self.feature_extractor.sampling_rate
         parts = []

@@ -90,7 +90,7 @@ def few_shot_accuracy(
         ValueError: as `sample_episodes` and `score_episodes`, or when embeddings and labels differ in length.
     """
     if len(embeddings) != len(labels):
-        raise ValueError(f"got {len(embeddings)} embeddings and {len(labels)} labels; expected one label per clip")
+        raise ValueError(f"got {len(embeddings)} embeddings and {len(labels)} labels; expected one label per clip.")
     drawn = sample_episodes(labels, ways, shots, queries, episodes, seed, groups)
     accuracies = score_episodes(embeddings, drawn, standardize, classifier, normalize)
     return FewShotResult(
@@ -130,7 +130,7 @@ def score_episodes(
         ValueError: when the embeddings are not a finite (N, D) matrix, or there is no such classifier.
     """
     if classifier not in CLASSIFIERS:
-        raise ValueError(f"classifier is {classifier!r}; expected one of {', '.join(CLASSIFIERS)}")
+        raise ValueError(f"classifier is {classifier!r}; expected one of {', '.join(CLASSIFIERS)}.")
     embeddings = checked_embeddings(embeddings).double()
     if standardize:
         embeddings = standardized(embeddings)
@@ -159,11 +159,11 @@ def checked_embeddings(embeddings: torch.Tensor) -> torch.Tensor:
     """
     if embeddings.ndim != 2 or not embeddings.is_floating_point():
         raise ValueError(
-            f"embeddings are {embeddings.dtype} of shape {tuple(embeddings.shape)}; expected floats of shape (N, D)"
+            f"embeddings are {embeddings.dtype} of shape {tuple(embeddings.shape)}; expected floats of shape (N, D)."
         )
     if not torch.isfinite(embeddings).all():
         bad = (~torch.isfinite(embeddings)).any(1).nonzero()[0].item()
-        raise ValueError(f"the embedding of clip {bad} is not finite")
+        raise ValueError(f"the embedding of clip {bad} is not finite.")
     return embeddings
 
 

@@ -75,7 +75,9 @@ def sample_episodes(
     labels = _as_list(labels)
     groups = None if groups is None else _as_list(groups)
     if groups is not None and len(groups) != len(labels):
-        raise ValueError(f"groups has {len(groups)} entries and labels has {len(labels)}; expected one group per clip")
+        raise ValueError(
+            f"groups has {len(groups)} entries and labels has {len(labels)}; expected one group per clip."
+        )
     members, left_out = _usable_classes(labels, groups, shots, queries)
     if len(members) < ways:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
@@ -101,7 +103,7 @@ def _check_counts(**counts: int) -> None:
     for name, count in counts.items():
         least = 2 if name == "ways" else 1
         if count < least:
-            raise ValueError(f"{name} is {count}; expected at least {least}")
+            raise ValueError(f"{name} is {count}; expected at least {least}.")
 
 
 def _as_list(values: Sequence[Hashable]) -> list[Hashable]:
@@ -211,7 +213,7 @@ def _draw_group_disjoint(
             return np.concatenate(found_support), np.concatenate(found_query)
     raise ValueError(
         f"{_MAX_REDRAWS} attempts to deal the groups to support and query left fewer than {ways} classes with "
-        f"{shots} and {queries} clips: the classes share too few groups for group-disjoint {ways}-way episodes"
+        f"{shots} and {queries} clips: the classes share too few groups for group-disjoint {ways}-way episodes."
     )
 
 

@@ -79,15 +79,15 @@ def weight_shares(heads: Mapping[str, Tensor], episodes: Episodes) -> WeightShar
 
 def _check(heads: Mapping[str, Tensor]) -> None:
     if len(heads) < 2:
-        raise ValueError(f"the heads are {', '.join(heads) or 'none'}; expected two or more to share the weights")
+        raise ValueError(f"the heads are {', '.join(heads) or 'none'}; expected two or more to share the weights.")
     counts = {len(values) for values in heads.values()}
     if len(counts) > 1:
-        raise ValueError(f"the heads embed {', '.join(map(str, sorted(counts)))} clips; expected the same of all")
+        raise ValueError(f"the heads embed {', '.join(map(str, sorted(counts)))} clips; expected the same of all.")
     for name, values in heads.items():
         if values.ndim != 2 or not values.is_floating_point() or not torch.isfinite(values).all():
             raise ValueError(
                 f"the embeddings of {name!r} are {values.dtype} of shape {tuple(values.shape)}; expected finite "
-                "floats of shape (N, D)"
+                "floats of shape (N, D)."
             )
 
 
@@ -96,7 +96,9 @@ def _mean_shares(sums: Tensor, sizes: dict[str, int]) -> WeightShares:
     totals = sums.sum(1, keepdim=True)  # (E, 1)
     shares = (sums / totals)[totals[:, 0] > 0]
     if not len(shares):
-        raise ValueError("the support clips of every episode have equal embeddings: their classifiers have no weights")
+        raise ValueError(
+            "the support clips of every episode have equal embeddings: their classifiers have no weights."
+        )
     found = {name: mean_and_interval(values) for name, values in zip(sizes, shares.T)}
     means, intervals = ({name: pair[which] for name, pair in found.items()} for which in (0, 1))
     return WeightShares(means, intervals, sizes, len(shares))

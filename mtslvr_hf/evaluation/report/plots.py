@@ -38,7 +38,7 @@ def check_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise ImportError("plots need matplotlib: `pip install 'mtslvr-hf[evaluation]'`") from error
+        raise ImportError("plots need matplotlib: `pip install 'mtslvr-hf[evaluation]'`.") from error
 
 
 def heat_map(report: InvarianceReport, title: str = "") -> Figure:

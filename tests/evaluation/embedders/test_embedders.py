@@ -6,7 +6,7 @@ import torch
 from transformers import AutoFeatureExtractor, AutoModel, BertConfig
 
 from mtslvr_hf import MTSLVRConfig
-from mtslvr_hf.data import BadClip
+from mtslvr_hf.data import BadClipError
 from mtslvr_hf.embedding import encode
 from mtslvr_hf.evaluation.embedders.base import Embedder, load_embedder, untrained
 from mtslvr_hf.evaluation.embedders.log_mel import LogMelStatistics
@@ -91,5 +91,5 @@ def test_name_is_the_source_unless_given(save_model):
 def test_undecodable_row_is_named(save_model, tmp_path):
     (tmp_path / "text.wav").write_text("no audio")
     for embedder in (load_embedder(save_model()), LogMelStatistics()):
-        with pytest.raises(BadClip, match=r"text\.wav"):
+        with pytest.raises(BadClipError, match=r"text\.wav"):
             embedder.embed([{"bytes": None, "path": str(tmp_path / "text.wav")}])

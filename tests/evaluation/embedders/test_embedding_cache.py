@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoFeatureExtractor, AutoModel
 
-from mtslvr_hf.data import BadClip
+from mtslvr_hf.data import BadClipError
 from mtslvr_hf.evaluation.embedders.base import MTSLVREmbedder, load_embedder
 from mtslvr_hf.evaluation.embedders.cache import cached_embeddings
 
@@ -94,7 +94,7 @@ def test_damaged_entry_is_computed_again(cache, audio, damage, caplog):
 
 
 def test_row_without_audio_is_named(cache):
-    with pytest.raises(BadClip, match=r"song\.wav: no data"):
+    with pytest.raises(BadClipError, match=r"song\.wav: no data"):
         cached_embeddings(cache, Counting(), [{"bytes": b"", "path": "song.wav"}])
 
 
