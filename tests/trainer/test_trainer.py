@@ -404,6 +404,8 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
     save_run_state(tmp_path, 0, 4, {})
     with pytest.raises(ValueError, match="written by 4 processes and cannot be resumed by 2"):
         load_run_state(tmp_path, 1, 2)
+    with pytest.raises(ValueError, match="the stream's state is missing"):
+        load_run_state(tmp_path, 1, 4)
 
 
 def test_a_resumed_stream_keeps_the_checkpoints_workers(tmp_path, caplog):
