@@ -186,10 +186,9 @@ def _open_local(benchmark: Benchmark, root: str | Path | None) -> EvaluationData
 
 
 def _of_audio(audio: LabelledAudio, name: str, source: str, benchmark: Benchmark | None = None) -> EvaluationData:
-    known: dict[str, Any] = (
-        {} if benchmark is None else {"note": benchmark.note, "group_disjoint": benchmark.group_disjoint}
-    )
-    return EvaluationData(**vars(audio), name=name, source=source, **known)
+    facts = benchmark or Benchmark(name)
+    more = {"name": name, "source": source, "note": facts.note, "group_disjoint": facts.group_disjoint}
+    return EvaluationData(**{**vars(audio), **more})
 
 
 def _holds_embeddings(folder: Path) -> bool:
