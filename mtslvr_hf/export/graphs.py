@@ -1,7 +1,7 @@
 """The networks as graphs that ONNX can hold: windows cut inside, dynamic sizes, torch's operators where they serve.
 
 Decompositions replace four of torch's operators, whose ONNX is wrong or missing (`benchmarks/onnx_frontend.py`): STFT
-makes rounding noise of digital silence, and DFT is wrong by 1e-3 of an embedding where `n_fft` is not a power of 2;
+makes rounding noise of digital silence, and DFT is wrong by some 1e-3 of an embedding where `n_fft` is no power of 2;
 atan2(0, -1) is -pi; hypot has no translation; adaptive pooling keeps the number of frames that was traced.
 
 Shapes: B batch, K windows of the longest clip, F mel bands, N frames, D embedding.
