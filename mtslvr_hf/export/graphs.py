@@ -1,12 +1,13 @@
 """The networks as graphs that ONNX can hold: windows cut inside, dynamic sizes, torch's operators where they serve.
 
-Decompositions replace four of torch's own, whose ONNX is wrong or missing (`benchmarks/onnx_frontend.py`): the STFT
-operator makes rounding noise of digital silence, atan2(0, -1) is -pi, hypot has no translation, and adaptive pooling
-keeps the number of frames that was traced.
+Decompositions replace four of torch's operators, whose ONNX is wrong or missing (`benchmarks/onnx_frontend.py`): STFT
+makes rounding noise of digital silence, and DFT is wrong by some 1e-3 of an embedding where `n_fft` is no power of 2;
+atan2(0, -1) is -pi; hypot has no translation; adaptive pooling keeps the number of frames that was traced.
 
 Shapes: B batch, K windows of the longest clip, F mel bands, N frames, D embedding.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -118,16 +119,32 @@ def _stft(
 ) -> torch.Tensor:
     """(batch, samples), padded by torch.stft before it calls this -> (batch, n_fft // 2 + 1, frames), complex.
 
-    A frame's first sample is taken off before the DFT and given back to bin 0, so that the other bins of constant
-    frames, digital silence, are exactly 0 as they are in torch.
+    The DFT is two products with matrices, of n1 x n2 = n_fft points. A frame's first sample is taken off before and
+    given back to bin 0, so that the other bins of constant frames, digital silence, are exactly 0 as in torch.
+
+    Source: Cooley and Tukey, "An algorithm for the machine calculation of complex Fourier series", 1965.
     """
     starts = torch.arange(0, waveforms.shape[1] - n_fft + 1, hop_length)  # (N,)
     frames = waveforms[:, starts[:, None] + torch.arange(n_fft)]  # (B, N, n_fft); `unfold` would be a slice per frame
     frames = frames * window
     offset = frames[..., :1]
-    spectrum = torch.fft.rfft(frames - offset)
-    bin_zero = spectrum.real[..., :1] + n_fft * offset
-    return torch.complex(torch.cat([bin_zero, spectrum.real[..., 1:]], dim=-1), spectrum.imag).transpose(1, 2)
+    inner = max(divisor for divisor in range(1, math.isqrt(n_fft) + 1) if n_fft % divisor == 0)  # n1
+    outer, count = n_fft // inner, n_fft // 2 // inner + 1  # n2, and k2 of the bins up to n_fft / 2
+    parts = (frames - offset).unflatten(-1, (inner, outer)).transpose(-1, -2)  # (..., n2, n1)
+    cosine, sine = _turns(inner, inner, inner)  # (n1, k1)
+    real, imaginary = parts @ cosine, -(parts @ sine)  # (..., n2, k1)
+    cosine, sine = _turns(outer, inner, n_fft)  # (n2, k1)
+    real, imaginary = real * cosine + imaginary * sine, imaginary * cosine - real * sine
+    cosine, sine = _turns(count, outer, outer)  # (k2, n2)
+    real, imaginary = cosine @ real + sine @ imaginary, cosine @ imaginary - sine @ real  # (..., k2, k1)
+    real, imaginary = (part.flatten(-2)[..., : n_fft // 2 + 1] for part in (real, imaginary))
+    return torch.complex(torch.cat([real[..., :1] + n_fft * offset, real[..., 1:]], dim=-1), imaginary).transpose(1, 2)
+
+
+def _turns(rows: int, columns: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine of 2 pi row column / size, (rows, columns), rounded once from float64."""
+    angles = (torch.arange(rows)[:, None] * torch.arange(columns) % size).double() * (2 * torch.pi / size)
+    return angles.cos().float(), angles.sin().float()
 
 
 def _hypot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
