@@ -13,6 +13,7 @@ import torch
 import yaml
 from classifier_runs import RATE, ROOT, make_rows, save_model, write_folder
 from hub_server import HubServer
+from markdown_rows import unpadded
 from processes import launch
 from safetensors.torch import load_file
 from transformers import (
@@ -330,7 +331,7 @@ def test_two_processes_share_a_linear_probe(tmp_path, model):
     launch(command, tmp_path, ACCELERATE_USE_CPU="true")
     alone = run(model, audio, tmp_path / "alone", **changes, per_device_train_batch_size=8)
     together = json.loads((tmp_path / "out/eval_results.json").read_text())
-    card = (tmp_path / "out/README.md").read_text()
+    card = unpadded((tmp_path / "out/README.md").read_text())
     assert "| Batch | 8 clips |" in card and "audio, 8 clips" in card
     assert together["eval_loss"] == pytest.approx(alone["eval_loss"], rel=1e-5)
 

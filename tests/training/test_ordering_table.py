@@ -1,10 +1,10 @@
 """The tables of docs/results.md from an evaluation whose figures are known."""
 
-import re
 import sys
 from pathlib import Path
 
 import pytest
+from markdown_rows import unpadded
 
 from mtslvr_hf.evaluation import (
     DataResult,
@@ -101,7 +101,7 @@ def test_untrained_networks_are_one_row_and_no_runs(report):
 
 
 def test_heads_differences_and_shares(report):
-    text = re.sub(" +", " ", ordering_table.to_markdown(report))  # columns are padded
+    text = unpadded(ordering_table.to_markdown(report))
     heads = text.split("### Each head alone")[1].split("###")[0]
     assert "| MT-Parallel, SimCLR | predictive | 1 | 35.0 ± 1.0 |" in heads
     assert "Cont Only" not in heads
