@@ -65,7 +65,7 @@ class LabelledAudio:
         Raises:
             ValueError: If a row is of a class that is not among them.
         """
-        unknown = [name for name, used in zip(self.classes, self.labels.any(0)) if used and name not in classes]
+        unknown = [name for name, clips in zip(self.classes, self.labels.sum(0)) if clips and name not in classes]
         if unknown:
             raise ValueError(f"there are no training clips of {_some(unknown)}; the classes are {_some(classes)}.")
         labels = np.zeros((len(self), len(classes)), dtype=bool)
@@ -178,8 +178,8 @@ def read_columns(
     """`classes`, `labels`, `multi_label` and `groups` of a `LabelledAudio`; errors as `load_labelled_audio`."""
     if len(dataset) == 0:
         raise ValueError("the data set has no rows.")
-    column = label_column or next((name for name in LABEL_COLUMNS if name in dataset.features), None)
-    for wanted in (column or "label", group_column):
+    column = label_column or next((name for name in LABEL_COLUMNS if name in dataset.features), "label")
+    for wanted in (column, group_column):
         if wanted is not None and wanted not in dataset.features:
             raise ValueError(
                 f"the data set has no column {wanted!r}; it has: {_some(list(dataset.features))}. Name the labels' "
@@ -216,10 +216,9 @@ def _read_labels(feature: Any, values: Sequence[Any], column: str) -> tuple[list
         classes, places = [str(label) for label in ordered], {label: n for n, label in enumerate(ordered)}
     labels = np.zeros((len(rows), len(classes)), dtype=bool)
     for number, row in enumerate(rows):
-        places_of_row = [places.get(label) for label in row]
-        if None in places_of_row:
+        if not set(row) <= places.keys():
             raise ValueError(f"row {number} of column {column!r} is {row}; there are {len(classes)} classes.")
-        labels[number, places_of_row] = True
+        labels[number, [places[label] for label in row]] = True
     return classes, labels, multi_label
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 
 def divide(
-    labels: np.ndarray, shares: Sequence[float], seed: int = 0, groups: Sequence[Hashable] | None = None
+    labels: np.ndarray, shares: Sequence[float], seed: int = 0, groups: Sequence[Hashable] | np.ndarray | None = None
 ) -> np.ndarray:
     """Divides clips into parts of given shares, so that each class is divided by these shares as nearly as can be.
 
@@ -48,7 +48,7 @@ def divide(
     return part_of_group[group]
 
 
-def _as_text(groups: Sequence[Hashable]) -> np.ndarray:
+def _as_text(groups: Sequence[Hashable] | np.ndarray) -> np.ndarray:
     return np.array([str(name) for name in groups])
 
 

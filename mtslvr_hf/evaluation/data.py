@@ -6,7 +6,7 @@ Shapes: N clips, C classes, D embedding size.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class EvaluationData(LabelledAudio):
         group_disjoint: whether its few-shot episodes keep groups apart unless the user says otherwise.
     """
 
-    audio: Sequence[Mapping[str, Any]] | None  # type: ignore[assignment]
+    audio: Any
     embeddings: torch.Tensor | None = None
     name: str
     source: str

@@ -67,7 +67,7 @@ class _Evaluated:
             data=self.data.name,
             source=self.data.source,
             note=self.data.note,
-            classes=sorted(name for name, used in zip(self.data.classes, self.data.labels.any(0)) if used),
+            classes=sorted(name for name, clips in zip(self.data.classes, self.data.labels.sum(0)) if clips),
             clips=len(self.data),
             group_disjoint=self.group_disjoint,
             episodes_sha256=self.sha256,
@@ -128,7 +128,7 @@ def evaluate(
     waveforms, heard = _waveforms([each for each, _ in readable], invariance_clips)
     add = partial(_add, classifier=classifier, probes=probes, seed=protocol.seed)
     for each in evaluated:
-        if each.data.audio is None:
+        if each.data.embeddings is not None:
             add(each, GIVEN, {"": each.data.embeddings})
     to_embed = [each for each in evaluated if each.data.audio is not None]
     to_load = _models(models, protocol.seed, device, batch_size) if to_embed else []
@@ -165,7 +165,7 @@ def _run(
                     found = dict([list(found.items())[-1]])  # only the embedding that stands for it
                 add(each, embedder.name, found)
                 if not is_baseline and each.episodes is not None:
-                    _look_closer(each, embedder.name, found)
+                    _look_closer(each, each.episodes, embedder.name, found)
                 progress.update()
             if waveforms is not None and not is_baseline:
                 progress.set_postfix_str(f"invariance of {embedder.name}")
@@ -285,12 +285,11 @@ def _models(
             to_load.append((partial(untrained, source, seed, name=name, **options), True))
     if sources and not seen:
         to_load.append((partial(untrained, MTSLVRConfig(), seed, **options), True))
-    for source in models:
-        if isinstance(source, (str, Path)):
-            to_load.append((partial(load_embedder, source, name=str(source), **options), False))
-        else:
-            to_load.append((lambda source=source: source, False))
-    return to_load
+    return to_load + [(partial(_load, model, **options), False) for model in models]
+
+
+def _load(model: str | Path | Embedder, **options: Any) -> Embedder:
+    return load_embedder(model, name=str(model), **options) if isinstance(model, (str, Path)) else model
 
 
 def _embed(
@@ -308,7 +307,7 @@ def _add(
     for number, (embedding, values) in enumerate(found.items(), 1):
         main = number == len(found)
         probed = [probe(values, each.data.labels, each.data.multi_label, each.groups, kind, seed) for kind in probes]
-        accuracy = (None, None)
+        accuracy: tuple[float | None, float | None] = (None, None)
         if each.episodes is not None:
             accuracies = score_episodes(values, each.episodes, classifier=classifier)
             accuracy = mean_and_interval(accuracies)
@@ -317,11 +316,11 @@ def _add(
         each.rows.append(Row(model, embedding, values.shape[1], *accuracy, main, probed))
 
 
-def _look_closer(each: _Evaluated, model: str, found: Mapping[str, Tensor]) -> None:
+def _look_closer(each: _Evaluated, episodes: Episodes, model: str, found: Mapping[str, Tensor]) -> None:
     """Weight shares of a model's heads, and a projection of each embedding, for the report."""
     heads = dict(list(found.items())[:-1])
     if len(heads) > 1:
-        each.shares[model] = weight_shares(heads, each.episodes)
+        each.shares[model] = weight_shares(heads, episodes)
     for embedding, values in found.items():
         each.projections.append(
             project(values, each.data.label_names(), data=each.data.name, model=model, embedding=embedding)

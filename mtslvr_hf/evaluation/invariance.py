@@ -29,7 +29,7 @@ FEWEST_CLIPS = 2 * FOLDS
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the ridge probe, per clip and standardized dimension
 # The parameters that make an augmentation strong, the first being the one that is read back, and the value at which
 # they change least: None for the top of their range.
-PARAMETERS = {
+PARAMETERS: dict[str, dict[str, float | None]] = {
     "pitch_shift": {"semitones": 0.0},
     "fade": {"in_fraction": 0.0, "out_fraction": 0.0},
     "white_noise": {"snr_db": None},
@@ -148,12 +148,12 @@ def measure_invariance(
     total = 1 + len(augmentations) * (len(strengths) + 1)
     with tqdm(total=total, desc="invariance", unit="pass", disable=disable) as progress:
 
-        def embed_all(augmentation: Augmentation | None = None, drawn: Mapping[str, Tensor] | None = None):
+        def embed_all(augmentation: Augmentation | None, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
             embedded = _embed_in_batches(embed, waveforms, augmentation, drawn, batch_size)
             progress.update()
             return embedded
 
-        originals = embed_all()
+        originals = embed_all(None, {})
         metrics = {task: _Metric(embeddings) for task, embeddings in originals.items()}
         folds = torch.randperm(len(waveforms), generator=generator) % FOLDS
         displacements, readabilities = [], []
@@ -192,7 +192,7 @@ def _embed_in_batches(
     embed: Embed,
     waveforms: Tensor,
     augmentation: Augmentation | None,
-    drawn: Mapping[str, Tensor] | None,
+    drawn: Mapping[str, Tensor],
     batch_size: int,
 ) -> dict[str, Tensor]:
     """All clips' embeddings (N, D) by task, float64 on the CPU; augmented if there is an augmentation."""

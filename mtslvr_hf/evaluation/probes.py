@@ -112,7 +112,7 @@ def probe(
     train, test = (clips.select(part) for part in split(clips.labels, clips.groups, TEST_SHARE, seed))
     given, known = len(test.labels), train.labels.any(0)
     if not multi_label:
-        test = test.select(test.labels[:, known].any(1))
+        test = test.select(np.flatnonzero(test.labels[:, known].any(1)))
     if not test.labels[:, known].any():
         raise ValueError("no test clip is of a class that there are train clips of: nothing can be measured.")
     best, choice = _choose(_KINDS[kind], train, multi_label, seed)
@@ -131,7 +131,10 @@ def probe(
 
 
 def split(
-    labels: np.ndarray | Tensor, groups: Sequence[Hashable] | None = None, fraction: float = TEST_SHARE, seed: int = 0
+    labels: np.ndarray | Tensor,
+    groups: Sequence[Hashable] | np.ndarray | None = None,
+    fraction: float = TEST_SHARE,
+    seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Divides clips into a part to fit to and a part to measure on, each with its share of every class.
 

@@ -198,9 +198,7 @@ def read_class_list(path: str | Path) -> list[str]:
 def expand(specs: Iterable[str | Path]) -> list[str | Path]:
     """The same with the members of each suite in its place, unless a file or folder has its name."""
     return [
-        member
-        for spec in specs
-        for member in (SUITES[spec] if spec in SUITES and not Path(spec).exists() else [spec])  # type: ignore[index]
+        member for spec in specs for member in (SUITES[spec] if spec in SUITES and not Path(spec).exists() else [spec])
     ]
 
 

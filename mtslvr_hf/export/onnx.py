@@ -94,7 +94,7 @@ def export_onnx(
     """
     _check_packages()
     destination = Path(destination)
-    reference = copy.deepcopy(model.base_model).to("cpu", torch.float32).eval().requires_grad_(False)
+    reference: MTSLVRModel = copy.deepcopy(model.base_model).cpu().float().eval().requires_grad_(False)
     tasks = reference.config.resolve_tasks(tasks)
     _check_arguments(reference, destination, input, opset)
     extractor = feature_extractor or feature_extractor_of(model)
@@ -184,7 +184,7 @@ def to_onnx(graph: EmbeddingGraph, example: dict[str, torch.Tensor], opset: int 
         traced = torch.export.export(
             graph, (), example, dynamic_shapes=dynamic, prefer_deferred_runtime_asserts_over_guards=True
         ).run_decompositions(DECOMPOSITIONS)
-    program = torch.onnx.export(
+    program: Any = torch.onnx.export(
         traced,
         dynamic_shapes=graph.dynamic_axes,
         input_names=list(graph.dynamic_axes),

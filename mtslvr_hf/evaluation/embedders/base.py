@@ -12,11 +12,12 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrainedConfig
 
 from ...embedding import encode
 from ...feature_extraction_mtslvr import MTSLVRFeatureExtractor
 from ...fingerprints import model_fingerprint
+from ...modeling_mtslvr import MTSLVRPreTrainedModel
 from .transformers_models import FAMILIES, TransformersEmbedder
 
 WAVEFORM_RATE = 16_000  # of what `embed_waveforms` takes, in Hz
@@ -69,7 +70,7 @@ class MTSLVREmbedder:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: MTSLVRPreTrainedModel,
         feature_extractor: MTSLVRFeatureExtractor,
         name: str = "MT-SLVR",
         batch_size: int = 16,
@@ -86,8 +87,8 @@ class MTSLVREmbedder:
 
     def embed(self, audio: Sequence[Mapping[str, Any]], show_progress: bool = False) -> dict[str, Tensor]:
         """Embeds rows: "contrastive", "predictive" and "both" (or "all" of three tasks), the model's own one last."""
-        rows = (audio[index] for index in range(len(audio)))  # a data set's are read as they are needed
-        rows = tqdm(rows, self.name, len(audio), unit="clip", disable=not show_progress)
+        undecoded = (audio[index] for index in range(len(audio)))  # a data set's are read as they are needed
+        rows = tqdm(undecoded, self.name, len(audio), unit="clip", disable=not show_progress)
         return self._named(self._encode(rows, None))
 
     def embed_waveforms(self, waveforms: Tensor) -> dict[str, Tensor]:
@@ -179,11 +180,10 @@ def untrained(
         ValueError: If the model is not an MT-SLVR model.
         OSError: If there is no such model, or no feature extractor beside it.
     """
-    given = isinstance(source, PreTrainedConfig)
-    config = source if given else AutoConfig.from_pretrained(source)
+    config = source if isinstance(source, PreTrainedConfig) else AutoConfig.from_pretrained(source)
     if config.model_type != "mtslvr":
         raise ValueError(f"got a model of type {config.model_type}; expected an MT-SLVR model (type mtslvr).")
-    if given:
+    if isinstance(source, PreTrainedConfig):
         extractor = MTSLVRFeatureExtractor(sampling_rate=config.sampling_rate)
     else:
         extractor = AutoFeatureExtractor.from_pretrained(source)

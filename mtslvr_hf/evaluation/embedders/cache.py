@@ -79,7 +79,7 @@ def _read(path: Path) -> dict[str, Tensor] | None:
 def _digest(names: str, embeddings: Sequence[Tensor]) -> str:
     digest = hashlib.sha256(names.encode())
     for values in embeddings:
-        digest.update(values.contiguous().view(torch.uint8).numpy())
+        digest.update(values.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

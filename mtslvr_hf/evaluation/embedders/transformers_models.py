@@ -93,7 +93,7 @@ class _Clap(_AnyLength):
 
     fixed_size = True
 
-    def __init__(self, model: PreTrainedModel, extractor: Any):
+    def __init__(self, model: Any, extractor: Any):
         super().__init__(model.audio_model, extractor)
 
     @property

@@ -71,7 +71,7 @@ def heat_map(report: InvarianceReport, title: str = "") -> Figure:
         row[0].set_ylabel(_plain(embedding or "embedding"), fontweight="bold")
     for axes in panels[-1]:
         axes.set_xlabel("strength")
-    figure.suptitle(_plain(title) or None)
+    figure.suptitle(_plain(title))
     return figure
 
 
@@ -89,6 +89,8 @@ def accuracy_plot(result: DataResult, ways: int) -> Figure:
     figure = _figure(width=5 + _width(names), height=1.1 + 0.3 * len(names))
     axes = figure.subplots()
     for place, row in enumerate(result.rows):
+        if row.accuracy is None or row.interval is None:
+            continue
         color = _MAIN_COLOUR if row.main else _OTHER_COLOUR
         axes.errorbar(
             100 * row.accuracy, place, xerr=100 * row.interval, fmt="o", color=color, markersize=4, capsize=4

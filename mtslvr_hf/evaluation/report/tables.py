@@ -104,7 +104,7 @@ def readabilities(report: InvarianceReport) -> Table:
 
 def _accuracy(row: Row | None) -> str:
     """Nothing where there are no episodes."""
-    return "" if row is None or row.accuracy is None else percent(row.accuracy, row.interval)
+    return "" if row is None or row.accuracy is None or row.interval is None else percent(row.accuracy, row.interval)
 
 
 def percent(value: float, interval: float, sign: str = "") -> str:
