@@ -1,4 +1,4 @@
-"""Labelled audio from a folder per class or from a data set with a label column, and clips of it for training.
+"""Labelled audio from a folder per class or from a data set with a label column.
 
 Shapes: N clips, C classes.
 """
@@ -29,11 +29,11 @@ class LabelledAudio:
     """Encoded audio with its classes.
 
     Attributes:
-        audio: Undecoded rows `{"bytes", "path"}`; those of a data set are read as they are asked for.
-        classes: Names of the classes, in the order of `labels`' columns.
-        labels: (N, C) bool, which classes each row is of.
-        multi_label: Whether a row may be of none or several; otherwise it is of exactly one.
-        groups: The group (speaker, recording) of each row, or None.
+        audio: Undecoded rows `{"bytes", "path"}`; a data set reads each row on access.
+        classes: Class names, in the order of the columns of `labels`.
+        labels: (N, C) bool.
+        multi_label: True if a row may have any number of classes; otherwise each row has exactly one.
+        groups: Group (speaker, recording) of each row, or None.
     """
 
     audio: Sequence[Mapping[str, Any]]
@@ -46,11 +46,11 @@ class LabelledAudio:
         return len(self.labels)
 
     def target(self, index: int) -> np.ndarray:
-        """Target of a row: the class's index (), or float32 (C,) with several classes a clip."""
+        """Target of a row: the class index (), or float32 (C,) if `multi_label`."""
         return self.labels[index].astype(np.float32) if self.multi_label else self.labels[index].argmax()
 
     def select(self: Labelled, indices: Sequence[int] | np.ndarray) -> Labelled:
-        """Only these rows, in this order."""
+        """Rows of these indices, in this order."""
         indices, audio = [int(index) for index in indices], self.audio
         if isinstance(audio, Column):
             audio = audio.source.select(indices)[AUDIO_COLUMN]
@@ -60,12 +60,8 @@ class LabelledAudio:
         return replace(self, audio=audio, labels=self.labels[indices], groups=groups)
 
     def with_classes(self, classes: Sequence[str]) -> LabelledAudio:
-        """The same rows with the columns of another data set's classes.
-
-        Raises:
-            ValueError: If a row is of a class that is not among them.
-        """
-        unknown = [name for name, used in zip(self.classes, self.labels.any(0)) if used and name not in classes]
+        """The same rows with the class columns of another data set; ValueError if a row has a class not among them."""
+        unknown = [name for name, clips in zip(self.classes, self.labels.sum(0)) if clips and name not in classes]
         if unknown:
             raise ValueError(f"there are no training clips of {_some(unknown)}; the classes are {_some(classes)}.")
         labels = np.zeros((len(self), len(classes)), dtype=bool)
@@ -87,21 +83,20 @@ def load_labelled_audio(
     """Opens labelled audio. A data set on the Hub is downloaded whole.
 
     Args:
-        name: A folder with a folder of audio files per class (or with a folder per split that holds these), beside
-            them an optional `manifest.csv` with the columns `file` and `group`; a folder of parquet shards or a single
-            parquet file; or a data set on the Hub.
+        name: A folder with a folder of audio files per class (or a folder per split that holds these) and an optional
+            `manifest.csv` with the columns `file` and `group`; parquet shards or one parquet file; or a data set on
+            the Hub.
         config: Configuration of the data set.
-        split: Its split. A folder that is not divided into splits is all "train".
-        audio_column: The audio's column; needed where several could be meant.
-        label_column: The labels' column: class labels, texts or integers, or lists of them for several classes a clip.
-            If not given, the first there is of label, labels, human_labels, target, category, class.
-        group_column: The column, of the data set or of the manifest, whose values are groups. Without it a manifest's
-            column `group` is used, if there is one.
+        split: Its split. A folder without splits has only "train".
+        audio_column: Needed if several columns hold audio.
+        label_column: Class labels, texts or integers, or lists of them for several classes per clip. By default the
+            first of label, labels, human_labels, target, category, class.
+        group_column: Groups, in the data set or the manifest. By default the column `group` of a manifest, if any.
         revision: Branch, tag or commit on the Hub.
 
     Raises:
-        FileNotFoundError: If there is neither such a folder nor such a data set.
-        ValueError: If there are no labels, or no such column, configuration or split. The message says what there is.
+        FileNotFoundError: If no such folder or data set exists.
+        ValueError: If labels, the column, the configuration or the split are missing. The message lists those present.
     """
     path = local_path(name)
     if path is not None and path.is_dir() and not is_dataset(path):
@@ -114,7 +109,7 @@ def load_labelled_audio(
 
 
 def _from_folder(folder: Path, split: str, group_column: str | None) -> LabelledAudio:
-    """A folder per class, in the split's folder if all folders are splits'."""
+    """Audio of a folder per class, or of one per split that holds these."""
     found = _files_of_classes(folder)
     if found and set(found) <= SPLITS:
         if split not in found:
@@ -141,7 +136,7 @@ def _files_of_classes(folder: Path) -> dict[str, list[Path]]:
 
 
 def _read_groups(folder: Path, files: Sequence[Path], column: str | None) -> list[str] | None:
-    """Groups from the folder's manifest; None if it has no column of that name and none was asked for."""
+    """Groups from the manifest; None if it has none and `column` is None."""
     manifest = folder / MANIFEST
     wanted = column or GROUP
     rows, columns = [], []
@@ -157,7 +152,7 @@ def _read_groups(folder: Path, files: Sequence[Path], column: str | None) -> lis
     names = [path.relative_to(folder).as_posix() for path in files]
     unlisted = [name for name in names if not groups.get(name)]
     if unlisted:
-        raise ValueError(f"{manifest} gives no {wanted} for {len(unlisted)} of {len(names)} files: {_some(unlisted)}.")
+        raise ValueError(f"{manifest} has no {wanted} for {len(unlisted)} of {len(names)} files: {_some(unlisted)}.")
     return [groups[name] for name in names]
 
 
@@ -167,7 +162,7 @@ def from_dataset(
     label_column: str | None = None,
     group_column: str | None = None,
 ) -> LabelledAudio:
-    """Labelled audio of an open data set; arguments and errors are those of `load_labelled_audio`."""
+    """Labelled audio of an open data set; arguments and errors as in `load_labelled_audio`."""
     columns = read_columns(dataset, label_column, group_column)
     return LabelledAudio(audio_rows(dataset, audio_column)[AUDIO_COLUMN], *columns)
 
@@ -175,15 +170,15 @@ def from_dataset(
 def read_columns(
     dataset: datasets.Dataset, label_column: str | None, group_column: str | None
 ) -> tuple[list[str], np.ndarray, bool, list[str] | None]:
-    """`classes`, `labels`, `multi_label` and `groups` of a `LabelledAudio`; errors as `load_labelled_audio`."""
+    """`classes`, `labels`, `multi_label` and `groups` of a `LabelledAudio`; errors as in `load_labelled_audio`."""
     if len(dataset) == 0:
         raise ValueError("the data set has no rows.")
-    column = label_column or next((name for name in LABEL_COLUMNS if name in dataset.features), None)
-    for wanted in (column or "label", group_column):
+    column = label_column or next((name for name in LABEL_COLUMNS if name in dataset.features), "label")
+    for wanted in (column, group_column):
         if wanted is not None and wanted not in dataset.features:
             raise ValueError(
-                f"the data set has no column {wanted!r}; it has: {_some(list(dataset.features))}. Name the labels' "
-                "with label_column, the groups' with group_column; mtslvr embed copies those that --columns names."
+                f"the data set has no column {wanted!r}; it has: {_some(list(dataset.features))}. "
+                "Set label_column and group_column; `mtslvr embed --columns` copies columns into its output."
             )
     labels = _read_labels(dataset.features[column], dataset.with_format(None)[column], column)
     return *labels, None if group_column is None else _read_group_column(dataset, group_column)
@@ -198,7 +193,7 @@ def _read_group_column(dataset: datasets.Dataset, column: str) -> list[str]:
 
 
 def _read_labels(feature: Any, values: Sequence[Any], column: str) -> tuple[list[str], np.ndarray, bool]:
-    """Names of the classes, (N, C) labels, and whether they are lists."""
+    """Class names, (N, C) labels, and `multi_label`."""
     multi_label = isinstance(feature, (list, datasets.List, datasets.LargeList))
     feature = getattr(feature, "feature", feature)
     rows = [value if multi_label and value is not None else [value] for value in values]
@@ -216,10 +211,9 @@ def _read_labels(feature: Any, values: Sequence[Any], column: str) -> tuple[list
         classes, places = [str(label) for label in ordered], {label: n for n, label in enumerate(ordered)}
     labels = np.zeros((len(rows), len(classes)), dtype=bool)
     for number, row in enumerate(rows):
-        places_of_row = [places.get(label) for label in row]
-        if None in places_of_row:
+        if not set(row) <= places.keys():
             raise ValueError(f"row {number} of column {column!r} is {row}; there are {len(classes)} classes.")
-        labels[number, places_of_row] = True
+        labels[number, [places[label] for label in row]] = True
     return classes, labels, multi_label
 
 

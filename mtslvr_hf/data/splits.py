@@ -1,4 +1,4 @@
-"""Stratified, group-aware splits: each class has the same share in all parts, and a group lies in one part.
+"""Stratified, group-aware splits: each class has the same share in every part, and each group lies in one part.
 
 Shapes: N clips, C classes, P parts, G groups.
 """
@@ -11,29 +11,29 @@ import numpy as np
 
 
 def divide(
-    labels: np.ndarray, shares: Sequence[float], seed: int = 0, groups: Sequence[Hashable] | None = None
+    labels: np.ndarray, shares: Sequence[float], seed: int = 0, groups: Sequence[Hashable] | np.ndarray | None = None
 ) -> np.ndarray:
-    """Divides clips into parts of given shares, so that each class is divided by these shares as nearly as can be.
+    """Parts of given shares, with each class divided by these shares as exactly as possible.
 
-    Groups (a clip is one by itself, without `groups`) are assigned one after the other, the largest and those of the
-    rarest classes first, each to the part where it adds least to the sum over parts p and classes c of
-    (clips of c in p / clips of c)^2 / share of p. That sum is smallest where every class is divided by the shares.
+    Groups (without `groups`, single clips) are assigned in turn, the largest and those of the rarest classes first.
+    Each goes to the part where it adds least to the sum over parts p and classes c of
+    (clips of c in p / clips of c)^2 / share of p, which is minimal if every class is divided by the shares.
 
     Args:
-        labels: (N, C), 1 where a clip is of a class.
-        shares: Each part's share of the clips; they add up to 1.
-        seed: Shuffles the clips first.
-        groups: Each clip's group (speaker, recording), all of which goes to one part.
+        labels: (N, C), 1 where a clip has a class.
+        shares: Share of the clips in each part; the sum is 1.
+        seed: Seed of the shuffle before the assignment.
+        groups: Group (speaker, recording) of each clip; each group goes to one part as a whole.
 
     Returns:
-        (N,) the part of each clip, int64.
+        (N,) int64: the part of each clip.
 
     Raises:
-        ValueError: If there are fewer clips or groups than parts, or the shares are not positive or do not add up.
+        ValueError: If there are fewer clips or groups than parts, or the shares are not positive with a sum of 1.
     """
     if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
         raise ValueError(f"the parts' shares must be greater than 0 and add up to 1; got {list(shares)}.")
-    names, group = np.unique(np.arange(len(labels)) if groups is None else _as_text(groups), return_inverse=True)
+    names, group = np.unique(range(len(labels)) if groups is None else list(map(str, groups)), return_inverse=True)
     if len(names) < len(shares):
         what = "clips" if groups is None else "groups"
         raise ValueError(f"{len(names)} {what} cannot be divided into {len(shares)} parts, each with one at least.")
@@ -48,12 +48,8 @@ def divide(
     return part_of_group[group]
 
 
-def _as_text(groups: Sequence[Hashable]) -> np.ndarray:
-    return np.array([str(name) for name in groups])
-
-
 def _assign_groups(counts: np.ndarray, sizes: np.ndarray, order: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """(G,) the part of each group; counts are (G, C), in shares of their class."""
+    """Part of each group, (G,); counts (G, C) are shares of their class."""
     filled = np.zeros((len(shares), counts.shape[1]))  # (P, C)
     clips = np.zeros(len(shares))  # (P,)
     parts = np.zeros(len(counts), dtype=np.int64)
@@ -70,16 +66,13 @@ def _assign_groups(counts: np.ndarray, sizes: np.ndarray, order: np.ndarray, sha
 
 
 def make_folds(labels: np.ndarray, folds: int, seed: int = 0, groups: Sequence[Hashable] | None = None) -> np.ndarray:
-    """Folds for cross-validation: `divide` into equal parts.
-
-    Returns:
-        (N,) the fold in which each clip is evaluated on, 0 to folds - 1.
+    """Folds for cross-validation, (N,) int64 from 0 to folds - 1: `divide` into equal parts.
 
     Raises:
-        ValueError: If there are fewer than two folds, or more than clips or groups.
+        ValueError: If there are fewer than two folds, or more folds than clips or groups.
     """
     if folds < 2:
-        raise ValueError(f"cross-validation needs at least 2 folds, got {folds}.")
+        raise ValueError(f"cross-validation needs at least 2 folds; got {folds}.")
     return divide(labels, [1 / folds] * folds, seed, groups)
 
 

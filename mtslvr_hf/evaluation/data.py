@@ -1,4 +1,4 @@
-"""Evaluation data: labelled audio, or precomputed embeddings of it.
+"""Evaluation data: labeled audio, or precomputed embeddings of it.
 
 Shapes: N clips, C classes, D embedding size.
 """
@@ -6,7 +6,7 @@ Shapes: N clips, C classes, D embedding size.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,23 +28,23 @@ ROOT_VARIABLE = "MTSLVR_EVALUATION_DATA"
 
 
 class DataNotReachableError(OSError):
-    """A data set of the registry that is not here: no network, no folder, or not what it was."""
+    """Registry data set that cannot be opened: no network, no folder, or a change of its contents."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationData(LabelledAudio):
-    """A labelled data set.
+    """Labeled audio or embeddings with a name and a source.
 
     Attributes:
-        audio: undecoded rows `{"bytes", "path"}`, or None where there are embeddings.
-        embeddings: float32 (N, D), or None where there is audio.
-        name: what tables call it.
-        source: where it came from, in a phrase.
-        note: how it differs from the paper's set of that name; empty if it does not, or is no set of the paper's.
-        group_disjoint: whether its few-shot episodes keep groups apart unless the user says otherwise.
+        audio: Undecoded rows `{"bytes", "path"}`, or None if there are embeddings.
+        embeddings: float32 (N, D), or None if there is audio.
+        name: Name in tables.
+        source: Origin, in words.
+        note: Difference from the paper's data set, or "".
+        group_disjoint: Default of `FewShotProtocol.group_disjoint`.
     """
 
-    audio: Sequence[Mapping[str, Any]] | None  # type: ignore[assignment]
+    audio: Any
     embeddings: torch.Tensor | None = None
     name: str
     source: str
@@ -52,29 +52,21 @@ class EvaluationData(LabelledAudio):
     group_disjoint: bool = False
 
     def label_names(self) -> list[str]:
-        """The class of each clip.
-
-        Raises:
-            ValueError: If clips have several classes or none.
-        """
+        """Class of each clip; ValueError if clips have several classes or none."""
         if self.multi_label:
             raise ValueError(
-                f"{self.name}: clips have several classes or none, which few-shot episodes cannot be drawn from; "
-                "measure a probe, or name a label column with one class a clip."
+                f"{self.name}: few-shot episodes need one class per clip, but clips have several classes or none; "
+                "measure a probe, or name a label column with one class per clip."
             )
         return [self.classes[column] for column in self.labels.argmax(1)]
 
     def select(self, indices: Sequence[int] | np.ndarray) -> EvaluationData:
-        """Only these clips, in this order."""
+        """Clips of these indices, in this order."""
         embeddings = None if self.embeddings is None else self.embeddings[list(indices)]
         return replace(super().select(indices), embeddings=embeddings)
 
     def only_classes(self, names: Sequence[str]) -> EvaluationData:
-        """Only the clips of these classes.
-
-        Raises:
-            ValueError: If there is no such class.
-        """
+        """Clips of these classes; ValueError if a class does not exist."""
         absent = [name for name in names if name not in self.classes]
         if absent:
             raise ValueError(f"{self.name} has no class {', '.join(absent)}; it has: {', '.join(self.classes)}.")
@@ -85,14 +77,7 @@ class EvaluationData(LabelledAudio):
 
 
 def without_bad_clips(data: EvaluationData, show_progress: bool = False) -> tuple[EvaluationData, list[str]]:
-    """Decodes every clip once, so that one that is broken, empty or silent does not end hours of work.
-
-    Returns:
-        The data set without them, and what is wrong with each.
-
-    Raises:
-        ValueError: If there is no other clip.
-    """
+    """Data without clips that are damaged, empty or silent, and the error of each; ValueError if no clip remains."""
     if data.audio is None:
         return data, []
     good, bad = [], []
@@ -103,7 +88,7 @@ def without_bad_clips(data: EvaluationData, show_progress: bool = False) -> tupl
         except BadClipError as error:
             bad.append(str(error))
     if not good:
-        raise ValueError(f"{data.name}: none of its {len(data)} clips can be decoded; the first one: {bad[0]}")
+        raise ValueError(f"{data.name}: none of its {len(data)} clips can be decoded; the first error: {bad[0]}")
     return (data.select(good) if bad else data), bad
 
 
@@ -118,24 +103,19 @@ def open_data(
     revision: str | None = None,
     root: str | Path | None = None,
 ) -> EvaluationData:
-    """Opens labelled audio, or embeddings that `mtslvr embed --columns label` wrote.
+    """Evaluation data from labeled audio, or from embeddings that `mtslvr embed --columns label` wrote.
 
     Args:
-        spec: a name of the registry; a folder or parquet file; or a data set on the Hub, see `load_labelled_audio`. A
-            folder of that name comes before the registry.
-        config: configuration, like what follows not for names of the registry, which bring their own.
-        split: "train" unless given.
-        audio_column: needed where several could be meant.
-        label_column: see `load_labelled_audio`.
-        group_column: column of the data set or of the folder's manifest.csv.
-        revision: branch, tag or commit on the Hub.
-        root: folder of the registry's local sets; the environment's MTSLVR_EVALUATION_DATA unless given.
+        spec: A name of the registry; or a folder, parquet file or data set on the Hub, see `load_labelled_audio`. An
+            existing folder of that name is preferred to the registry.
+        config, split, audio_column, label_column, group_column, revision: See `load_labelled_audio`; not used for
+            names of the registry. The default split is "train".
+        root: Folder of the registry's local data sets. Default: environment variable MTSLVR_EVALUATION_DATA.
 
     Raises:
-        DataNotReachableError: If a set of the registry cannot be had here. The message says why.
-        FileNotFoundError: If there is neither such a folder nor such a data set, or no Hub that could be asked for it.
-            The message names the registry's.
-        ValueError: If there are no labels, or no such column, configuration or split.
+        DataNotReachableError: If a registry data set cannot be opened.
+        FileNotFoundError: If no such folder or data set exists, or the Hub cannot be reached.
+        ValueError: If labels, the column, the configuration or the split are missing.
     """
     path = Path(spec).expanduser()
     if str(spec) in BENCHMARKS and not path.exists():
@@ -167,7 +147,7 @@ def _open_benchmark(benchmark: Benchmark, root: str | Path | None) -> Evaluation
             group_column=benchmark.group_column,
             revision=benchmark.revision,
         )
-    except (*READ_ERRORS, ValueError, DatasetsError) as error:  # no network, or not what it was
+    except (*READ_ERRORS, ValueError, DatasetsError) as error:  # no network, or changed contents
         raise DataNotReachableError(f"{benchmark.name}: {place} cannot be opened: {error}") from error
     return _of_audio(audio, benchmark.name, place, benchmark)
 
@@ -176,8 +156,8 @@ def _open_local(benchmark: Benchmark, root: str | Path | None) -> EvaluationData
     root = root or os.environ.get(ROOT_VARIABLE)
     if root is None:
         raise DataNotReachableError(
-            f"{benchmark.name} is a folder on disk: say where with --data-root (root=...) or the environment's "
-            f"{ROOT_VARIABLE}."
+            f"{benchmark.name} is a local folder; set its parent with --data-root (root=...) or the environment "
+            f"variable {ROOT_VARIABLE}."
         )
     folder = Path(root).expanduser() / benchmark.name
     if not folder.is_dir():
@@ -200,16 +180,15 @@ def _holds_embeddings(folder: Path) -> bool:
 def read_labelled_embeddings(
     data: str | Path | datasets.Dataset, label_column: str | None = None, group_column: str | None = None
 ) -> EvaluationData:
-    """Embeddings and classes from a folder that `mtslvr embed --columns label` wrote, or a data set like it.
+    """Embeddings and classes from a folder that `mtslvr embed --columns label` wrote, or from a similar data set.
 
     Args:
-        data: the folder, or a data set with a column `embedding` (D numbers a row).
-        label_column: see `load_labelled_audio`.
-        group_column: column of the groups, for group-disjoint episodes.
+        data: The folder, or a data set with a column `embedding` (D numbers per row).
+        label_column, group_column: See `load_labelled_audio`.
 
     Raises:
-        FileNotFoundError: when there is no parquet file in the folder, or no folder.
-        ValueError: when a column is missing, or a row has no class or no group.
+        FileNotFoundError: If the folder does not exist or has no parquet file.
+        ValueError: If a column is missing, or a row has no class or no group.
     """
     name, source = "embeddings", "embeddings in memory"
     if not isinstance(data, datasets.Dataset):
@@ -231,7 +210,7 @@ def read_labelled_embeddings(
 
 
 def _read_shards(folder: Path) -> datasets.Dataset:
-    """All rows in memory, without the copy that `datasets.load_dataset` would leave in the user's cache."""
+    """All rows in memory; `datasets.load_dataset` would leave a copy in the cache."""
     shards = sorted(folder.rglob("*.parquet"))
     if not shards:
         raise FileNotFoundError(f"no parquet file in {folder}; expected a folder that mtslvr embed wrote.")

@@ -1,4 +1,4 @@
-"""Models side by side on several data sets: few-shot accuracy, ranks, differences episode by episode, invariance.
+"""Comparison of models on several data sets: few-shot accuracy, ranks, paired differences, invariance.
 
 Shapes: N clips, D embedding size, E episodes, S samples.
 """
@@ -32,19 +32,19 @@ from .projection import Projection, project
 from .registry import expand
 from .report.results import DataResult, Difference, EvaluationReport, FewShotProtocol, Row
 
-INVARIANCE_SECONDS = 2.0  # of each clip that is augmented
-GIVEN = "given embeddings"  # the only row of a data set that brings embeddings in place of audio
+INVARIANCE_SECONDS = 2.0  # of each clip
+GIVEN = "given embeddings"  # row of a data set of embeddings without audio
 _SAMPLING_RATE = 16_000
 
 
 @dataclass
 class _Evaluated:
-    """A data set with its episodes, and what has been found on it so far.
+    """A data set with its episodes and results.
 
     Attributes:
-        data: the clips of classes that episodes are drawn from; others would enter the standardization.
-        episodes: the episodes; None where clips have several classes.
-        accuracies: of each episode, (E,), by each model's main embedding.
+        data: Clips of the classes in the episodes; other clips would change the standardization.
+        episodes: None if clips have several classes.
+        accuracies: Accuracies (E,) of each model's main embedding.
     """
 
     data: EvaluationData
@@ -59,7 +59,7 @@ class _Evaluated:
 
     @property
     def groups(self) -> list[str] | None:
-        """Those that are kept apart."""
+        """Groups that must not be in both parts, or None."""
         return self.data.groups if self.group_disjoint else None
 
     def result(self) -> DataResult:
@@ -67,7 +67,7 @@ class _Evaluated:
             data=self.data.name,
             source=self.data.source,
             note=self.data.note,
-            classes=sorted(name for name, used in zip(self.data.classes, self.data.labels.any(0)) if used),
+            classes=sorted(name for name, clips in zip(self.data.classes, self.data.labels.sum(0)) if clips),
             clips=len(self.data),
             group_disjoint=self.group_disjoint,
             episodes_sha256=self.sha256,
@@ -95,30 +95,30 @@ def evaluate(
     show_progress: bool = True,
     **columns: Any,
 ) -> EvaluationReport:
-    """Compares models on data sets by few-shot episodes; every model does the same episodes.
+    """Report of models on data sets; every model gets the same few-shot episodes.
 
-    Log-mel statistics and an untrained network of each MT-SLVR model's architecture (the default one beside other
-    models alone), with the weights that seed `protocol.seed` gives, are always among the rows.
-    Clips that cannot be decoded, or are silent, are left out and listed.
+    The baselines are log-mel statistics and an untrained network (weights of `protocol.seed`) of each MT-SLVR model's
+    architecture, or of the default one. The report lists clips that cannot be decoded or are silent, and leaves them
+    out.
 
     Args:
-        models: folders or Hub names of MT-SLVR models or of other audio models of transformers, see `load_embedder`.
-        data: names of the registry or of a suite of it, folders or Hub names, see `open_data`.
-        protocol: how episodes are drawn.
+        models: Folders or Hub names of MT-SLVR or other audio models, see `load_embedder`.
+        data: Names of data sets or suites in the registry, folders or Hub names, see `open_data`.
+        protocol: Few-shot protocol.
         classifier: "centroid" or "logistic", see `score_episodes`.
-        classes: the classes to use of every data set; all if None.
-        probes: "linear", "knn" or both: measured on a part of each data set as well, see `probe`.
-        invariance_clips: how many clips, evenly from all data sets, are augmented for `measure_invariance`; or 0.
-        device: where the models run.
-        batch_size: windows embedded at once.
-        cache: a folder to keep embeddings in, and to take them from, see `cached_embeddings`.
-        show_progress: whether to show progress bars on standard error.
-        columns: what else `open_data` takes, for data sets that are not in the registry.
+        classes: Classes to use in every data set; all if None.
+        probes: "linear", "knn" or both, see `probe`.
+        invariance_clips: Number of clips, divided over the data sets, for `measure_invariance`; or 0.
+        device: Device of the models.
+        batch_size: Windows per batch.
+        cache: Folder of stored embeddings, see `cached_embeddings`.
+        show_progress: Shows progress bars on standard error.
+        columns: Further arguments of `open_data`, for data sets outside the registry.
 
     Raises:
-        FileNotFoundError: when a data set does not exist.
-        ValueError: when a word is unknown, the data do not allow such episodes, or no clip is audio.
-        OSError: when a model cannot be found or loaded, or no data set of a suite can be reached.
+        FileNotFoundError: If a data set does not exist.
+        ValueError: If an argument is unknown, the data are too small for the episodes, or no clip is audio.
+        OSError: If a model cannot be loaded, or no data set of a suite can be reached.
     """
     protocol = protocol or FewShotProtocol()
     _check(models, classifier, probes, invariance_clips)
@@ -128,7 +128,7 @@ def evaluate(
     waveforms, heard = _waveforms([each for each, _ in readable], invariance_clips)
     add = partial(_add, classifier=classifier, probes=probes, seed=protocol.seed)
     for each in evaluated:
-        if each.data.audio is None:
+        if each.data.embeddings is not None:
             add(each, GIVEN, {"": each.data.embeddings})
     to_embed = [each for each in evaluated if each.data.audio is not None]
     to_load = _models(models, protocol.seed, device, batch_size) if to_embed else []
@@ -152,7 +152,7 @@ def _run(
     cache: str | Path | None,
     show_progress: bool,
 ) -> dict[str, InvarianceReport]:
-    """Embeds every data set by one model after the other, and adds what is found; returns each model's invariance."""
+    """Adds the results of each model to the data sets; returns each model's invariance."""
     invariance = {}
     total = len(to_load) * len(to_embed)
     with tqdm(total=total, desc="models x data", disable=not (show_progress and total)) as progress:
@@ -160,12 +160,16 @@ def _run(
             embedder = load()
             for each in to_embed:
                 progress.set_postfix_str(f"{embedder.name} on {each.data.name}")
-                found = _embed(embedder, each.data.audio, cache, show_progress)
+                audio = each.data.audio
+                if cache is None:
+                    found = embedder.embed(audio, show_progress=show_progress)
+                else:
+                    found = cached_embeddings(cache, embedder, audio, show_progress=show_progress)
                 if is_baseline:
-                    found = dict([list(found.items())[-1]])  # only the embedding that stands for it
+                    found = dict([list(found.items())[-1]])  # the main embedding
                 add(each, embedder.name, found)
                 if not is_baseline and each.episodes is not None:
-                    _look_closer(each, embedder.name, found)
+                    _look_closer(each, each.episodes, embedder.name, found)
                 progress.update()
             if waveforms is not None and not is_baseline:
                 progress.set_postfix_str(f"invariance of {embedder.name}")
@@ -176,7 +180,7 @@ def _run(
 
 
 def _check(models: Sequence[Any], classifier: str, probes: Sequence[str], invariance_clips: int) -> None:
-    """Checks of the arguments, before anything is loaded."""
+    """Checks of arguments, before anything is loaded."""
     if classifier not in CLASSIFIERS:
         raise ValueError(f"classifier is {classifier!r}; expected one of {', '.join(CLASSIFIERS)}.")
     for kind in probes:
@@ -196,7 +200,7 @@ def _check(models: Sequence[Any], classifier: str, probes: Sequence[str], invari
 def _open_all(
     data: Sequence[str | Path | EvaluationData], classes: Sequence[str] | None, columns: Mapping[str, Any]
 ) -> tuple[list[EvaluationData], dict[str, str]]:
-    """The data sets, and the reason for each of a suite that cannot be reached."""
+    """Data sets, and the reasons why data sets of suites cannot be reached."""
     opened, missing = [], {}
     for asked in data:
         if isinstance(asked, EvaluationData):
@@ -221,15 +225,12 @@ def _open_all(
 
 
 def _with_episodes(data: EvaluationData, bad_clips: list[str], protocol: FewShotProtocol, probed: bool) -> _Evaluated:
-    """The data set's episodes, and its clips without those of classes that no episode is drawn from.
-
-    Clips of several classes have no episodes: they are for probes, if those are asked for.
-    """
+    """A data set with its episodes, without clips of other classes; with probes, multi-label data have no episodes."""
     group_disjoint = data.group_disjoint if protocol.group_disjoint is None else protocol.group_disjoint
     if group_disjoint and data.groups is None:
         raise ValueError(
-            f"{data.name} has no groups, which group-disjoint episodes need: a column group in the folder's "
-            "manifest.csv, or a data set's column that is named as the group column."
+            f"{data.name} has no groups, which group-disjoint episodes need: add a column group to the folder's "
+            "manifest.csv, or set the group column of the data set."
         )
     if data.multi_label and probed:
         return _Evaluated(data, bad_clips, None, group_disjoint, "")
@@ -249,7 +250,7 @@ def _with_episodes(data: EvaluationData, bad_clips: list[str], protocol: FewShot
 
 
 def _waveforms(data: Sequence[EvaluationData], clips: int) -> tuple[Tensor | None, str]:
-    """The beginnings of clips spread evenly over the data sets, (clips, S), and the data sets' names."""
+    """Starts (clips, S) of clips from all data sets in equal numbers, and the names of these data sets."""
     data = [each for each in data if each.audio is not None]
     if not clips or not data:
         return None, ""
@@ -259,9 +260,9 @@ def _waveforms(data: Sequence[EvaluationData], clips: int) -> tuple[Tensor | Non
         count = min(len(each), clips // len(data) + (number < clips % len(data)))
         for place in range(count):
             clip = torch.from_numpy(decode_clip(each.audio[place * len(each) // count], sampling_rate=_SAMPLING_RATE))
-            waveforms.append(clip.repeat(-(-samples // len(clip)))[:samples])  # a short one is repeated
+            waveforms.append(clip.repeat(-(-samples // len(clip)))[:samples])  # short clips repeat
     if len(waveforms) < FEWEST_CLIPS:
-        raise ValueError(f"{len(waveforms)} clips are too few to measure invariance on; it needs {FEWEST_CLIPS}.")
+        raise ValueError(f"{len(waveforms)} clips are too few to measure invariance; expected {FEWEST_CLIPS} or more.")
     return torch.stack(waveforms), ", ".join(each.name for each in data)
 
 
@@ -271,7 +272,7 @@ def _waveforms(data: Sequence[EvaluationData], clips: int) -> tuple[Tensor | Non
 def _models(
     models: Sequence[str | Path | Embedder], seed: int, device: str | torch.device, batch_size: int
 ) -> list[tuple[Callable[[], Embedder], bool]]:
-    """The baselines and then the models, to be loaded one at a time; and whether each is a baseline."""
+    """Loaders of the baselines (True) and the models (False), one at a time to save memory."""
     to_load: list[tuple[Callable[[], Embedder], bool]] = [(LogMelStatistics, True)]
     options: dict[str, Any] = {"device": device, "batch_size": batch_size}
     seen: list[tuple[dict[str, Any], list[str]]] = []
@@ -285,30 +286,21 @@ def _models(
             to_load.append((partial(untrained, source, seed, name=name, **options), True))
     if sources and not seen:
         to_load.append((partial(untrained, MTSLVRConfig(), seed, **options), True))
-    for source in models:
-        if isinstance(source, (str, Path)):
-            to_load.append((partial(load_embedder, source, name=str(source), **options), False))
-        else:
-            to_load.append((lambda source=source: source, False))
-    return to_load
+    return to_load + [(partial(_load, model, **options), False) for model in models]
 
 
-def _embed(
-    embedder: Embedder, audio: Sequence[Mapping[str, Any]], cache: str | Path | None, show_progress: bool
-) -> dict[str, Tensor]:
-    if cache is None:
-        return embedder.embed(audio, show_progress=show_progress)
-    return cached_embeddings(cache, embedder, audio, show_progress=show_progress)
+def _load(model: str | Path | Embedder, **options: Any) -> Embedder:
+    return load_embedder(model, name=str(model), **options) if isinstance(model, (str, Path)) else model
 
 
 def _add(
     each: _Evaluated, model: str, found: Mapping[str, Tensor], classifier: str, probes: Sequence[str], seed: int
 ) -> None:
-    """A model's rows; the last embedding stands for it."""
+    """Rows of a model's embeddings; the last is the main one."""
     for number, (embedding, values) in enumerate(found.items(), 1):
         main = number == len(found)
         probed = [probe(values, each.data.labels, each.data.multi_label, each.groups, kind, seed) for kind in probes]
-        accuracy = (None, None)
+        accuracy: tuple[float | None, float | None] = (None, None)
         if each.episodes is not None:
             accuracies = score_episodes(values, each.episodes, classifier=classifier)
             accuracy = mean_and_interval(accuracies)
@@ -317,11 +309,11 @@ def _add(
         each.rows.append(Row(model, embedding, values.shape[1], *accuracy, main, probed))
 
 
-def _look_closer(each: _Evaluated, model: str, found: Mapping[str, Tensor]) -> None:
-    """Weight shares of a model's heads, and a projection of each embedding, for the report."""
+def _look_closer(each: _Evaluated, episodes: Episodes, model: str, found: Mapping[str, Tensor]) -> None:
+    """Weight shares of the heads and projections of the embeddings."""
     heads = dict(list(found.items())[:-1])
     if len(heads) > 1:
-        each.shares[model] = weight_shares(heads, each.episodes)
+        each.shares[model] = weight_shares(heads, episodes)
     for embedding, values in found.items():
         each.projections.append(
             project(values, each.data.label_names(), data=each.data.name, model=model, embedding=embedding)
@@ -332,10 +324,10 @@ def _look_closer(each: _Evaluated, model: str, found: Mapping[str, Tensor]) -> N
 
 
 def paired_differences(accuracies: Mapping[str, Tensor]) -> list[Difference]:
-    """Each model's accuracy less that of each one before it, over the same episodes.
+    """Difference in accuracy between each model and each one before it, over the same episodes.
 
     Args:
-        accuracies: each model's accuracy of every episode, (E,), in the same order of episodes.
+        accuracies: (E,) accuracies of each model, episodes in the same order.
     """
     names = list(accuracies)
     return [
@@ -346,10 +338,10 @@ def paired_differences(accuracies: Mapping[str, Tensor]) -> list[Difference]:
 
 
 def average_ranks(accuracies: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
-    """Mean over data sets of each model's rank by mean accuracy, ascending; ties share the mean of their ranks.
+    """Mean over data sets of each model's rank by accuracy, best first; ties share the mean of their ranks.
 
     Args:
-        accuracies: for each data set, each model's accuracies of its episodes, (E,). All have the same models.
+        accuracies: For each data set, (E,) accuracies of each model. The models are the same.
     """
     if not accuracies:
         return {}

@@ -1,4 +1,4 @@
-"""Invariance and equivariance: the distance that each augmentation moves an embedding, and its linear decodability.
+"""Invariance and equivariance: movement of embeddings by augmentations, and linear decodability of augmentations.
 
 Shapes: N clips, S samples, D embedding size.
 """
@@ -27,9 +27,9 @@ STRENGTHS = (0.25, 0.5, 1.0)
 FOLDS = 5
 FEWEST_CLIPS = 2 * FOLDS
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the ridge probe, per clip and standardized dimension
-# The parameters that make an augmentation strong, the first being the one that is read back, and the value at which
-# they change least: None for the top of their range.
-PARAMETERS = {
+# Parameters of the strength of an augmentation, the decoded one first, and their values of least change: None for the
+# top of the range.
+PARAMETERS: dict[str, dict[str, float | None]] = {
     "pitch_shift": {"semitones": 0.0},
     "fade": {"in_fraction": 0.0, "out_fraction": 0.0},
     "white_noise": {"snr_db": None},
@@ -44,13 +44,12 @@ Embed = Callable[[Tensor], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Displacement:
-    """Distance that an augmentation of one strength moves one embedding, averaged over the clips.
+    """Movement of one embedding by an augmentation of one strength, averaged over clips.
 
-    mahalanobis: Distance between a clip's embedding and that of its augmented copy, by the originals' covariance.
-    relative: The same over that of two different clips: 0 is invariant, 1 as far as another clip.
-    cosine: Similarity of the two; 1 is invariant.
-    presence: Share of right answers of a linear probe to whether a clip is augmented, on clips that it was not fitted
-        to; guesses reach 0.5.
+    mahalanobis: Distance between the embeddings of a clip and its augmented copy, by the covariance of originals.
+    relative: `mahalanobis` divided by the distance between different clips: 0 is invariant.
+    cosine: Cosine similarity of the two embeddings; 1 is invariant.
+    presence: Test accuracy of a linear probe for augmented or original; 0.5 is chance.
     """
 
     augmentation: str
@@ -64,13 +63,11 @@ class Displacement:
 
 @dataclass(frozen=True)
 class Readability:
-    """Linear decodability of an augmentation from one embedding, on clips that the probes were not fitted to.
+    """Linear decodability of an augmentation, with parameters over the whole range of pre-training, on test clips.
 
-    Its parameters are drawn as in pre-training, over their whole range: at one strength there is none to be read.
-
-    presence: Share of right answers to whether a clip is augmented; guesses reach 0.5.
-    parameter: The parameter that is read from augmented clips.
-    r2: Share of its variance that is explained; 0 is no better than always guessing the mean.
+    presence: Accuracy of a probe for augmented or original; 0.5 is chance.
+    parameter: Decoded parameter of augmented clips.
+    r2: Explained share of its variance; 0 is no better than the mean.
     """
 
     augmentation: str
@@ -90,11 +87,11 @@ class InvarianceReport:
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Report as plain Python for JSON."""
+        """Plain values for JSON."""
         return asdict(self)
 
     def to_markdown(self) -> str:
-        """A row for each augmentation and embedding."""
+        """Markdown table with a row per augmentation and embedding."""
         strengths = sorted({entry.strength for entry in self.displacements})
         columns = [f"distance at {strength:g}" for strength in strengths] + ["cosine", "presence", "parameter", "R2"]
         rows = []
@@ -119,41 +116,40 @@ def measure_invariance(
     batch_size: int = 32,
     show_progress_bar: bool | None = None,
 ) -> InvarianceReport:
-    """Measures how invariant embeddings are to each of the seven augmentations, and what can be read back from them.
-
-    Source: Heggan et al. (2023), section on learnt invariance, for the Mahalanobis distance; relative to the distance
-    of two clips, so that embeddings of different size can be compared. The covariance is shrunk, so that there may be
-    fewer clips than dimensions, as in Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance
-    matrices" (2004).
+    """Invariance of embeddings to each of the seven augmentations, and decodability of the augmentations.
 
     Args:
         embed: From waveforms (n, S) to embeddings (n, D) by name, such as `{"contrastive": ..., "predictive": ...}`.
         waveforms: (N, S), N >= 10 different clips.
-        sampling_rate: Theirs, in Hz.
-        strengths: Shares of each augmentation's range: 1 is the strongest that pre-training draws.
-        seed: Draws what else an augmentation draws, directions, and the folds of the probes.
-        batch_size: Clips embedded at once.
-        show_progress_bar: Default: if stderr is a terminal.
+        sampling_rate: In Hz.
+        strengths: Shares of the range of each augmentation; 1 is the strongest in pre-training.
+        seed: Seed of augmentations and folds.
+        batch_size: Clips per batch.
+        show_progress_bar: Default: only if stderr is a terminal.
 
     Raises:
         ValueError: If there are fewer than 10 clips, or a strength is not in (0, 1].
+
+    Source: Heggan et al. (2023), section on learnt invariance, for the Mahalanobis distance. Divided by the distance
+    between clips, it compares embeddings of different sizes. Covariance with fewer clips than dimensions: Ledoit and
+    Wolf, "A well-conditioned estimator for large-dimensional covariance matrices" (2004).
     """
     if waveforms.ndim != 2 or len(waveforms) < FEWEST_CLIPS:
-        raise ValueError(f"Expected (clips, samples) of at least {FEWEST_CLIPS} clips, got {tuple(waveforms.shape)}.")
+        raise ValueError(f"expected (clips, samples) of at least {FEWEST_CLIPS} clips; got {tuple(waveforms.shape)}.")
     if not strengths or not all(0 < strength <= 1 for strength in strengths):
-        raise ValueError(f"Strengths must lie in (0, 1], got {tuple(strengths)}.")
+        raise ValueError(f"strengths must lie in (0, 1]; got {tuple(strengths)}.")
     augmentations = TwoViewAugmentation(sampling_rate=sampling_rate).augmentations
     generator = torch.Generator().manual_seed(seed)
     disable = None if show_progress_bar is None else not show_progress_bar
     total = 1 + len(augmentations) * (len(strengths) + 1)
     with tqdm(total=total, desc="invariance", unit="pass", disable=disable) as progress:
 
-        def embed_all(augmentation: Augmentation | None = None, drawn: Mapping[str, Tensor] | None = None):
+        def embed_all(augmentation: Augmentation | None, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
             embedded = _embed_in_batches(embed, waveforms, augmentation, drawn, batch_size)
             progress.update()
             return embedded
 
-        originals = embed_all()
+        originals = embed_all(None, {})
         metrics = {task: _Metric(embeddings) for task, embeddings in originals.items()}
         folds = torch.randperm(len(waveforms), generator=generator) % FOLDS
         displacements, readabilities = [], []
@@ -173,10 +169,7 @@ def measure_invariance(
 def draw_strength(
     augmentation: Augmentation, strength: float, n: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Draws parameters (n,) of one strength: a share of the way from where they change least to their range's end.
-
-    Where both ends of the range change something, each clip goes to one of them at random.
-    """
+    """Parameters (n,) of one strength: a share of the way from the neutral value to a random end of the range."""
     drawn = augmentation.sample_parameters(n, generator)
     for name, neutral in PARAMETERS[augmentation.name].items():
         low, high = getattr(augmentation, f"min_{name}", 0.0), getattr(augmentation, f"max_{name}")
@@ -192,10 +185,10 @@ def _embed_in_batches(
     embed: Embed,
     waveforms: Tensor,
     augmentation: Augmentation | None,
-    drawn: Mapping[str, Tensor] | None,
+    drawn: Mapping[str, Tensor],
     batch_size: int,
 ) -> dict[str, Tensor]:
-    """All clips' embeddings (N, D) by task, float64 on the CPU; augmented if there is an augmentation."""
+    """Embeddings (N, D) by task of clips, augmented unless `augmentation` is None; float64 on the CPU."""
     parts: dict[str, list[Tensor]] = {}
     for begin in range(0, len(waveforms), batch_size):
         clips = waveforms[begin : begin + batch_size]
@@ -208,13 +201,13 @@ def _embed_in_batches(
 
 
 class _Metric:
-    """Distances by the covariance of some embeddings (N, D), shrunk so that it can be inverted."""
+    """Mahalanobis distance by the shrunk covariance of embeddings (N, D)."""
 
     def __init__(self, originals: Tensor):
         self.originals = originals
         tiny = torch.finfo(originals.dtype).tiny
         covariance = torch.from_numpy(ledoit_wolf(originals.numpy())[0])
-        covariance.diagonal().add_(tiny)  # embeddings that are all the same have no covariance
+        covariance.diagonal().add_(tiny)  # equal embeddings have covariance 0
         self.factor = torch.linalg.cholesky(covariance)
         self.apart = self._distances(originals - originals.roll(1, dims=0)).mean().clamp(min=tiny)
 
@@ -222,7 +215,7 @@ class _Metric:
         return torch.linalg.solve_triangular(self.factor, differences.T, upper=False).norm(dim=0)
 
     def displacement(self, moved: Tensor) -> tuple[float, float, float]:
-        """Mahalanobis distance, that over the distance of two clips, and cosine similarity, on average."""
+        """Means of Mahalanobis distance, of its ratio to the distance between clips, and of cosine similarity."""
         distance = self._distances(moved - self.originals).mean()
         cosine = torch.cosine_similarity(moved, self.originals).mean()
         return float(distance), float(distance / self.apart), float(cosine)
@@ -238,7 +231,7 @@ def _read(
 
 
 def _read_presence(originals: Tensor, moved: Tensor, folds: Tensor) -> float:
-    """Accuracy of probes that tell augmented clips (N, D) from their originals, each fold's by the other folds."""
+    """Cross-validated accuracy of probes for augmented (N, D) or original."""
     labels = torch.ones(2, len(moved), dtype=torch.float64)
     labels[0] = -1
     predicted = cross_predict(torch.cat([originals, moved]), labels.flatten(), folds.repeat(2))
@@ -246,9 +239,9 @@ def _read_presence(originals: Tensor, moved: Tensor, folds: Tensor) -> float:
 
 
 def cross_predict(inputs: Tensor, targets: Tensor, folds: Tensor) -> np.ndarray:
-    """Targets (N,) as ridge regressions on inputs (N, D) predict them, each fold by the others.
+    """Cross-validated ridge predictions of targets (N,) from standardized inputs (N, D), one regression per fold.
 
-    Inputs are standardized. Of PENALTIES each regression takes the one with the least leave-one-out error.
+    Each regression uses the one of PENALTIES with the least leave-one-out error.
     """
     penalties = np.array(PENALTIES) * len(inputs) * (FOLDS - 1) / FOLDS
     ridge = make_pipeline(StandardScaler(), RidgeCV(penalties))

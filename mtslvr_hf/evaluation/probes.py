@@ -1,4 +1,4 @@
-"""Linear probe and nearest neighbors on a whole data set: fitted to one part of it, measured on the other.
+"""Linear and nearest-neighbor probes of embeddings: fitted to one part of a data set, tested on the other.
 
 Shapes: N clips, M other clips, D embedding size, C classes, R resamples.
 """
@@ -21,25 +21,25 @@ from ..data.splits import divide
 from ..metrics import Ranking
 from .few_shot.accuracy import checked_embeddings
 
-STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of the linear probe, the strongest regularization first
-NEIGHBOURS = (50, 20, 10, 5, 3, 1)  # the smoothest first
+STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of the linear probe, strongest regularization first
+NEIGHBORS = (50, 20, 10, 5, 3, 1)  # k, smoothest first
 TEST_SHARE = 0.3
-VALIDATION_SHARE = 0.2  # of the clips to fit to, for the choice of C or k
+VALIDATION_SHARE = 0.2  # of the train clips, for the choice of C or k
 RESAMPLES = 500
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Score of a classifier on frozen embeddings, on clips that it was not fitted to.
+    """Test score of a classifier on frozen embeddings.
 
     Attributes:
         name: "linear" or "knn".
-        metric: "accuracy", or "mAP" where clips have several classes or none.
-        value: the metric, 0 to 1.
-        interval: its 95 % interval, (lower, upper).
-        protocol: how it was measured, in words: to be printed beside the value.
-        train_clips: clips it was fitted to, those that C or k was chosen by among them.
-        test_clips: clips it was measured on.
+        metric: "accuracy", or "mAP" for multi-label data.
+        value: The metric, 0 to 1.
+        interval: Its 95 % interval, (lower, upper).
+        protocol: Protocol in words, to print with the value.
+        train_clips: Number of train clips, including those for the choice of C or k.
+        test_clips: Number of test clips.
     """
 
     name: str
@@ -57,7 +57,7 @@ class ProbeResult:
 
 @dataclass(frozen=True)
 class _Clips:
-    """Embeddings (N, D) float64, labels (N, C) bool, and groups (N,) if there are any."""
+    """Embeddings (N, D) float64, labels (N, C) bool, and groups (N,) or None."""
 
     embeddings: np.ndarray
     labels: np.ndarray
@@ -79,30 +79,28 @@ def probe(
     kind: str = "linear",
     seed: int = 0,
 ) -> ProbeResult:
-    """Accuracy, or mean average precision, of a probe on 30 % of each class, held out by `split`.
+    """Accuracy or mean average precision of a probe on 30 % of the clips of each class, held out by `split`.
 
-    "linear" is a multinomial logistic regression, or one for each class if `multi_label`. In "knn" the k most similar
-    train clips vote, each with weight (1 + cosine) / 2 for its classes. Dimensions are standardized by mean and
-    deviation of the train part. Of several C or k the best is taken for a fifth of the train part that is held out,
-    and the probe then fitted to all of it. Among equals, the smallest C or the largest k.
+    "linear" is a multinomial logistic regression, or one per class if `multi_label`. In "knn", the k most similar
+    train clips vote for their classes with weight (1 + cosine) / 2. Mean and deviation of the train part standardize
+    the dimensions. The C or k is the best on a fifth of the train part (of equals, the smallest C or largest k); the
+    probe is then fitted to the whole train part.
 
-    The 95 % interval says what other test clips of the same kind would have changed, not other train clips: Wilson's
-    for an accuracy without groups, otherwise the percentiles of resampled test clips, or of resampled groups of them,
-    as clips of a group are no independent draws.
+    The 95 % interval covers the choice of test clips, not of train clips: Wilson's for an accuracy without groups,
+    otherwise percentiles over resampled test clips or, as clips of a group are not independent, resampled groups.
 
     Args:
-        embeddings: (N, D), float.
-        labels: (N, C) bool, which classes a clip is of.
-        multi_label: whether a clip may be of several classes or none, and mean average precision is measured, over
-            the classes of which there are test clips. Otherwise a clip is of exactly one, and it is accuracy; test
-            clips of classes without train clips are left out.
-        groups: the group (speaker, recording) of each clip, (N,): no group is both fitted to and held out.
+        embeddings: (N, D) float.
+        labels: (N, C) bool.
+        multi_label: True for mean average precision over the classes with test clips; a clip may have any number of
+            classes. False for accuracy of clips with exactly one class, without test clips of classes not in train.
+        groups: (N,) group (speaker, recording) of each clip; each group is in one part only.
         kind: "linear" or "knn".
-        seed: same seed, same parts, whatever the embeddings; it resamples as well.
+        seed: Seed of the parts and of resampling.
 
     Raises:
-        ValueError: if there is no such probe, shapes do not fit, an embedding is not finite, a clip is not of one
-            class though `multi_label` is false, or there are too few clips or groups.
+        ValueError: If the probe is unknown, shapes do not match, an embedding is not finite, a clip does not have
+            exactly one class (unless `multi_label`), or there are too few clips or groups.
 
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", 1927, for the interval.
     """
@@ -112,9 +110,9 @@ def probe(
     train, test = (clips.select(part) for part in split(clips.labels, clips.groups, TEST_SHARE, seed))
     given, known = len(test.labels), train.labels.any(0)
     if not multi_label:
-        test = test.select(test.labels[:, known].any(1))
+        test = test.select(np.flatnonzero(test.labels[:, known].any(1)))
     if not test.labels[:, known].any():
-        raise ValueError("no test clip is of a class that there are train clips of: nothing can be measured.")
+        raise ValueError("no test clip is of a class with train clips; the probe needs more labeled clips.")
     best, choice = _choose(_KINDS[kind], train, multi_label, seed)
     (scores,) = _scores(_KINDS[kind], train, test.embeddings, [best], multi_label)
     value, interval, how = _measure(scores, test, multi_label, seed)
@@ -131,21 +129,21 @@ def probe(
 
 
 def split(
-    labels: np.ndarray | Tensor, groups: Sequence[Hashable] | None = None, fraction: float = TEST_SHARE, seed: int = 0
+    labels: np.ndarray | Tensor,
+    groups: Sequence[Hashable] | np.ndarray | None = None,
+    fraction: float = TEST_SHARE,
+    seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Divides clips into a part to fit to and a part to measure on, each with its share of every class.
+    """Stratified train and test parts: ascending indices of their clips.
 
     Args:
-        labels: (N, C), which classes a clip is of.
-        groups: the group of each clip, (N,): the parts share none.
-        fraction: the second part's share.
-        seed: same seed, same parts.
-
-    Returns:
-        Indices of the clips of both parts, ascending.
+        labels: (N, C) bool.
+        groups: (N,) group of each clip; each group is in one part only.
+        fraction: Share of the test part.
+        seed: Seed of the parts.
 
     Raises:
-        ValueError: if there are fewer than two clips, or groups.
+        ValueError: If there are fewer than two clips or groups.
     """
     part = divide(np.asarray(labels), (1 - fraction, fraction), seed, groups)
     return np.flatnonzero(part == 0), np.flatnonzero(part == 1)
@@ -158,16 +156,16 @@ def _check(
     labels = torch.as_tensor(labels).bool().cpu().numpy()
     if labels.ndim != 2 or len(labels) != len(values):
         raise ValueError(
-            f"labels have the shape {labels.shape}; expected ({len(values)}, classes), a row for each embedding."
+            f"labels have the shape {labels.shape}; expected ({len(values)}, classes), a row per embedding."
         )
     several = np.flatnonzero(labels.sum(1) != 1)
     if not multi_label and len(several):
         raise ValueError(
-            f"clip {several[0]} is of {labels[several[0]].sum()} classes; expected one. Say multi_label=True if clips "
-            "may be of several."
+            f"clip {several[0]} is of {labels[several[0]].sum()} classes; expected one. Set multi_label=True if clips "
+            "may have several."
         )
     if groups is not None and len(groups) != len(values):
-        raise ValueError(f"there are {len(groups)} groups and {len(values)} clips; expected one for each.")
+        raise ValueError(f"there are {len(groups)} groups and {len(values)} clips; expected one group per clip.")
     return _Clips(values, labels, None if groups is None else np.array([str(name) for name in groups]))
 
 
@@ -175,10 +173,10 @@ def _linear_scores(
     train: np.ndarray, labels: np.ndarray, others: np.ndarray, values: Sequence[float], multi_label: bool
 ) -> np.ndarray:
     varied = np.flatnonzero(labels.any(0) & ~labels.all(0))
-    # A class that no clip is of, or all are, has the same score for every clip.
+    # A class of no clip, or of all clips, has the same score for every clip.
     scores = np.tile(labels.mean(0), (len(values), len(others), 1))
     targets = [(column, labels[:, column]) for column in varied] if multi_label else [(varied, labels.argmax(1))]
-    # Of two classes scikit-learn has the weights of one alone; twice its C is the C of the multinomial regression.
+    # For two classes scikit-learn fits one weight vector; twice its C equals the C of the multinomial regression.
     factor = 2 if len(varied) == 2 and not multi_label else 1
     for columns, target in targets if len(varied) else []:
         model = LogisticRegression(tol=1e-5, max_iter=1000, warm_start=True)
@@ -203,11 +201,11 @@ def _nearest_scores(
 
 @dataclass(frozen=True)
 class _Kind:
-    """A probe.
+    """Kind of probe.
 
-    words: what it is, of a clip's one class and of several.
-    parameter: what is chosen from `grid`; the values that are preferred among equals come first.
-    scores: from standardized train clips, their labels, other clips and values of the parameter to (values, M, C).
+    words: Description for one class per clip and for multi-label data.
+    parameter: Name of the parameter; of equally good values in `grid` the first is chosen.
+    scores: From standardized train clips, their labels, other clips and parameter values to (values, M, C).
     """
 
     words: tuple[str, str]
@@ -223,7 +221,7 @@ _KINDS = {
         STRENGTHS,
         _linear_scores,
     ),
-    "knn": _Kind(("nearest neighbors by cosine",) * 2, "k", NEIGHBOURS, _nearest_scores),
+    "knn": _Kind(("nearest neighbors by cosine",) * 2, "k", NEIGHBORS, _nearest_scores),
 }
 KINDS = tuple(_KINDS)
 
@@ -231,15 +229,15 @@ KINDS = tuple(_KINDS)
 def _scores(
     kind: _Kind, train: _Clips, embeddings: np.ndarray, values: Sequence[float], multi_label: bool
 ) -> np.ndarray:
-    """Scores of other clips for each value of the probe's parameter, (values, M, C)."""
+    """Scores of other clips for each parameter value, (values, M, C)."""
     scaler = StandardScaler().fit(train.embeddings)
     own, others = scaler.transform(train.embeddings), scaler.transform(embeddings)
     return kind.scores(own, train.labels, others, values, multi_label)
 
 
 def _choose(kind: _Kind, train: _Clips, multi_label: bool, seed: int) -> tuple[float, str]:
-    """The parameter that is best for a held-out share of the train clips, and how it was chosen, in words."""
-    if train.groups is not None and len(set(train.groups)) == 1:  # which has to be split
+    """Best parameter on held-out train clips, and a description of the choice."""
+    if train.groups is not None and len(set(train.groups)) == 1:  # one group cannot be split
         train = replace(train, groups=None)
     fitted, held_out = (train.select(part) for part in split(train.labels, train.groups, VALIDATION_SHARE, seed))
     grid = [value for value in kind.grid if kind.parameter != "k" or value <= len(fitted.labels)]
@@ -247,8 +245,8 @@ def _choose(kind: _Kind, train: _Clips, multi_label: bool, seed: int) -> tuple[f
     values = [_metric(of_one, held_out.labels, multi_label)() for of_one in scores]
     if np.isnan(values).all():
         raise ValueError(
-            f"none of the {len(held_out.labels)} train clips held out for the choice of {kind.parameter} is of any "
-            "class: the probe needs more labelled clips."
+            f"none of the {len(held_out.labels)} train clips held out for the choice of {kind.parameter} has a class; "
+            "the probe needs more labeled clips."
         )
     best = grid[int(np.nanargmax(values))]
     tried, clips = ", ".join(f"{value:g}" for value in sorted(grid)), held_out.count("of these clips", "groups")
@@ -256,7 +254,7 @@ def _choose(kind: _Kind, train: _Clips, multi_label: bool, seed: int) -> tuple[f
 
 
 def _metric(scores: np.ndarray, labels: np.ndarray, multi_label: bool) -> Callable[..., float]:
-    """The metric of scores (M, C), as a function of how often each clip counts, (M,): once unless given."""
+    """Metric of scores (M, C) as a function of the count of each clip, (M,), by default 1."""
     if multi_label:
         ranking = Ranking(torch.from_numpy(scores), torch.from_numpy(labels))
         return lambda counts=None: float(
@@ -267,7 +265,7 @@ def _metric(scores: np.ndarray, labels: np.ndarray, multi_label: bool) -> Callab
 
 
 def _measure(scores: np.ndarray, test: _Clips, multi_label: bool, seed: int) -> tuple[float, tuple[float, float], str]:
-    """The metric, its 95 % interval, and what that is."""
+    """Metric, its 95 % interval, and a description of the interval."""
     metric, count = _metric(scores, test.labels, multi_label), len(test.labels)
     value = metric()
     if not multi_label and test.groups is None:

@@ -1,4 +1,4 @@
-"""Embeddings in the plane, to be looked at class by class.
+"""Projection of embeddings to two dimensions, for plots.
 
 Shapes: N clips, M clips shown, D embedding size.
 """
@@ -17,15 +17,15 @@ from .few_shot.accuracy import standardized
 
 @dataclass(frozen=True)
 class Projection:
-    """One embedding of some clips of a data set, in two dimensions.
+    """Clips of a data set in two dimensions of one embedding.
 
     Attributes:
-        data: name of the data set.
-        model: name of the model.
-        embedding: "contrastive", "predictive" or "both"; empty for what has only one.
-        method: how the two dimensions were found, and what they show.
-        points: (x, y) of each clip that is shown.
-        labels: the class of each.
+        data: Name of the data set.
+        model: Name of the model.
+        embedding: "contrastive", "predictive" or "both"; "" for a model with one embedding.
+        method: Description of the dimensions.
+        points: (x, y) of each clip.
+        labels: Class of each clip.
     """
 
     data: str
@@ -47,37 +47,32 @@ def project(
     max_clips: int = 500,
     seed: int = 0,
 ) -> Projection:
-    """The two directions in which the embeddings of some clips vary most.
+    """Two principal components of embeddings, prepared as for few-shot classifiers.
 
-    Embeddings are prepared as for few-shot classifiers: dimensions standardized over the N clips, clips scaled to
-    length 1. Labels have no part in the directions. Which clips are shown depends on the labels and the seed alone, so
-    that the projections of several embeddings show the same clips.
+    Only labels and seed decide the choice of clips: several embeddings of a data set show the same clips.
 
     Args:
-        embeddings: (N, D), float.
-        labels: the class of each clip, (N,).
-        data: name of the data set.
-        model: name of the model.
-        embedding: which of the model's embeddings it is.
-        max_classes: classes shown; drawn at random if there are more.
-        max_clips: clips shown; drawn at random from these classes' if there are more.
-        seed: draws them.
+        embeddings: (N, D) float.
+        labels: (N,) class of each clip.
+        data, model, embedding: Attributes of the `Projection`.
+        max_classes: Number of classes shown; if there are more, a random choice.
+        max_clips: Number of clips of these shown; if there are more, a random choice.
+        seed: Seed of the choices.
 
     Raises:
-        ValueError: when embeddings are not a finite (N, D) matrix with a label for each row, or fewer than two clips
-            are to be shown.
+        ValueError: If embeddings are not a finite (N, D) matrix with a label per row, or fewer than 2 clips are shown.
     """
     if embeddings.ndim != 2 or len(embeddings) != len(labels) or not torch.isfinite(embeddings).all():
         raise ValueError(
             f"got embeddings of shape {tuple(embeddings.shape)} and {len(labels)} labels; expected finite (N, D) and "
-            "a label for each row."
+            "a label per row."
         )
     shown = _shown(labels, max_classes, max_clips, seed)
     if len(shown) < 2:
         raise ValueError(f"there are {len(shown)} clips to show; expected two or more.")
     prepared = unit_length(standardized(embeddings.double().cpu()), dim=1)[shown]  # (M, D)
     components = PCA(min(2, prepared.shape[1]), svd_solver="full")
-    with np.errstate(invalid="ignore"):  # clips that are all the same have no variance
+    with np.errstate(invalid="ignore"):  # equal clips have no variance
         points = components.fit_transform(prepared.numpy())  # (M, 2), or (M, 1) of a single dimension
     share = np.nan_to_num(components.explained_variance_ratio_.sum(), nan=1.0)
     method = f"two principal components, {100 * share:.0f} % of the variance"
@@ -86,7 +81,7 @@ def project(
 
 
 def _shown(labels: Sequence[str], max_classes: int, max_clips: int, seed: int) -> list[int]:
-    """Indices of the clips that are shown, ascending."""
+    """Indices of the clips shown, ascending."""
     generator = torch.Generator().manual_seed(seed)
     names = sorted(set(labels))
     chosen = {names[index] for index in torch.randperm(len(names), generator=generator)[:max_classes].tolist()}

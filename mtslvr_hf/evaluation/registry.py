@@ -1,4 +1,4 @@
-"""Registry of evaluation data sets: the paper's sets that the Hub has, and labelled sets on disk; class lists."""
+"""Registry of evaluation data sets on the Hub (those of the paper) and on disk; class lists."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Entry of the registry: the place and the facts of a labelled data set.
+    """Labeled data set of the registry.
 
     Attributes:
-        name: what the command line and tables call it.
-        paper_name: the paper's set that it is, or stands in for; empty for sets of our own.
-        repository: on the Hub; empty if it is a folder `ROOT/name` on disk.
-        revision: commit of the repository.
-        split: its split, or several joined by "+".
-        audio_column: its column of audio.
-        label_column: its column of classes.
-        group_column: its column of groups, or None.
-        clips: how many, as counted by those who keep it.
-        classes: how many; 0 if they do not say.
-        group_disjoint: whether few-shot episodes keep groups apart unless the user says otherwise.
-        note: how it differs from the paper's set.
+        name: Name on the command line and in tables.
+        paper_name: Data set of the paper that it is or replaces, or "".
+        repository: Name on the Hub, or "" for a folder `ROOT/name` on disk.
+        revision: Commit.
+        split: Split, or several joined by "+".
+        audio_column, label_column, group_column: See `load_labelled_audio`.
+        clips: Number of clips, from the source named below.
+        classes: Number of classes; 0 if unknown.
+        group_disjoint: Default of `FewShotProtocol.group_disjoint`.
+        note: Difference from the paper's data set.
     """
 
     name: str
@@ -40,9 +38,9 @@ class Benchmark:
     note: str = ""
 
 
-# The names of the ten are those of the authors' evaluation code: MetaAudio's seven and three of speech. Repositories,
-# revisions, columns, splits and counts of the paper's sets are those of mteb 2.26's audio tasks; all of voxceleb1 and
-# watkins, the label and group columns of esc50 and the label column of nsynth are those of the repositories' pages.
+# Names of the ten data sets of the paper: the authors' evaluation code (MetaAudio's seven and three of speech). Their
+# repositories, revisions, columns, splits and counts: audio tasks of mteb 2.26, except for all of voxceleb1 and
+# watkins, the label and group columns of esc50 and the label column of nsynth, which are from the repositories' pages.
 _ALL = (
     Benchmark(
         "esc50",
@@ -176,11 +174,11 @@ SUITES = {
 
 
 def read_class_list(path: str | Path) -> list[str]:
-    """Class names of a text file (UTF-8, one name per line), in the file's order, each once; empty lines do not count.
+    """Unique class names of a UTF-8 text file with one name per line, in order; empty lines are ignored.
 
     Raises:
-        FileNotFoundError: when the file does not exist.
-        ValueError: when the file is no UTF-8 text or has no names. The message names the file.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is not UTF-8 text or has no names.
     """
     path = Path(path)
     if not path.is_file():
@@ -196,16 +194,14 @@ def read_class_list(path: str | Path) -> list[str]:
 
 
 def expand(specs: Iterable[str | Path]) -> list[str | Path]:
-    """The same with the members of each suite in its place, unless a file or folder has its name."""
+    """Specifications with suites replaced by their members, unless a file or folder has the suite's name."""
     return [
-        member
-        for spec in specs
-        for member in (SUITES[spec] if spec in SUITES and not Path(spec).exists() else [spec])  # type: ignore[index]
+        member for spec in specs for member in (SUITES[spec] if spec in SUITES and not Path(spec).exists() else [spec])
     ]
 
 
 def describe_registry() -> str:
-    """A line for each data set, suite by suite."""
+    """Text with one line per data set, by suite."""
     lines = []
     for suite, names in SUITES.items():
         lines.append(f"{suite}:")
@@ -215,7 +211,7 @@ def describe_registry() -> str:
             size = f"{benchmark.clips:,} clips" + (f" of {benchmark.classes} classes" if benchmark.classes else "")
             paper = f", for the paper's {benchmark.paper_name}" if benchmark.paper_name else ""
             lines.append(f"  {name}: {where}, {size}{paper}{'; ' + benchmark.note if benchmark.note else ''}")
-    lines.append("ROOT is --data-root, or else the environment's MTSLVR_EVALUATION_DATA.")
+    lines.append("ROOT is --data-root or the environment variable MTSLVR_EVALUATION_DATA.")
     return "\n".join(lines)
 
 

@@ -1,8 +1,8 @@
-"""The networks as graphs that ONNX can hold: windows cut inside, dynamic sizes, torch's operators where they serve.
+"""Graphs for ONNX export: windows cut inside the graph, dynamic sizes, replacements of operators.
 
-Decompositions replace four of torch's operators, whose ONNX is wrong or missing (`benchmarks/onnx_frontend.py`): STFT
-makes rounding noise of digital silence, and DFT is wrong by some 1e-3 of an embedding where `n_fft` is no power of 2;
-atan2(0, -1) is -pi; hypot has no translation; adaptive pooling keeps the number of frames that was traced.
+Decompositions replace four torch operators with wrong or missing ONNX (`benchmarks/onnx_frontend.py`): STFT turns
+digital silence into rounding noise; DFT is wrong by about 1e-3 of an embedding if `n_fft` is not a power of 2;
+atan2(0, -1) is -pi; hypot has no translation; adaptive pooling keeps the traced number of frames.
 
 Shapes: B batch, K windows of the longest clip, F mel bands, N frames, D embedding.
 """
@@ -19,7 +19,7 @@ from ..modeling_mtslvr import MTSLVRModel
 
 
 class EmbeddingGraph(nn.Module):
-    """Base of the graphs: a network, the tasks of its embedding, and the inputs' axes that vary, by name."""
+    """Base class of a graph; `dynamic_axes` names the axes of each input that may vary."""
 
     dynamic_axes: dict[str, dict[int, str]]
 
@@ -29,7 +29,7 @@ class EmbeddingGraph(nn.Module):
         self.tasks = list(tasks)
 
     def embed(self, features: torch.Tensor) -> torch.Tensor:
-        """The model's forward between front end and the mean of the windows: (windows, ...) -> (windows, D)."""
+        """Embeddings of windows, after the front end: (windows, ...) -> (windows, D)."""
         maps, _ = self.network.encoder(features, self.tasks)
         distinct: dict[str, str] = {}  # the first task of each part of the embedding
         for task in self.tasks:
@@ -38,7 +38,7 @@ class EmbeddingGraph(nn.Module):
 
 
 class SpectrogramGraph(EmbeddingGraph):
-    """Graph from spectrograms, as `model.frontend` returns them, to embeddings, for any number of frames."""
+    """Graph from the output of `model.frontend`, of any number of frames, to embeddings."""
 
     dynamic_axes = {"input_features": {0: "batch", 3: "frames"}}
 
@@ -48,7 +48,7 @@ class SpectrogramGraph(EmbeddingGraph):
 
     @staticmethod
     def batches(model: MTSLVRModel) -> list[dict[str, torch.Tensor]]:
-        """Inputs to compare with, the last to trace with: frames of a window, fewer, more, not divisible by 32."""
+        """Inputs for comparison and, the last, for tracing: frames of a window, fewer, more, not divisible by 32."""
         config, generator = model.config, torch.Generator().manual_seed(1)
         window = 1 + config.window_samples // config.hop_length
         batches = []
@@ -60,10 +60,7 @@ class SpectrogramGraph(EmbeddingGraph):
 
 
 class WaveformGraph(EmbeddingGraph):
-    """Padded waveforms to embeddings: every clip is cut into as many windows as the longest needs.
-
-    Windows behind a clip's end have weight 0, so that no shape depends on the lengths that came.
-    """
+    """Graph from padded waveforms to embeddings; windows after a clip's end have weight 0, so shapes stay fixed."""
 
     dynamic_axes = {name: {0: "batch", 1: "samples"} for name in ("input_values", "attention_mask")}
 
@@ -84,7 +81,7 @@ class WaveformGraph(EmbeddingGraph):
 
     @staticmethod
     def batches(model: MTSLVRModel) -> list[dict[str, torch.Tensor]]:
-        """Inputs to compare with, the last to trace with: lengths below, at and above a window, more padding."""
+        """Inputs for comparison and, the last, for tracing: clips below, at and above a window, and extra padding."""
         size, generator = model.config.window_samples, torch.Generator().manual_seed(0)
         shapes = [((size,), 0), ((size // 3,), 0), ((37, size + 1, 2 * size, size // 2 + 1), 0)]
         shapes += [((size,) * 3, 0), ((2 * size + size // 4, size - 1), size)]
@@ -94,13 +91,11 @@ class WaveformGraph(EmbeddingGraph):
 def padded_batch(
     lengths: Sequence[int], extra: int, generator: torch.Generator, sampling_rate: int
 ) -> dict[str, torch.Tensor]:
-    """Test clips as the extractor would return them, in turn noise, a gliding tone in noise, and digital silence.
+    """Test clips in the extractor's format: in turn noise, a gliding tone in noise, and digital silence.
 
     Args:
         lengths: Samples of each clip.
-        extra: Samples of padding after the longest.
-        generator: Draws the noise.
-        sampling_rate: In Hz.
+        extra: Samples of padding after the longest clip.
     """
     longest = max(lengths) + extra
     values, mask = torch.zeros(len(lengths), longest), torch.zeros(len(lengths), longest, dtype=torch.long)
@@ -108,7 +103,7 @@ def padded_batch(
         seconds = torch.arange(length) / sampling_rate
         noise = torch.randn(length, generator=generator)
         glide = torch.sin(2 * torch.pi * (300 + 200 * seconds) * seconds)
-        silence = torch.full((length,), 0.0025)  # what normalization by AudioSet's mean makes of zeros
+        silence = torch.full((length,), 0.0025)  # zeros after normalization by AudioSet's mean
         values[row, :length] = (noise, 0.1 * noise + glide, silence)[row % 3]
         mask[row, :length] = 1
     return {"input_values": values, "attention_mask": mask}
@@ -119,8 +114,8 @@ def _stft(
 ) -> torch.Tensor:
     """(batch, samples), padded by torch.stft before it calls this -> (batch, n_fft // 2 + 1, frames), complex.
 
-    The DFT is two products with matrices, of n1 x n2 = n_fft points. A frame's first sample is taken off before and
-    given back to bin 0, so that the other bins of constant frames, digital silence, are exactly 0 as in torch.
+    The DFT is two matrix products, of n1 x n2 = n_fft points. The first sample of a frame is subtracted before and
+    added to bin 0 after, so that the other bins of digital silence (constant frames) are exactly 0, as in torch.
 
     Source: Cooley and Tukey, "An algorithm for the machine calculation of complex Fourier series", 1965.
     """
@@ -157,7 +152,7 @@ def _atan2(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def _adaptive_average_pool2d(features: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """As products with averaging matrices, which may have dynamic sizes where ONNX's pooling has a fixed kernel."""
+    """Products with averaging matrices: unlike ONNX's pooling kernel, they may have dynamic sizes."""
     sizes = list(zip(features.shape[2:], size))  # ((F, F'), (N, N'))
     if all(isinstance(length, int) and length == 2 * parts for length, parts in sizes):
         return F.avg_pool2d(features, 2)

@@ -1,4 +1,4 @@
-"""Models as ONNX files: the merged network, checked against torch before the file appears."""
+"""ONNX files of models, with adapters merged and outputs checked against torch."""
 
 import copy
 import json
@@ -18,24 +18,22 @@ from .graphs import DECOMPOSITIONS, EmbeddingGraph, SpectrogramGraph, WaveformGr
 
 INPUTS = ("waveform", "spectrogram")
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-TOLERANCE = 1e-4  # of a clip's embedding, relative
-LOWEST_OPSET = 18  # what torch translates to
+TOLERANCE = 1e-4  # relative error of a clip's embedding
+LOWEST_OPSET = 18  # of torch's exporter
 OUTPUT = "embeddings"
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """Report of an export: the file, and its error against torch.
+    """ONNX file and its error against torch.
 
     Attributes:
-        path: the file.
-        input: "waveform" or "spectrogram".
-        tasks: the tasks in the embedding, in its order.
+        tasks: Tasks of the embedding, in its order.
         embedding_size: D.
-        opset: the file's ONNX operator set.
-        size: the file's bytes.
-        clips: clips that were compared, in batches of several shapes.
-        max_error: the largest |onnx - torch| / |torch| of a clip's embedding (Euclidean norms).
+        opset: ONNX operator set.
+        size: Bytes of the file.
+        clips: Number of clips compared, in batches of several shapes.
+        max_error: Largest |onnx - torch| / |torch| of a clip's embedding (Euclidean norms).
     """
 
     path: Path
@@ -49,7 +47,7 @@ class ExportReport:
 
 
 class ExportError(ValueError):
-    """The exported graph does not compute what the model computes."""
+    """Difference between the exported graph and the model that is too large."""
 
 
 def export_onnx(
@@ -60,41 +58,37 @@ def export_onnx(
     opset: int | None = None,
     feature_extractor: MTSLVRFeatureExtractor | None = None,
 ) -> ExportReport:
-    """Writes a model as one ONNX file, in float32, with adapters and batch normalization merged.
+    """ONNX export of a model's embedding as one float32 file, with adapters and batch normalization merged.
 
-    The file takes `input_values` (batch, samples) float32 and `attention_mask` (batch, samples) int64 as the feature
-    extractor makes them, of any batch and length, and cuts the windows itself; or, with `input="spectrogram"`,
-    `input_features` (batch, channels, mels, frames), what `model.frontend` makes of one window. It returns
-    `embeddings` (batch, D), the forward's `pooler_output`. Every clip is computed in as many windows as the longest of
-    its batch has, so batches of like length are the cheapest. Clips must be padded on the right: a graph cannot refuse
-    others. Its metadata say how to prepare audio for it and what the embedding is made of.
+    Inputs: `input_values` (batch, samples) float32 and `attention_mask` (batch, samples) int64 from the feature
+    extractor, padded on the right, of any batch size and length; or, with `input="spectrogram"`, `input_features`
+    (batch, channels, mels, frames), the output of `model.frontend` for one window. Output: `embeddings` (batch, D),
+    the model's `pooler_output`. The graph computes as many windows per clip as the longest clip of the batch has, so
+    clips of similar length are the cheapest. The metadata give audio settings and the parts of the embedding.
 
-    It is compared with torch in onnxruntime on noise, tones and silence of several lengths and batches, and nothing
-    is left at `destination` that was not found equal. With a `mel_stft` model, single clips can still differ by more:
-    by some 1e-4 where a phase is so close to pi that rounding decides for -pi, by up to 1e-2 where bands hold nothing
-    but rounding noise (synthetic periodic signals), as they do between one device and another in torch.
+    onnxruntime and torch are compared on noise, tones and silence of several lengths and batch sizes; a file that
+    differs is not kept. Single clips of a `mel_stft` model can differ more: by about 1e-4 if a phase is so close to pi
+    that it is rounded to -pi, by up to 1e-2 if bands hold only rounding noise (synthetic periodic signals). In torch,
+    two devices differ as much.
 
     Args:
-        model: The model; a classifier's or a pre-training model's embedding is what is exported.
-        destination: The file to write, `*.onnx`; its folder is made. A file that is there is replaced.
+        model: Any MT-SLVR model; heads of a classifier or of pre-training are not exported.
+        destination: File to write, `*.onnx`; its folder is created, an existing file is replaced.
         input: `"waveform"` or `"spectrogram"`.
-        tasks: Tasks of the embedding, in its order; the model's active ones unless given.
-        opset: ONNX operator set, 18 or higher; torch's default unless given.
-        feature_extractor: The one whose settings go into the metadata; the one beside the model's weights unless
-            given, or the default one for a model that was not loaded.
-
-    Returns:
-        Where it is, and the largest error found.
+        tasks: Tasks of the embedding, in its order. Default: the model's active tasks.
+        opset: ONNX operator set, 18 or higher. Default: torch's.
+        feature_extractor: Source of settings for the metadata. Default: the one saved with the model, or the default
+            one for a model that was not loaded.
 
     Raises:
-        ImportError: If onnx, onnxruntime or onnxscript is missing; it says how to install them.
+        ImportError: If onnx, onnxruntime or onnxscript is missing; the message has the pip command.
         ValueError: If an argument is not one of those listed, or the model has no spectrogram.
-        ExportError: If the largest error is above 1e-4. No file is written then.
-        OSError: If there is no feature extractor beside the model's weights.
+        ExportError: If the largest error is above 1e-4. No file is written.
+        OSError: If a loaded model was saved without a feature extractor.
     """
     _check_packages()
     destination = Path(destination)
-    reference = copy.deepcopy(model.base_model).to("cpu", torch.float32).eval().requires_grad_(False)
+    reference: MTSLVRModel = copy.deepcopy(model.base_model).cpu().float().eval().requires_grad_(False)
     tasks = reference.config.resolve_tasks(tasks)
     _check_arguments(reference, destination, input, opset)
     extractor = feature_extractor or feature_extractor_of(model)
@@ -105,11 +99,11 @@ def export_onnx(
     with whole_file(destination) as temporary:
         program.save(temporary, external_data=False)
         errors = compare(temporary, reference, batches, tasks)
-        worst = float(torch.tensor(errors).max())  # NaN if there is one
+        worst = float(torch.tensor(errors).max())  # NaN if any is
         if not worst <= TOLERANCE:
             raise ExportError(
                 f"the exported network differs from torch by {worst:.1e} of an embedding, more than {TOLERANCE:.0e}; "
-                "wrote nothing. Are the model's weights and statistics finite, torch and onnxscript up to date?"
+                "no file was written. Check that weights and statistics are finite; update torch and onnxscript."
             )
     return ExportReport(
         path=destination,
@@ -130,21 +124,18 @@ def compare(
     batches: Sequence[dict[str, torch.Tensor]],
     tasks: Sequence[str] | None = None,
 ) -> list[float]:
-    """Runs an exported file in onnxruntime on the CPU beside the model.
+    """Relative error |onnx - torch| / |torch| of each clip's embedding, in onnxruntime on the CPU.
 
     Args:
-        path: the ONNX file.
-        model: the model it was made from, in float32 on the CPU.
-        batches: inputs of the model's forward.
-        tasks: the tasks it was exported for.
-
-    Returns:
-        For each clip, |onnx - torch| / |torch| of its embedding.
+        path: ONNX file.
+        model: Its model, in float32 on the CPU.
+        batches: Inputs of the model's forward.
+        tasks: Tasks of the file.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()  # its own default pins every core, taken or not
+    options.intra_op_num_threads = torch.get_num_threads()  # the default pins every core, even a busy one
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     errors: list[float] = []
     for inputs in batches:
@@ -168,15 +159,15 @@ def _check_arguments(network: MTSLVRModel, destination: Path, input: str, opset:
     if input not in INPUTS:
         raise ValueError(f"`input` must be one of {', '.join(map(repr, INPUTS))}; got {input!r}.")
     if input == "spectrogram" and network.config.frontend == "waveform":
-        raise ValueError("This model reads waveforms and has no spectrogram: export it with `input='waveform'`.")
+        raise ValueError("this model reads waveforms and has no spectrogram; use `input='waveform'`.")
     if opset is not None and opset < LOWEST_OPSET:
         raise ValueError(f"`opset` is {opset}; torch writes {LOWEST_OPSET} or higher.")
     if destination.is_dir():
-        raise ValueError(f"{destination} is a folder; expected a file to write, such as {destination / 'model.onnx'}.")
+        raise ValueError(f"{destination} is a folder; expected a file such as {destination / 'model.onnx'}.")
 
 
 def to_onnx(graph: EmbeddingGraph, example: dict[str, torch.Tensor], opset: int | None = None) -> Any:
-    """Traces a graph, whose `dynamic_axes` say which may vary, and translates it; a `torch.onnx.ONNXProgram`."""
+    """`torch.onnx.ONNXProgram` of a graph; its `dynamic_axes` may vary."""
     from onnxscript import optimizer
 
     dynamic = {name: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for name, axes in graph.dynamic_axes.items()}
@@ -184,7 +175,7 @@ def to_onnx(graph: EmbeddingGraph, example: dict[str, torch.Tensor], opset: int 
         traced = torch.export.export(
             graph, (), example, dynamic_shapes=dynamic, prefer_deferred_runtime_asserts_over_guards=True
         ).run_decompositions(DECOMPOSITIONS)
-    program = torch.onnx.export(
+    program: Any = torch.onnx.export(
         traced,
         dynamic_shapes=graph.dynamic_axes,
         input_names=list(graph.dynamic_axes),
@@ -198,38 +189,26 @@ def to_onnx(graph: EmbeddingGraph, example: dict[str, torch.Tensor], opset: int 
     written = program.model.opset_imports[""]
     if opset not in (None, written):  # torch only logs it
         raise ValueError(
-            f"`opset` is {opset}, which this onnxscript cannot write (it wrote {written}): update it, or choose "
-            "a lower one."
+            f"`opset` is {opset}, which this onnxscript cannot write (it wrote {written}); update onnxscript or set a "
+            "lower opset."
         )
-    # Not `optimize=True`, whose rewriting takes the 2e-16 that is added before a logarithm for 0 and drops it
-    # (onnxscript 0.7), so that silence becomes -inf.
+    # Not `optimize=True`: onnxscript 0.7 drops the 2e-16 that is added before a logarithm, so silence becomes -inf.
     optimizer.inline(program.model)
     optimizer.fold_constants(program.model)
     optimizer.remove_unused_nodes(program.model)
     for node in program.model.graph:
-        node.metadata_props.clear()  # stack traces, with the paths of this machine
+        node.metadata_props.clear()  # stack traces with paths of this machine
     return program
 
 
 def _metadata(
     network: MTSLVRModel, input: str, tasks: Sequence[str], extractor: MTSLVRFeatureExtractor
 ) -> dict[str, str]:
-    """Metadata of the file for programs that have nothing else; every value is JSON."""
-    config = network.config
-    facts = {
-        "input": input,
-        "tasks": list(tasks),
-        "head_size": config.head_size,
-        "sampling_rate": config.sampling_rate,
-        "normalization": extractor.normalization,
-        "mean": extractor.mean,
-        "std": extractor.std,
-        "window_samples": config.window_samples,
-        "frontend": config.frontend,
-        "n_fft": config.n_fft,
-        "hop_length": config.hop_length,
-        "num_mel_bins": config.num_mel_bins,
-    }
+    """Metadata for programs without this package; every value is JSON."""
+    of_network = ("head_size", "sampling_rate", "window_samples", "frontend", "n_fft", "hop_length", "num_mel_bins")
+    facts = {"input": input, "tasks": list(tasks)}
+    facts |= {name: getattr(network.config, name) for name in of_network}
+    facts |= {name: getattr(extractor, name) for name in ("normalization", "mean", "std")}
     return {f"mtslvr.{name}": json.dumps(value) for name, value in facts.items()}
 
 

@@ -96,7 +96,7 @@ def test_local_sets_of_the_registry(folder, monkeypatch):
     with pytest.raises(DataNotReachableError, match="languages: there is no folder"):
         open_data("languages")
     monkeypatch.delenv("MTSLVR_EVALUATION_DATA")
-    with pytest.raises(DataNotReachableError, match="say where with --data-root"):
+    with pytest.raises(DataNotReachableError, match="set its parent with --data-root"):
         open_data("languages")
 
 

@@ -140,5 +140,5 @@ def test_a_collapsed_embedding_is_no_error():
 def test_misuse_is_explained():
     with pytest.raises(ValueError, match="at least 10 clips"):
         measure_invariance(by_hand, clips()[:9])
-    with pytest.raises(ValueError, match=r"must lie in \(0, 1\], got \(0.5, 1.5\)"):
+    with pytest.raises(ValueError, match=r"must lie in \(0, 1\]; got \(0.5, 1.5\)"):
         measure_invariance(by_hand, clips(), strengths=(0.5, 1.5))

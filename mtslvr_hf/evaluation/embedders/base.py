@@ -1,4 +1,4 @@
-"""Embedders under one interface: MT-SLVR models, other models of transformers, and the baselines.
+"""Embedder interface of MT-SLVR models, other models of transformers, and the baselines.
 
 Shapes: N clips, n waveforms, S samples, D embedding size.
 """
@@ -12,14 +12,15 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrainedConfig
 
 from ...embedding import encode
 from ...feature_extraction_mtslvr import MTSLVRFeatureExtractor
 from ...fingerprints import model_fingerprint
+from ...modeling_mtslvr import MTSLVRPreTrainedModel
 from .transformers_models import FAMILIES, TransformersEmbedder
 
-WAVEFORM_RATE = 16_000  # of what `embed_waveforms` takes, in Hz
+WAVEFORM_RATE = 16_000  # input of `embed_waveforms`, in Hz
 
 
 @runtime_checkable
@@ -27,8 +28,8 @@ class Embedder(Protocol):
     """Interface of a model in an evaluation.
 
     Attributes:
-        name: Its rows' name in tables.
-        fingerprint: A digest of all that decides its embeddings.
+        name: Name in tables.
+        fingerprint: Digest of everything that its embeddings depend on.
     """
 
     name: str
@@ -37,39 +38,35 @@ class Embedder(Protocol):
     def fingerprint(self) -> str: ...
 
     def embed(self, audio: Sequence[Mapping[str, Any]], show_progress: bool = False) -> dict[str, Tensor]:
-        """Embeds encoded files.
+        """Embeddings (N, D) of audio by name, float32 on the CPU; the last is the main one, a single one is named "".
 
         Args:
-            audio: N undecoded rows, `{"bytes", "path"}`.
-            show_progress: Whether to show a progress bar on standard error.
-
-        Returns:
-            (N, D) float32 on the CPU by the embedding's name; the last one stands for the model. A single one's name
-            is empty.
+            audio: N undecoded rows `{"bytes", "path"}`.
+            show_progress: Shows a progress bar on standard error.
 
         Raises:
-            BadClipError: A ValueError that names the row that cannot be decoded.
+            BadClipError: If a row cannot be decoded. A ValueError with the name of the row.
         """
         ...
 
     def embed_waveforms(self, waveforms: Tensor) -> dict[str, Tensor]:
-        """Embeds waveforms (n, S) at 16 kHz, not normalized, as `embed` does files."""
+        """Embeddings (n, D) of waveforms (n, S) at 16 kHz, not normalized."""
         ...
 
 
 class MTSLVREmbedder:
-    """An MT-SLVR model: an embedding for each task, and the model's own, which is all of them concatenated.
+    """Embedder by an MT-SLVR model: an embedding per task, and last all of them concatenated.
 
     Args:
-        model: A model of any class; it stays in its mode. What it has learnt since shows in the next call.
-        feature_extractor: Its normalization applies.
-        name: In tables.
-        batch_size: Windows that go through the network at once.
+        model: Model of any class. Its mode does not change; each call uses its current weights.
+        feature_extractor: Source of the normalization.
+        name: Name in tables.
+        batch_size: Windows per batch.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: MTSLVRPreTrainedModel,
         feature_extractor: MTSLVRFeatureExtractor,
         name: str = "MT-SLVR",
         batch_size: int = 16,
@@ -81,17 +78,17 @@ class MTSLVREmbedder:
 
     @property
     def fingerprint(self) -> str:
-        """Of the weights as they are now, the configuration (the embedding's tasks among it) and the extractor."""
+        """Digest of current weights, configuration (with the tasks of the embedding) and extractor."""
         return model_fingerprint(self.model, self.feature_extractor)
 
     def embed(self, audio: Sequence[Mapping[str, Any]], show_progress: bool = False) -> dict[str, Tensor]:
-        """Embeds rows: "contrastive", "predictive" and "both" (or "all" of three tasks), the model's own one last."""
-        rows = (audio[index] for index in range(len(audio)))  # a data set's are read as they are needed
-        rows = tqdm(rows, self.name, len(audio), unit="clip", disable=not show_progress)
+        """Embeddings "contrastive", "predictive" and last "both" (or "all" of three tasks) of undecoded rows."""
+        undecoded = (audio[index] for index in range(len(audio)))  # a data set reads each row on access
+        rows = tqdm(undecoded, self.name, len(audio), unit="clip", disable=not show_progress)
         return self._named(self._encode(rows, None))
 
     def embed_waveforms(self, waveforms: Tensor) -> dict[str, Tensor]:
-        """Embeds waveforms (n, S) at 16 kHz, not normalized, as `embed` does files."""
+        """Embeddings (n, D) of waveforms (n, S) at 16 kHz, not normalized."""
         return self._named(self._encode(list(waveforms), WAVEFORM_RATE))
 
     def _encode(self, items: Iterable[Any], sampling_rate: int | None) -> Tensor:
@@ -106,9 +103,9 @@ class MTSLVREmbedder:
         )
 
     def _named(self, embeddings: Tensor) -> dict[str, Tensor]:
-        """Splits (N, D) into tasks; tasks that share head and adapters have one entry between them."""
+        """Embeddings by task of (N, D); tasks with the same head and adapters have one entry."""
         config = self.model.config
-        parts: dict[str, list[str]] = {}  # in the embedding's order, with the tasks that each belongs to
+        parts: dict[str, list[str]] = {}  # tasks of each part, in the order of the embedding
         for task in config.embedding_tasks:
             parts.setdefault(config.embedding_parts[task], []).append(task)
         names = [tasks[0] if len(tasks) == 1 else "both" for tasks in parts.values()]
@@ -119,12 +116,12 @@ class MTSLVREmbedder:
 
 
 def load_config(source: str | Path, revision: str | None = None) -> PreTrainedConfig:
-    """The configuration of a model that `load_embedder` takes; errors are the same."""
+    """Configuration of a model for `load_embedder`, with the same errors."""
     config = AutoConfig.from_pretrained(source, revision=revision)
     if config.model_type != "mtslvr" and config.model_type not in FAMILIES:
         raise ValueError(
             f"{source} is a model of type {config.model_type}; expected an audio model of type "
-            f"{', '.join(['mtslvr', *FAMILIES])}. Embeddings of others can be evaluated as data."
+            f"{', '.join(['mtslvr', *FAMILIES])}. Use embeddings of other models as data."
         )
     return config
 
@@ -137,18 +134,18 @@ def load_embedder(
     name: str | None = None,
     revision: str | None = None,
 ) -> Embedder:
-    """Loads an MT-SLVR model, or another audio model of transformers (see `TransformersEmbedder`), in float32.
+    """Embedder by an MT-SLVR or another audio model of transformers (see `TransformersEmbedder`), in float32.
 
     Args:
-        source: The model's folder, or its name on the Hub, with its feature extractor.
-        device: Where it runs.
-        batch_size: Windows embedded at once.
-        name: In tables; the source unless given.
+        source: Folder or Hub name of the model, with its feature extractor.
+        device: Device of the model.
+        batch_size: Windows per batch.
+        name: Name in tables. Default: the source.
         revision: Commit on the Hub.
 
     Raises:
-        OSError: If there is no such model, or no feature extractor beside it.
-        ValueError: If it is of a kind whose audio embedding is not known; the message lists those that are.
+        OSError: If the model or its feature extractor does not exist.
+        ValueError: If the type of the model is not supported; the message lists those that are.
     """
     config = load_config(source, revision)
     extractor = AutoFeatureExtractor.from_pretrained(source, revision=revision)
@@ -165,25 +162,24 @@ def untrained(
     batch_size: int = 16,
     name: str = "untrained network",
 ) -> Embedder:
-    """An MT-SLVR network with the weights that a seed gives, and BatchNorm statistics of 0 and 1.
+    """Embedder by an untrained MT-SLVR network: random weights of a seed, BatchNorm statistics of 0 and 1.
 
     Args:
-        source: The model whose architecture and feature extractor it has, or a configuration, for which it gets the
-            default extractor at the configuration's sampling rate.
-        seed: Draws the weights; the caller's random state stays as it is.
-        device: Where it runs.
-        batch_size: Windows embedded at once.
-        name: In tables.
+        source: Model with the architecture and the feature extractor, or a configuration, for the default extractor at
+            its sampling rate.
+        seed: Seed of the weights; the global random state does not change.
+        device: Device of the model.
+        batch_size: Windows per batch.
+        name: Name in tables.
 
     Raises:
         ValueError: If the model is not an MT-SLVR model.
-        OSError: If there is no such model, or no feature extractor beside it.
+        OSError: If the model or its feature extractor does not exist.
     """
-    given = isinstance(source, PreTrainedConfig)
-    config = source if given else AutoConfig.from_pretrained(source)
+    config = source if isinstance(source, PreTrainedConfig) else AutoConfig.from_pretrained(source)
     if config.model_type != "mtslvr":
         raise ValueError(f"got a model of type {config.model_type}; expected an MT-SLVR model (type mtslvr).")
-    if given:
+    if isinstance(source, PreTrainedConfig):
         extractor = MTSLVRFeatureExtractor(sampling_rate=config.sampling_rate)
     else:
         extractor = AutoFeatureExtractor.from_pretrained(source)

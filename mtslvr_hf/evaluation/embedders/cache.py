@@ -1,4 +1,4 @@
-"""Embeddings kept on disk, so that the same network embeds the same files once."""
+"""Cache of embeddings on disk."""
 
 from __future__ import annotations
 
@@ -29,23 +29,18 @@ def cached_embeddings(
     audio: Sequence[Mapping[str, Any]],
     show_progress: bool = False,
 ) -> dict[str, Tensor]:
-    """An embedder's embeddings of audio from a folder of earlier ones, or computed and written there.
+    """Embeddings of `Embedder.embed`, read from a folder if present, otherwise computed and written there.
 
-    An entry belongs to the embedder's fingerprint and to the audio's content in its order. What changes the code alone
-    needs another folder. An entry that is damaged is computed again, with a warning.
+    The key of an entry is the embedder's fingerprint and the content of the audio files in order, but not the code:
+    after a change of code, use another folder. A damaged entry is computed again, with a warning.
 
     Args:
-        folder: Made if it does not exist.
-        embedder: What embeds.
-        audio: N undecoded rows, `{"bytes", "path"}`.
-        show_progress: Whether to show the embedder's progress bar.
-
-    Returns:
-        As `Embedder.embed`.
+        folder: Folder of entries; created if missing.
+        embedder, audio, show_progress: See `Embedder.embed`.
 
     Raises:
         OSError: If the folder cannot be written, or a file cannot be read.
-        BadClipError: A ValueError that names the row that has no audio, or cannot be decoded.
+        BadClipError: If a row has no audio or cannot be decoded. A ValueError with the name of the row.
     """
     path = Path(folder) / f"{_key(embedder, audio)}.safetensors"
     if path.is_file():
@@ -54,16 +49,16 @@ def cached_embeddings(
             return embeddings
         logger.warning("%s is damaged; its embeddings are computed again.", path)
     embeddings = embedder.embed(audio, show_progress=show_progress)
-    # Tensors are numbered: safetensors does not keep their order.
+    # safetensors does not keep the order of names: they are numbers.
     numbered = {str(number): values.cpu().contiguous().clone() for number, values in enumerate(embeddings.values())}
     names = json.dumps(list(embeddings))
-    with whole_file(path) as temporary:  # another process sees the whole entry or none
+    with whole_file(path) as temporary:  # other processes see a whole entry or none
         save_file(numbered, temporary, metadata={"names": names, "sha256": _digest(names, list(numbered.values()))})
     return embeddings
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
-    """The entry's embeddings, or None if they are not what was written."""
+    """Embeddings of an entry, or None if it is damaged."""
     try:
         with safe_open(path, framework="pt") as entry:
             written = entry.metadata() or {}
@@ -79,7 +74,7 @@ def _read(path: Path) -> dict[str, Tensor] | None:
 def _digest(names: str, embeddings: Sequence[Tensor]) -> str:
     digest = hashlib.sha256(names.encode())
     for values in embeddings:
-        digest.update(values.contiguous().view(torch.uint8).numpy())
+        digest.update(values.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -92,7 +87,7 @@ def _key(embedder: Embedder, audio: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _content(file: Any) -> bytes:
-    """Sha256 of a file, a mebibyte at a time."""
+    """SHA-256 of a file, read by mebibytes."""
     digest = hashlib.sha256()
     while block := file.read(2**20):
         digest.update(block)

@@ -1,4 +1,4 @@
-"""Log-mel baseline: statistics of the log-mel spectrogram."""
+"""Baseline of log-mel statistics."""
 
 from __future__ import annotations
 
@@ -19,21 +19,20 @@ _SAMPLING_RATE = 16_000
 _N_FFT = 1024
 _HOP_LENGTH = 512
 _BANDS = 40
-# Below any band's power in a clip of 16-bit audio at usual levels; keeps silence from ruling the mean.
-_POWER_FLOOR = 1e-6
+_POWER_FLOOR = 1e-6  # below the power of any band in usual 16-bit audio; limits the effect of silence on the mean
 
 
 class LogMelStatistics:
-    """Mean and standard deviation over time of a clip's 40-band log-mel spectrogram, as an `Embedder` of size 80.
+    """Embedder (D = 80) by means, then standard deviations, over time of a clip's 40-band log-mel spectrogram.
 
-    16 kHz mono, n_fft 1024, hop 512, 0 to 8 kHz. The first 40 columns are the means.
+    16 kHz mono, n_fft 1024, hop 512, 0 to 8 kHz.
     """
 
     name = "log-mel statistics"
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of its settings."""
+        """Digest of the settings."""
         return settings_fingerprint(
             embedder=self.name,
             torchaudio=torchaudio.__version__,
@@ -47,21 +46,17 @@ class LogMelStatistics:
         )
 
     def embed(self, audio: Sequence[Mapping[str, Any]], show_progress: bool = False) -> dict[str, Tensor]:
-        """Embeds N undecoded rows, {"": (N, 80)}.
-
-        Raises:
-            BadClipError: A ValueError that names the row that cannot be decoded.
-        """
+        """Embeddings {"": (N, 80)} of undecoded rows; BadClipError names the row that cannot be decoded."""
         rows = tqdm((audio[index] for index in range(len(audio))), "log-mel", len(audio), disable=not show_progress)
         clips = (torch.from_numpy(decode_clip(row, sampling_rate=_SAMPLING_RATE)) for row in rows)
         return {"": torch.stack([self._statistics(clip) for clip in clips])}
 
     def embed_waveforms(self, waveforms: Tensor) -> dict[str, Tensor]:
-        """Embeds waveforms (n, S) at 16 kHz, {"": (n, 80)}."""
+        """Embeddings {"": (n, 80)} of waveforms (n, S) at 16 kHz."""
         return {"": torch.stack([self._statistics(waveform) for waveform in waveforms.float().cpu()])}
 
     def _statistics(self, waveform: Tensor) -> Tensor:
-        waveform = pad(waveform, (0, max(0, _N_FFT - len(waveform))))  # one whole window at least
+        waveform = pad(waveform, (0, max(0, _N_FFT - len(waveform))))  # at least one window
         log_mel = (self._spectrogram(waveform) + _POWER_FLOOR).log()  # (F, N)
         return torch.cat([log_mel.mean(-1), log_mel.std(-1, correction=0)])  # (2 * F,)
 

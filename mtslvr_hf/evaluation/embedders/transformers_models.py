@@ -1,4 +1,4 @@
-"""Other audio models of transformers: one vector for a clip, by the mean over time.
+"""Embeddings of clips by other audio models of transformers: the mean over time.
 
 Shapes: N clips, B windows in a batch, S samples, T positions over time, F positions over frequency, D embedding size.
 """
@@ -20,13 +20,13 @@ from transformers import PreTrainedModel
 from ...data import decode_clip
 from ...fingerprints import model_fingerprint
 
-WINDOW_SECONDS = 10.0  # of models that take audio of any length; their attention is quadratic in it
-MIN_SECONDS = 0.1  # what the convolutions of every family need
+WINDOW_SECONDS = 10.0  # of models without a fixed length; their attention is quadratic in it
+MIN_SECONDS = 0.1  # needed by the convolutions of every family
 _WAVEFORM_RATE = 16_000
 
 
 class _AnyLength:
-    """Models whose windows are not padded: the mean over all positions, or over those of their extractor's mask."""
+    """Models without padding: mean over all positions, or over those of the extractor's mask."""
 
     fixed_size = False
 
@@ -39,22 +39,22 @@ class _AnyLength:
         return round(WINDOW_SECONDS * self.extractor.sampling_rate)
 
     def positions(self, inputs: dict[str, Tensor], samples: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states (B, T, D) of windows of `samples` (B,) samples, and how many of T hold audio, (B,)."""
+        """Hidden states (B, T, D) of windows with `samples` (B,), and numbers of positions with audio, (B,)."""
         hidden = self.network(**inputs).last_hidden_state  # (B, T, D)
         mask = inputs.get("attention_mask")
-        if mask is not None and mask.shape[1] == hidden.shape[1]:  # frames; that of waveforms is all ones
+        if mask is not None and mask.shape[1] == hidden.shape[1]:  # mask of frames; a mask of waveforms is all ones
             return hidden, mask.sum(1)
         return hidden, torch.full_like(samples, hidden.shape[1])
 
 
 class _SpectrogramTransformer(_AnyLength):
-    """Patches of a spectrogram that is padded: those that begin in the audio, without the two special tokens."""
+    """Padded spectrograms: mean over the patches that begin in the audio, without the two special tokens."""
 
     fixed_size = True
 
     @property
     def _frame_samples(self) -> tuple[int, int]:
-        """Length and distance of the extractor's frames: Kaldi's 25 ms and 10 ms."""
+        """Length and hop of the extractor's frames in samples: Kaldi's 25 ms and 10 ms."""
         return self.extractor.sampling_rate * 25 // 1000, self.extractor.sampling_rate // 100
 
     @property
@@ -72,7 +72,7 @@ class _SpectrogramTransformer(_AnyLength):
 
 
 class _Whisper(_AnyLength):
-    """The encoder over 30 s, padded: the positions that hold audio."""
+    """Encoder over padded 30 s: mean over the positions with audio."""
 
     fixed_size = True
 
@@ -89,11 +89,11 @@ class _Whisper(_AnyLength):
 
 
 class _Clap(_AnyLength):
-    """The audio tower, before the projection: all positions, as a window is filled by repeating the audio."""
+    """Audio tower before the projection: mean over all positions, as repeated audio fills the window."""
 
     fixed_size = True
 
-    def __init__(self, model: PreTrainedModel, extractor: Any):
+    def __init__(self, model: Any, extractor: Any):
         super().__init__(model.audio_model, extractor)
 
     @property
@@ -101,7 +101,7 @@ class _Clap(_AnyLength):
         return self.extractor.nb_max_samples
 
     def positions(self, inputs: dict[str, Tensor], samples: Tensor) -> tuple[Tensor, Tensor]:
-        # The extractor marks a random window as a long clip if none is; no window is one.
+        # The extractor marks a random window as long if none is; none of these windows is long.
         inputs = {**inputs, "is_longer": torch.zeros_like(inputs["is_longer"])}
         hidden = self.network(**inputs).last_hidden_state.flatten(2).mT  # (B, D, F, T) -> (B, F * T, D)
         return hidden, torch.full_like(samples, hidden.shape[1])
@@ -125,12 +125,12 @@ FAMILIES: dict[str, type[_AnyLength]] = {
 
 
 class TransformersEmbedder:
-    """An audio model of transformers, by the mean over time of its last hidden state.
+    """Embedder by an audio model of transformers: the mean over time of its last hidden state.
 
-    A clip longer than the model's window is cut into the fewest windows of one length that fit, and its embedding is
-    the mean of theirs; one shorter than 0.1 s is repeated to 0.1 s. The model's own feature extractor prepares each
-    window at its own sampling rate. Nothing is random, and no embedding depends on what else is in the batch: windows
-    that the extractor would pad to each other's length go together only if they have the same length.
+    A clip longer than the model's window is cut into the fewest windows of equal length, and its embedding is the mean
+    over these; a clip shorter than 0.1 s is repeated to 0.1 s. The model's feature extractor prepares each window at
+    its sampling rate. Embeddings are deterministic and independent of the batch: models without a fixed window get
+    batches of windows of equal length.
 
     | family | window | mean over |
     | --- | --- | --- |
@@ -139,17 +139,14 @@ class TransformersEmbedder:
     | Whisper | 30 s | the encoder's positions that hold audio |
     | CLAP | its extractor's `max_length_s` | all positions of the audio tower, before the projection |
 
-    Padding is in none of these means, but for CLAP, whose extractor repeats short audio and fills the rest with zeros.
-    AST and Whisper attend to their padding, as they have learnt to.
+    These means contain no padding except in CLAP, whose extractor repeats short audio and fills the rest with zeros.
+    AST and Whisper attend to padding, as in their training.
 
     Args:
-        model: Of a type in `FAMILIES`, in evaluation mode.
-        feature_extractor: The model's own.
-        name: In tables.
-        batch_size: Windows that go through the network at once; so many clips are in memory.
-
-    Raises:
-        ValueError: If the model is of another type.
+        model: Model of a type in `FAMILIES`, in evaluation mode; ValueError for other types.
+        feature_extractor: Feature extractor of the model.
+        name: Name in tables.
+        batch_size: Windows per batch, and clips in memory.
     """
 
     def __init__(self, model: PreTrainedModel, feature_extractor: Any, name: str, batch_size: int = 16):
@@ -163,16 +160,12 @@ class TransformersEmbedder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the network's weights, configuration, extractor and windows."""
+        """Digest of weights, configuration, extractor and windows."""
         windows = {"window_samples": self.family.window_samples, "min_seconds": MIN_SECONDS}
         return model_fingerprint(self.family.network, self.feature_extractor, **windows)
 
     def embed(self, audio: Sequence[Mapping[str, Any]], show_progress: bool = False) -> dict[str, Tensor]:
-        """Embeds undecoded rows, {"": (N, D)}.
-
-        Raises:
-            BadClipError: A ValueError that names the row that cannot be decoded.
-        """
+        """Embeddings {"": (N, D)} of undecoded rows; BadClipError names the row that cannot be decoded."""
         rate = self.feature_extractor.sampling_rate
         parts = []
         with tqdm(total=len(audio), desc=self.name, unit="clip", disable=not show_progress) as progress:
@@ -183,7 +176,7 @@ class TransformersEmbedder:
         return {"": torch.cat(parts)}
 
     def embed_waveforms(self, waveforms: Tensor) -> dict[str, Tensor]:
-        """Embeds waveforms (n, S) at 16 kHz, {"": (n, D)}."""
+        """Embeddings {"": (n, D)} of waveforms (n, S) at 16 kHz."""
         rate = self.feature_extractor.sampling_rate
         clips = list(waveforms.float().cpu().numpy())
         if rate != _WAVEFORM_RATE:
@@ -191,9 +184,9 @@ class TransformersEmbedder:
         return {"": self._embed_clips(clips)}
 
     def _embed_clips(self, clips: list[np.ndarray]) -> Tensor:
-        """Clips (S,) at the model's rate -> (N, D)."""
+        """Embeddings (N, D) of clips (S,) at the model's rate."""
         windows = [self._windows(clip) for clip in clips]
-        alike: dict[int, list[tuple[int, np.ndarray]]] = {}  # windows that may share a batch, with their clip's number
+        alike: dict[int, list[tuple[int, np.ndarray]]] = {}  # windows for common batches, with clip numbers
         for number, own in enumerate(windows):
             for window in own:
                 alike.setdefault(0 if self.family.fixed_size else len(window), []).append((number, window))
@@ -206,7 +199,7 @@ class TransformersEmbedder:
         return torch.stack([torch.stack(own).mean(0) for own in found])
 
     def _windows(self, clip: np.ndarray) -> list[np.ndarray]:
-        """Cuts a clip (S,) into windows whose lengths differ by a sample at most."""
+        """Windows of a clip (S,), of equal length up to one sample."""
         shortest = math.ceil(MIN_SECONDS * self.feature_extractor.sampling_rate)
         if len(clip) < shortest:
             clip = np.resize(clip, shortest)  # repeats
@@ -214,7 +207,7 @@ class TransformersEmbedder:
 
     @torch.no_grad()
     def _embed_batch(self, windows: list[np.ndarray]) -> Tensor:
-        """Windows -> (B, D) float32 on the CPU."""
+        """Embeddings (B, D) of windows, float32 on the CPU."""
         network = self.family.network
         prepared = self.feature_extractor(
             windows, sampling_rate=self.feature_extractor.sampling_rate, return_tensors="pt"

@@ -1,4 +1,4 @@
-"""Accuracy over few-shot episodes, by classifiers that are fitted for many episodes at once.
+"""Accuracy over few-shot episodes.
 
 Shapes: N clips, D embedding size, E episodes, W ways, K shots, Q queries, P clips in use.
 """
@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 CLASSIFIERS = ("centroid", "logistic")
 # Numbers in the largest array of a block of episodes: 32 MB in float64.
 _BLOCK_NUMBERS = 2**22
-# All pairs of clips are multiplied at once where that is no more than this many products for each clip of an episode:
-# to gather a clip of 1000 numbers takes as long as 50 to 115 products.
+# All pairs of clips are multiplied at once up to this many products per clip of an episode: to gather a clip of 1000
+# numbers takes as long as 50 to 115 products.
 _PAIRS_PER_CLIP = 64
 _MOST_CLIPS = 6000  # 290 MB of products
 
@@ -29,17 +29,12 @@ class FewShotResult:
     """Accuracy over few-shot episodes.
 
     Attributes:
-        accuracy: mean over episodes, 0 to 1.
-        interval: half width of the mean's 95 % interval, 1.96 * standard deviation over episodes / sqrt(episodes).
-        episodes: how many episodes.
-        ways: classes in an episode.
-        shots: labelled clips of each class.
-        queries: clips of each class to be told apart.
-        seed: the seed the episodes were drawn with.
-        group_disjoint: whether support and query of an episode share no group.
+        accuracy: Mean over episodes, 0 to 1.
+        interval: Half width of its 95 % interval, 1.96 * standard deviation over episodes / sqrt(episodes).
+        ways, shots, queries, episodes, seed, group_disjoint: Arguments of `sample_episodes`.
         classifier: "centroid" or "logistic".
-        episodes_sha256: digest of the episode list, see `Episodes.sha256`.
-        left_out: the classes no episode could be drawn from, each with the reason.
+        episodes_sha256: Digest of the episodes.
+        left_out: Reason for each class without episodes.
     """
 
     accuracy: float
@@ -75,35 +70,18 @@ def few_shot_accuracy(
 
     Args:
         embeddings: (N, D).
-        labels: the class of each clip, (N,).
-        ways: classes in an episode.
-        shots: support clips of each class.
-        queries: query clips of each class.
-        episodes: how many episodes.
-        seed: same seed, same episodes, whatever the embeddings.
-        groups: the group of each clip, (N,); see `sample_episodes`.
-        standardize: whether to give every dimension mean 0 and deviation 1 over the N clips first.
-        classifier: see `score_episodes`.
-        normalize: whether to scale embeddings to length 1, after they are standardized.
+        labels, ways, shots, queries, episodes, seed, groups: See `sample_episodes`.
+        standardize, classifier, normalize: See `score_episodes`.
 
     Raises:
-        ValueError: as `sample_episodes` and `score_episodes`, or when embeddings and labels differ in length.
+        ValueError: As `sample_episodes` and `score_episodes`, or if embeddings and labels differ in length.
     """
     if len(embeddings) != len(labels):
         raise ValueError(f"got {len(embeddings)} embeddings and {len(labels)} labels; expected one label per clip.")
     drawn = sample_episodes(labels, ways, shots, queries, episodes, seed, groups)
-    accuracies = score_episodes(embeddings, drawn, standardize, classifier, normalize)
+    mean = mean_and_interval(score_episodes(embeddings, drawn, standardize, classifier, normalize))
     return FewShotResult(
-        *mean_and_interval(accuracies),
-        episodes,
-        ways,
-        shots,
-        queries,
-        seed,
-        groups is not None,
-        classifier,
-        drawn.sha256,
-        dict(drawn.left_out),
+        *mean, episodes, ways, shots, queries, seed, groups is not None, classifier, drawn.sha256, drawn.left_out
     )
 
 
@@ -114,20 +92,20 @@ def score_episodes(
     classifier: str = "centroid",
     normalize: bool = True,
 ) -> torch.Tensor:
-    """Each episode's accuracy, (episodes,): what a paired comparison of two embeddings needs.
+    """Accuracy of each episode, (E,), such as for paired comparisons of embeddings.
 
-    A logistic regression that did not converge counts with what it had reached, and a warning says how many did not.
+    Logistic regressions that did not converge count at their last step; a warning gives their number.
 
     Args:
-        embeddings: (N, D), float; the episodes index its rows.
-        episodes: the episodes.
-        standardize: whether to give every dimension mean 0 and deviation 1 over the N clips first. It uses no label,
-            but it does use the query clips: a protocol, to be stated and to be the same for all that are compared.
+        embeddings: (N, D) float.
+        episodes: Episodes of indices of these rows.
+        standardize: Scales every dimension to mean 0 and deviation 1 over the N clips. This uses query clips, without
+            labels: report it, and compare only results with the same setting.
         classifier: "centroid" (`nearest_centroid`) or "logistic" (`logistic_regression`).
-        normalize: whether to scale embeddings to length 1, after they are standardized.
+        normalize: Scales embeddings to length 1, after `standardize`.
 
     Raises:
-        ValueError: when the embeddings are not a finite (N, D) matrix, or there is no such classifier.
+        ValueError: If embeddings are not a finite (N, D) matrix, or the classifier is unknown.
     """
     if classifier not in CLASSIFIERS:
         raise ValueError(f"classifier is {classifier!r}; expected one of {', '.join(CLASSIFIERS)}.")
@@ -152,11 +130,7 @@ def score_episodes(
 
 
 def checked_embeddings(embeddings: torch.Tensor) -> torch.Tensor:
-    """The same embeddings.
-
-    Raises:
-        ValueError: when they are not a finite (N, D) matrix of floats.
-    """
+    """The same embeddings; ValueError if they are not a finite (N, D) matrix of floats."""
     if embeddings.ndim != 2 or not embeddings.is_floating_point():
         raise ValueError(
             f"embeddings are {embeddings.dtype} of shape {tuple(embeddings.shape)}; expected floats of shape (N, D)."
@@ -168,10 +142,10 @@ def checked_embeddings(embeddings: torch.Tensor) -> torch.Tensor:
 
 
 def _inner_products(embeddings: torch.Tensor, episodes: Episodes) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Blocks of episodes: products of support clips (E, W * K, W * K), and of queries with them (E, W * Q, W * K)."""
+    """Inner products of support clips (E, W * K, W * K), and of queries with them (E, W * Q, W * K), in blocks."""
     support, query = episodes.support.to(embeddings.device), episodes.query.to(embeddings.device)
     ways, shots, queries = *support.shape[1:], query.shape[2]
-    largest = max(ways * (ways * shots) ** 2, ways * queries * ways * shots)  # numbers of an episode in the solvers
+    largest = max(ways * (ways * shots) ** 2, ways * queries * ways * shots)  # numbers per episode in the solvers
     used = torch.cat([support.flatten(), query.flatten()]).unique()  # (P,)
     at_once = len(used) <= _MOST_CLIPS and len(used) ** 2 <= _PAIRS_PER_CLIP * (support.numel() + query.numel())
     if at_once:
@@ -190,16 +164,16 @@ def _inner_products(embeddings: torch.Tensor, episodes: Episodes) -> Iterator[tu
 
 
 def standardized(embeddings: torch.Tensor) -> torch.Tensor:
-    """Every dimension with mean 0 and deviation 1 over the clips, (N, D); a constant dimension becomes 0."""
+    """Embeddings (N, D) with mean 0 and deviation 1 in each dimension; constant dimensions become 0."""
     centered = embeddings - embeddings.mean(0)
     deviation = centered.pow(2).mean(0).sqrt()  # (D,)
-    # A constant dimension's deviation is not quite 0: its mean is rounded.
+    # Rounding of the mean leaves a constant dimension a small deviation.
     constant = deviation <= 1e-6 * embeddings.abs().amax(0)
     return torch.where(constant, 0.0, centered / deviation.clamp(min=torch.finfo(deviation.dtype).tiny))
 
 
 def mean_and_interval(accuracies: torch.Tensor) -> tuple[float, float]:
-    """Mean of accuracies of episodes (E,), and the half width of its 95 % interval (NaN for a single episode)."""
+    """Mean of accuracies (E,), and the half width of its 95 % interval (NaN for a single episode)."""
     accuracies = accuracies.double()
     return accuracies.mean().item(), (1.96 * accuracies.std() / len(accuracies) ** 0.5).item()
 

@@ -1,4 +1,4 @@
-"""Few-shot episodes, all of them drawn at once; a seed gives the same episodes on every machine.
+"""Few-shot episodes, drawn in bulk; a seed gives the same episodes on every machine.
 
 Shapes: E episodes, W ways, K shots, Q queries, C classes, G groups, M clips of the largest class.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-# Episodes drawn at a time: it bounds memory, and is fixed because the order of the random draws depends on it.
+# Episodes per draw: bounds memory; a constant, because the order of random draws depends on it.
 _CHUNK = 500
 _MAX_REDRAWS = 1000
 
@@ -21,9 +21,9 @@ class Episodes:
     """Few-shot episodes as indices of clips.
 
     Attributes:
-        support: the labelled examples, int64 (episodes, ways, shots). Row w of an episode is its class w.
-        query: the clips to be told apart, int64 (episodes, ways, queries).
-        left_out: the classes no episode can be drawn from, each with the reason.
+        support: Labeled examples, int64 (episodes, ways, shots). Row w of an episode is its class w.
+        query: Clips to classify, int64 (episodes, ways, queries).
+        left_out: Reason for each class without episodes.
     """
 
     support: torch.Tensor
@@ -32,7 +32,7 @@ class Episodes:
 
     @property
     def sha256(self) -> str:
-        """Digest of the episode list, 64 hexadecimal digits: equal if and only if the same clips are compared."""
+        """Digest of the episodes, 64 hexadecimal digits."""
         digest = hashlib.sha256()
         for clips in (self.support, self.query):
             digest.update(repr(tuple(clips.shape)).encode())
@@ -49,27 +49,26 @@ def sample_episodes(
     seed: int = 0,
     groups: Sequence[Hashable] | None = None,
 ) -> Episodes:
-    """Draws few-shot episodes: `ways` classes each, of every class `shots` support clips and `queries` others.
+    """Few-shot episodes of `ways` classes, with `shots` support clips and `queries` other clips of each class.
 
-    With groups, every episode first assigns each group to the support or to the query side by a fair coin, then draws
-    its classes from those with enough clips on both sides: no group of a query is in its episode's support set,
-    whether of the same class or another.
+    With groups, each episode assigns every group to support or query with equal probability, then draws its classes
+    from those with enough clips on both sides. Support and query share no group, not even of different classes.
 
     Args:
-        labels: the class of each clip, (N,).
-        ways: classes in an episode.
-        shots: support clips of each class.
-        queries: query clips of each class.
-        episodes: how many episodes.
-        seed: same seed, same episodes, whatever the embeddings, the machine and the versions of torch and numpy.
-        groups: the group (speaker, recording session) of each clip, (N,); support and query of an episode share none.
+        labels: (N,) class of each clip.
+        ways: Classes per episode.
+        shots: Support clips per class.
+        queries: Query clips per class.
+        episodes: Number of episodes.
+        seed: Alone decides the draws: machine and versions of torch and numpy do not matter.
+        groups: (N,) group (speaker, recording session) of each clip.
 
     Returns:
-        The episodes as indices into `labels`.
+        Episodes of indices into `labels`.
 
     Raises:
-        ValueError: when a count is below 1, `groups` and `labels` differ in length, fewer than `ways` classes have
-            enough clips, or the groups leave no episode to be drawn.
+        ValueError: If a count is too small, `groups` and `labels` differ in length, fewer than `ways` classes have
+            enough clips, or the groups allow no episodes.
     """
     _check_counts(ways=ways, shots=shots, queries=queries, episodes=episodes)
     labels = _as_list(labels)
@@ -83,7 +82,7 @@ def sample_episodes(
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise ValueError(
             f"{ways}-way episodes need at least {ways} classes, and {len(members)} can be drawn from"
-            + (f" (left out: {reasons})" if reasons else "")
+            + (f" (left out: {reasons})." if reasons else ".")
         )
     draws = np.random.PCG64(seed)
     table = _class_table(members)  # (C, M), -1 where a class has fewer clips
@@ -113,7 +112,7 @@ def _as_list(values: Sequence[Hashable]) -> list[Hashable]:
 def _usable_classes(
     labels: list[Hashable], groups: list[Hashable] | None, shots: int, queries: int
 ) -> tuple[list[list[int]], dict[str, str]]:
-    """The clips of each class that episodes can be drawn from, and why the other classes are left out."""
+    """Clips of each class that has enough for episodes, and the reasons that exclude the others."""
     clips: dict[Hashable, list[int]] = {}
     for index, label in enumerate(labels):
         clips.setdefault(label, []).append(index)
@@ -130,7 +129,7 @@ def _usable_classes(
 
 
 def _splits(groups: list[Hashable], shots: int, queries: int) -> bool:
-    """True if whole groups can be divided into sides of at least `shots` and at least `queries` clips."""
+    """True if whole groups can form one side of `shots` clips or more and another of `queries` or more."""
     sums = 1  # bit n: some choice of groups has n clips
     for count in Counter(groups).values():
         sums |= sums << count
@@ -147,21 +146,21 @@ def _class_table(members: list[list[int]]) -> np.ndarray:
 def _group_table(groups: list[Hashable], table: np.ndarray) -> np.ndarray:
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     group_of_clip = np.array([numbers[group] for group in groups])  # (N,)
-    return group_of_clip[table.clip(min=0)]  # (C, M); what stands where a class has no clip is never used
+    return group_of_clip[table.clip(min=0)]  # (C, M); values at missing clips are not used
 
 
 def _distinct(sizes: np.ndarray, count: int, draws: np.random.PCG64) -> np.ndarray:
-    """`count` different numbers below each size, every ordered choice as likely; (..., count) of sizes (...).
+    """`count` different numbers below each size, in random order; (..., count) of sizes (...).
 
-    Made from the bit generator's raw words, which numpy keeps over its versions; what its Generator makes of them,
-    it does not. Some numbers are more likely than others by a factor of 1 + size / 2^32.
+    Drawn from raw words of the bit generator: numpy keeps these over versions, unlike the methods of its Generator. A
+    number can be more likely than another by a factor of 1 + size / 2^32.
     """
     chosen: list[np.ndarray] = []  # in ascending order
     drawn = []
     for already in range(count):
         words = draws.random_raw(sizes.size).reshape(sizes.shape) >> np.uint64(32)
         number = ((words * (sizes - already).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
-        for taken in chosen:  # counts only what is not taken yet
+        for taken in chosen:  # skips numbers already taken
             number += number >= taken
         drawn.append(number)
         chosen = list(np.sort(np.stack([*chosen, number]), axis=0))
@@ -169,8 +168,8 @@ def _distinct(sizes: np.ndarray, count: int, draws: np.random.PCG64) -> np.ndarr
 
 
 def _chosen(allowed: np.ndarray, count: int, draws: np.random.PCG64) -> np.ndarray:
-    """`count` places of the last axis, drawn without replacement from the allowed ones; (..., count)."""
-    places = np.argsort(~allowed, axis=-1, kind="stable")  # the allowed ones first, in their order
+    """`count` indices of the last axis, drawn without replacement from the allowed ones; (..., count)."""
+    places = np.argsort(~allowed, axis=-1, kind="stable")  # allowed ones first, in order
     return np.take_along_axis(places, _distinct(allowed.sum(-1), count, draws), -1)
 
 
@@ -192,7 +191,7 @@ def _draw_group_disjoint(
     episodes: int,
     draws: np.random.PCG64,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `_draw`, but support and query of an episode share no group; deals that leave too few classes are redrawn."""
+    """`_draw` without shared groups; assignments with too few classes are drawn again."""
     present = table >= 0  # (C, M)
     group_count = int(group_table.max()) + 1
     found_support, found_query, missing = [], [], episodes
@@ -212,8 +211,9 @@ def _draw_group_disjoint(
         if not missing:
             return np.concatenate(found_support), np.concatenate(found_query)
     raise ValueError(
-        f"{_MAX_REDRAWS} attempts to deal the groups to support and query left fewer than {ways} classes with "
-        f"{shots} and {queries} clips: the classes share too few groups for group-disjoint {ways}-way episodes."
+        f"{_MAX_REDRAWS} random assignments of groups to support and query left fewer than {ways} classes with "
+        f"{shots} and {queries} clips: classes share too few groups for group-disjoint {ways}-way episodes; use fewer "
+        "ways, shots or queries."
     )
 
 

@@ -1,38 +1,34 @@
-"""Classifiers of few-shot episodes, fitted for all episodes at once from the inner products of their clips.
+"""Few-shot classifiers, fitted in a batch of episodes from inner products of clips.
 
-Shapes: E episodes, W ways, S support clips of an episode (class by class, the same number of each), Q queries of one.
+Shapes: E episodes, W ways, S support clips per episode (sorted by class, equally many of each), Q queries.
 """
 
 import torch
 from torch.nn.functional import log_softmax, one_hot, softmax
 
-# Largest difference between the dual coefficients and what they must equal at the optimum, in probability.
-_TOLERANCE = 1e-9
+_TOLERANCE = 1e-9  # of the optimality condition of the dual coefficients, in probability
 _MAX_STEPS = 50
 _MAX_HALVINGS = 30
 
 
 def nearest_centroid(support_gram: torch.Tensor, query_gram: torch.Tensor, ways: int, cosine: bool) -> torch.Tensor:
-    """Nearest-centroid scores: each query against the mean of each class's support clips; larger is nearer.
+    """Nearest-centroid scores (E, Q, W) of queries; larger is nearer to the mean of the class's support clips.
 
     Args:
-        support_gram: inner products of the support clips, (E, S, S).
-        query_gram: inner products of queries and support clips, (E, Q, S).
-        ways: classes of an episode.
-        cosine: whether the score is the inner product with the centroid scaled to length 1, which for queries of
-            length 1 is their cosine. Otherwise it orders classes as the Euclidean distance does.
-
-    Returns:
-        Scores, (E, Q, W).
+        support_gram: (E, S, S) inner products of support clips.
+        query_gram: (E, Q, S) inner products of queries and support clips.
+        ways: W.
+        cosine: True for the inner product with the centroid at length 1, which is the cosine of queries of length 1.
+            False for scores in the order of Euclidean distance.
 
     Source:
         Wang et al., "SimpleShot: Revisiting nearest-neighbor classification for few-shot learning", 2019
         (arXiv 1911.04623), section 3: nearest centroid, unnormalized (UN) or on L2-normalized features (L2N).
         Differs from: with `cosine` the centroid is normalized as well.
     """
-    products = query_gram.unflatten(-1, (ways, -1)).mean(-1)  # (E, Q, W), of query and centroid
+    products = query_gram.unflatten(-1, (ways, -1)).mean(-1)  # (E, Q, W)
     blocks = support_gram.unflatten(-1, (ways, -1)).mean(-1).unflatten(1, (ways, -1)).mean(2)  # (E, W, W)
-    squares = blocks.diagonal(dim1=1, dim2=2)[:, None]  # (E, 1, W), the centroids' squared lengths
+    squares = blocks.diagonal(dim1=1, dim2=2)[:, None]  # (E, 1, W), squared lengths of centroids
     if cosine:
         return products / squares.clamp(min=0).sqrt().clamp(min=1e-12)
     return products - squares / 2
@@ -41,15 +37,15 @@ def nearest_centroid(support_gram: torch.Tensor, query_gram: torch.Tensor, ways:
 def logistic_regression(
     support_gram: torch.Tensor, query_gram: torch.Tensor, ways: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Multinomial logistic regression, the objective of scikit-learn's LogisticRegression(C=1.0).
+    """Multinomial logistic regression with the objective of scikit-learn's LogisticRegression(C=1.0).
 
     Args:
-        support_gram: inner products of the support clips, float64 (E, S, S).
-        query_gram: inner products of queries and support clips, float64 (E, Q, S).
-        ways: classes of an episode.
+        support_gram: (E, S, S) float64 inner products of support clips.
+        query_gram: (E, Q, S) float64 inner products of queries and support clips.
+        ways: W.
 
     Returns:
-        The queries' log-probabilities, (E, Q, W), and which episodes converged, (E,), see `logistic_regression_duals`.
+        Log-probabilities of queries, (E, Q, W), and convergence, (E,) bool, see `logistic_regression_duals`.
     """
     dual, intercept, converged = logistic_regression_duals(support_gram, ways)
     scores = query_gram @ dual.transpose(1, 2) + intercept[:, None]  # (E, Q, W)
@@ -59,27 +55,25 @@ def logistic_regression(
 def logistic_regression_duals(
     support_gram: torch.Tensor, ways: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The regressions of `logistic_regression` themselves, as coefficients of the support clips.
+    """Dual coefficients and intercepts of `logistic_regression`.
 
-    Minimises, over weights w_k and intercepts b_k of the classes k,
+    They minimize, over weights w_k and intercepts b_k of the classes k,
 
         sum over support clips of cross-entropy(softmax(w_k . x + b_k)) + 1/2 sum over k of |w_k|^2
 
-    with intercepts that nothing penalises. At the optimum w_k = sum over support clips i of a_ki x_i with
-    a_ki = y_ki - p_ki, so that inner products are all it takes: W x S unknowns, whatever the embeddings' size.
-    Newton's method in float64, every step halved for the episodes whose objective it would raise.
+    At the optimum w_k = sum over support clips i of a_ki x_i with a_ki = y_ki - p_ki, so inner products suffice: W x S
+    unknowns for any embedding size. Newton's method in float64; a step is halved while it increases the objective.
 
     Args:
-        support_gram: inner products of the support clips, float64 (E, S, S).
-        ways: classes of an episode.
+        support_gram: (E, S, S) float64 inner products of support clips.
+        ways: W.
 
     Returns:
-        The coefficients a, (E, W, S); the intercepts b, (E, W); and which episodes converged: a and y - p differ by
-        1e-9 at most, (E,).
+        Coefficients a, (E, W, S); intercepts b, (E, W); convergence, (E,) bool: a and y - p differ by at most 1e-9.
 
     Source:
         Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, section 3.5: the Newton step for a
-        softmax over W functions by W Cholesky factors of S x S. The intercepts' bordering is added.
+        softmax over W functions by W Cholesky factors of S x S. The intercepts are added.
     """
     episodes, support = support_gram.shape[:2]
     targets = one_hot(torch.arange(ways, device=support_gram.device).repeat_interleave(support // ways)).T  # (W, S)
@@ -107,10 +101,10 @@ def _objective(dual: torch.Tensor, intercept: torch.Tensor, gram: torch.Tensor, 
 def _newton_point(
     gram: torch.Tensor, logits: torch.Tensor, probabilities: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Dual coefficients (E, W, S) and intercepts (E, W) that minimise the objective's quadratic model.
+    """Minimum of the objective's quadratic model: dual coefficients (E, W, S) and intercepts (E, W).
 
-    With H the cross-entropy's Hessian in the logits, K the Gram matrix of every class and r = y - p + H logits, the
-    minimum obeys a = r - T (K r + b) and sum over clips of a = 0, where T = (K + H^-1)^-1.
+    With the Hessian H of the cross-entropy in the logits, the Gram matrix K of each class and r = y - p + H logits,
+    a = r - T (K r + b) and sum over clips of a = 0, where T = (K + H^-1)^-1.
     """
     roots = probabilities.sqrt()
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
@@ -127,7 +121,7 @@ def _newton_point(
     solved = torch.cholesky_solve(both, total)  # (E, S, 1 + W)
     base = right - product + (inverse @ solved[:, None, :, :1])[..., 0]  # (E, W, S): a without intercepts
     curvature = torch.diag_embed(sums.sum(-1)) - sums @ solved[..., 1:]  # (E, W, W)
-    # Equal intercepts change nothing: the matrix is singular in that direction, in which the solution is set to 0.
+    # Equal intercepts change nothing: in that direction the matrix is singular, and the solution is set to 0.
     curvature = curvature + curvature.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None]
     intercept = torch.linalg.solve(curvature, base.sum(-1))  # (E, W)
     shared = solved[..., 1:] @ intercept[..., None]  # (E, S, 1)
@@ -142,13 +136,13 @@ def _advance(
     gram: torch.Tensor,
     targets: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The quadratic model's minimum, or for an episode that it would make worse a point on the way there."""
+    """Step to the point, halved for each episode until the objective does not increase."""
     share = torch.ones_like(value)
     for _ in range(_MAX_HALVINGS):
         new_dual = dual + share[:, None, None] * (point[0] - dual)
         new_intercept = intercept + share[:, None] * (point[1] - intercept)
         new_value = _objective(new_dual, new_intercept, gram, targets)
-        worse = ~(new_value <= value + 1e-10 * value.abs())  # rounding is not worse
+        worse = ~(new_value <= value + 1e-10 * value.abs())  # not by rounding alone
         if not worse.any():
             break
         share = torch.where(worse, share / 2, share)

@@ -1,6 +1,6 @@
-"""Weight shares of a model's heads in few-shot classifiers.
+"""Weight shares of heads in few-shot classifiers.
 
-Shapes: N clips, D embedding size, D_h size of a head, E episodes, W ways, S support clips of an episode.
+Shapes: N clips, D embedding size, D_h size of a head, E episodes, W ways, S support clips per episode.
 """
 
 import logging
@@ -22,13 +22,13 @@ _BLOCK_NUMBERS = 2**22  # numbers in the largest array of a block of episodes: 3
 
 @dataclass(frozen=True)
 class WeightShares:
-    """Shares of the heads in the classifiers of few-shot episodes.
+    """Shares of each head in the absolute weights of few-shot classifiers.
 
     Attributes:
-        shares: of each head, the mean over episodes of its share of the sum of the weights' absolute values, 0 to 1.
-        intervals: half width of each mean's 95 % interval.
-        sizes: dimensions of each head; heads whose dimensions count alike have shares in proportion to these.
-        episodes: how many episodes.
+        shares: Mean over episodes, 0 to 1.
+        intervals: Half width of the 95 % interval of the mean.
+        sizes: Dimensions; heads with equally important dimensions have shares in proportion to these.
+        episodes: Number of episodes.
     """
 
     shares: dict[str, float]
@@ -38,33 +38,31 @@ class WeightShares:
 
 
 def weight_shares(heads: Mapping[str, Tensor], episodes: Episodes) -> WeightShares:
-    """The share of the classifiers' weights that each head's dimensions get.
+    """Weight shares of heads in multinomial logistic regressions on few-shot episodes.
 
-    The classifiers are the multinomial logistic regressions that `score_episodes` fits with its defaults: the heads'
-    embeddings are concatenated, every dimension standardized over the N clips, each clip scaled to length 1. With w_kd
-    the weight of class k on dimension d, a head's share of an episode is
+    Embeddings of the heads are concatenated, dimensions standardized over the N clips and clips scaled to length 1, as
+    in `score_episodes`. With the weight w_kd of class k on dimension d, the share of a head in an episode is
 
         sum over k and the head's d of |w_kd| / sum over k and all d of |w_kd|
 
-    An episode whose support clips are all equal has no weights, and is left out.
+    Episodes with equal support clips have no weights and are left out.
 
     Args:
-        heads: each head's embeddings (N, D_h), float, such as `{"contrastive": ..., "predictive": ...}`.
-        episodes: the episodes; they index the embeddings' rows.
+        heads: Float embeddings (N, D_h) of each head, such as `{"contrastive": ..., "predictive": ...}`.
+        episodes: Episodes of indices of these rows.
 
     Raises:
-        ValueError: when there are fewer than two heads, they are not of the same clips, one is not a finite float
-            matrix, or no episode has weights.
+        ValueError: If there are fewer than two heads, their numbers of clips differ, an embedding is not finite float,
+            or no episode has weights.
 
-    Source:
-        Heggan et al. (2023), section on learnt invariance: how much downstream linear classifiers rely on each head.
+    Source: Heggan et al. (2023), section on learnt invariance: reliance of linear classifiers on each head.
     """
     _check(heads)
     sizes = {name: values.shape[1] for name, values in heads.items()}
     embeddings = unit_length(standardized(torch.cat([values.double() for values in heads.values()], 1)), dim=1)
     support = episodes.support.to(embeddings.device)
     ways, clips = support.shape[1], support.shape[1] * support.shape[2]
-    largest = max(ways * clips**2, max(ways, clips) * embeddings.shape[1])  # numbers of an episode
+    largest = max(ways * clips**2, max(ways, clips) * embeddings.shape[1])  # numbers per episode
     sums, unconverged = [], 0
     for rows in support.flatten(1).split(max(1, _BLOCK_NUMBERS // largest)):
         examples = embeddings[rows]  # (E, S, D)
@@ -79,7 +77,7 @@ def weight_shares(heads: Mapping[str, Tensor], episodes: Episodes) -> WeightShar
 
 def _check(heads: Mapping[str, Tensor]) -> None:
     if len(heads) < 2:
-        raise ValueError(f"the heads are {', '.join(heads) or 'none'}; expected two or more to share the weights.")
+        raise ValueError(f"the heads are {', '.join(heads) or 'none'}; expected two or more.")
     counts = {len(values) for values in heads.values()}
     if len(counts) > 1:
         raise ValueError(f"the heads embed {', '.join(map(str, sorted(counts)))} clips; expected the same of all.")
@@ -92,7 +90,7 @@ def _check(heads: Mapping[str, Tensor]) -> None:
 
 
 def _mean_shares(sums: Tensor, sizes: dict[str, int]) -> WeightShares:
-    """From each episode's sums of absolute weights by head, (E, heads)."""
+    """Shares from sums of absolute weights per episode and head, (E, heads)."""
     totals = sums.sum(1, keepdim=True)  # (E, 1)
     shares = (sums / totals)[totals[:, 0] > 0]
     if not len(shares):

@@ -1,4 +1,4 @@
-"""An evaluation's report as files."""
+"""Report files of an evaluation."""
 
 from __future__ import annotations
 
@@ -14,12 +14,9 @@ from .results import EvaluationReport
 
 
 def write_report(report: EvaluationReport, folder: str | Path) -> list[Path]:
-    """Writes `report.md`, `report.json`, `report.html`, and a heat map `invariance-MODEL.png` for each model.
+    """Paths of the written `report.md`, `report.json`, `report.html`, and heat map `invariance-MODEL.png` per model.
 
-    Every file is written whole or not at all; those of an earlier report are replaced.
-
-    Returns:
-        The files.
+    Existing files are replaced; each file is written completely or not at all.
 
     Raises:
         ImportError: If matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""An evaluation as one HTML file that needs nothing else: plots are inside, and there are no scripts."""
+"""HTML report of an evaluation: one file with plots inside, without scripts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CSS_DPI = 96
 
 @dataclass(frozen=True)
 class _Shown:
-    """A picture (base64 of a PNG), its width in CSS pixels, and what it shows in words."""
+    """Image (base64 of a PNG), its width in CSS pixels, and its description."""
 
     png: str
     width: int
@@ -35,13 +35,8 @@ class _Shown:
 
 
 def to_html(report: EvaluationReport) -> str:
-    """The whole report as a page: tables that can be copied, plots, and how everything was measured.
-
-    Names and reasons come from users and from data sets: they are shown as text, whatever they hold.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-    """
+    """HTML page of a report, with tables, plots and protocol; ImportError if matplotlib is not installed."""
+    # Names and reasons come from users and data sets: they are escaped.
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     template = environment.from_string(files(__package__).joinpath(TEMPLATE).read_text("utf-8"))
     return template.render(
@@ -56,7 +51,7 @@ def to_html(report: EvaluationReport) -> str:
 
 
 def _data(result: DataResult, ways: int) -> dict[str, object]:
-    """Template values of one data set."""
+    """Template values of a data set."""
     return {
         "name": result.data,
         "protocol": data_protocol(result),
@@ -76,12 +71,12 @@ def _data(result: DataResult, ways: int) -> dict[str, object]:
 
 
 def _invariance(model: str, report: InvarianceReport) -> dict[str, object]:
-    """Template values of one model's invariance."""
+    """Template values of a model's invariance."""
     return {
         "model": model,
         "clips": report.clips,
         "seed": report.seed,
-        "plot": _show(heat_map(report), f"{model}: what augmentations do to its embeddings; dark is not invariant"),
+        "plot": _show(heat_map(report), f"{model}: invariance to augmentations; dark is not invariant"),
         "displacements": tables.displacements(report),
         "readabilities": tables.readabilities(report),
     }

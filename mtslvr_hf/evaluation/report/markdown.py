@@ -1,4 +1,4 @@
-"""An evaluation as Markdown."""
+"""Markdown report of an evaluation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .results import DataResult, EvaluationReport
 
 
 def to_markdown(report: EvaluationReport) -> str:
-    """Tables of what was found, each with how it was measured."""
+    """Markdown tables of a report, with the protocol."""
     accuracies = tables.accuracies(report)
     blocks = ["\n".join(protocol(report)), markdown_table(accuracies.header, accuracies.cells)]
     if report.missing:

@@ -1,7 +1,4 @@
-"""Figures of an evaluation.
-
-They need matplotlib, which brings pillow, but neither a display nor pyplot's global state.
-"""
+"""Figures of an evaluation, by matplotlib (with pillow) without a display and without pyplot."""
 
 from __future__ import annotations
 
@@ -18,9 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 144
-_MAIN_COLOUR, _OTHER_COLOUR = "#1f77b4", "#8a8a8a"
-_COLOURS, _MARKERS = 10, "os^Dv"  # the colors of matplotlib's "tab10"; a marker for every ten classes
-# The measures of a heat map: their title, and the values that are shown light (invariant) and dark.
+_MAIN_COLOR, _OTHER_COLOR = "#1f77b4", "#8a8a8a"
+_COLORS, _MARKERS = 10, "os^Dv"  # colors of matplotlib's "tab10"; a marker for every ten classes
+# Measures of a heat map: title, and the values of the light (invariant) and dark ends.
 _MEASURES = {
     "relative": ("distance\n(1: of another clip)", 0.0, 1.0),
     "cosine": ("cosine similarity", 1.0, 0.0),
@@ -30,11 +27,7 @@ _MEASURES = {
 
 
 def check_matplotlib() -> None:
-    """Imports matplotlib, so that a long evaluation does not find out at its end that it cannot draw.
-
-    Raises:
-        ImportError: If it is not installed; the message says how to.
-    """
+    """Check for matplotlib before a long evaluation; ImportError with the pip command if it is not installed."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
@@ -42,13 +35,10 @@ def check_matplotlib() -> None:
 
 
 def heat_map(report: InvarianceReport, title: str = "") -> Figure:
-    """Heat map of invariance: a row of panels per embedding, dark where it is not invariant.
+    """Heat map of invariance, with a row of panels per embedding; dark cells are not invariant.
 
-    Distance, cosine similarity and how well the augmentation's presence is read at each strength, and how well its
-    parameter is read over its whole range. Colors have the same meaning in every report; values are printed.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
+    Panels: distance, cosine similarity and decodability of presence at each strength; decodability of the parameter
+    over its whole range. The color scale is the same in all reports. ImportError if matplotlib is not installed.
     """
     embeddings = list(dict.fromkeys(reading.task for reading in report.readabilities))
     augmentations = list(dict.fromkeys(reading.augmentation for reading in report.readabilities))
@@ -71,16 +61,16 @@ def heat_map(report: InvarianceReport, title: str = "") -> Figure:
         row[0].set_ylabel(_plain(embedding or "embedding"), fontweight="bold")
     for axes in panels[-1]:
         axes.set_xlabel("strength")
-    figure.suptitle(_plain(title) or None)
+    figure.suptitle(_plain(title))
     return figure
 
 
 def accuracy_plot(result: DataResult, ways: int) -> Figure:
-    """Each embedding's few-shot accuracy with its 95 % interval; a model's main one is colored.
+    """Few-shot accuracies with 95 % intervals on one data set; main embeddings are colored.
 
     Args:
-        result: what was found on one data set.
-        ways: classes of an episode, for the line at chance level.
+        result: Results on the data set.
+        ways: Classes per episode, for the line at chance level.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -89,12 +79,14 @@ def accuracy_plot(result: DataResult, ways: int) -> Figure:
     figure = _figure(width=5 + _width(names), height=1.1 + 0.3 * len(names))
     axes = figure.subplots()
     for place, row in enumerate(result.rows):
-        color = _MAIN_COLOUR if row.main else _OTHER_COLOUR
+        if row.accuracy is None or row.interval is None:
+            continue
+        color = _MAIN_COLOR if row.main else _OTHER_COLOR
         axes.errorbar(
             100 * row.accuracy, place, xerr=100 * row.interval, fmt="o", color=color, markersize=4, capsize=4
         )
     chance = 100 / ways
-    axes.axvline(chance, color=_OTHER_COLOUR, linestyle=":")
+    axes.axvline(chance, color=_OTHER_COLOR, linestyle=":")
     axes.text(chance, 1, "chance", transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize="small")
     axes.set_yticks(range(len(names)), [_plain(name) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -104,11 +96,7 @@ def accuracy_plot(result: DataResult, ways: int) -> Figure:
 
 
 def projection_plot(projections: Sequence[Projection]) -> Figure:
-    """Embeddings of the same clips side by side, colored by class.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-    """
+    """Embeddings of the same clips side by side, colored by class; ImportError if matplotlib is not installed."""
     classes = sorted({label for projection in projections for label in projection.labels})
     figure = _figure(width=3.4 * len(projections) + 0.8 + _width(classes), height=3.9)
     panels = figure.subplots(1, len(projections), squeeze=False)[0]
@@ -116,8 +104,8 @@ def projection_plot(projections: Sequence[Projection]) -> Figure:
         for place, name in enumerate(classes):
             points = [point for point, label in zip(projection.points, projection.labels) if label == name]
             x, y = zip(*points) if points else ((), ())
-            marker = _MARKERS[place // _COLOURS % len(_MARKERS)]
-            axes.plot(x, y, marker, color=f"C{place % _COLOURS}", markersize=3.5, alpha=0.75)
+            marker = _MARKERS[place // _COLORS % len(_MARKERS)]
+            axes.plot(x, y, marker, color=f"C{place % _COLORS}", markersize=3.5, alpha=0.75)
         title = projection.embedding or projection.model
         axes.set_title(f"{_plain(title)}\n{_plain(projection.method)}", fontsize="small")
         axes.set_xticks([])
@@ -126,13 +114,13 @@ def projection_plot(projections: Sequence[Projection]) -> Figure:
     legend = figure.legend(
         panels[0].lines, [f"class {place}" for place in range(len(classes))], loc="outside right center"
     )
-    for text, name in zip(legend.get_texts(), classes):  # as labels, names that begin with "_" would be left out
+    for text, name in zip(legend.get_texts(), classes):  # labels that begin with "_" would be left out
         text.set_text(_plain(name))
     return figure
 
 
 def to_png(figure: Figure) -> bytes:
-    """The figure as a PNG file, of 64 colors to be small; equal figures give equal bytes."""
+    """PNG file of a figure, small because of 64 colors; equal figures give equal bytes."""
     from PIL import Image
 
     drawn, packed = io.BytesIO(), io.BytesIO()
@@ -142,7 +130,7 @@ def to_png(figure: Figure) -> bytes:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches."""
+    """Empty figure of a size in inches."""
     check_matplotlib()
     from matplotlib.figure import Figure
 
@@ -150,14 +138,14 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _width(texts: Sequence[str]) -> float:
-    """About how many inches the longest of some texts takes in matplotlib's own font and size."""
+    """Approximate width in inches of the longest text in matplotlib's default font."""
     return 0.09 * max(map(len, texts), default=0)
 
 
 def _draw_cells(
     axes: Axes, values: list[list[float]], measure: str, columns: Sequence[str], rows: Sequence[str]
 ) -> None:
-    """A panel of colored cells with their values in them; without row labels if there are none."""
+    """Panel of colored cells with their values."""
     title, light, dark = _MEASURES[measure]
     shades = [[min(max((value - light) / (dark - light), 0), 1) for value in line] for line in values]
     axes.imshow(shades, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -173,7 +161,7 @@ def _draw_cells(
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib shows as it is: between two dollar signs it would read a formula."""
+    """Text with escaped dollar signs, which start formulas in matplotlib."""
     return text.replace("$", r"\$")
 
 

@@ -1,4 +1,4 @@
-"""Protocol of an evaluation, in words."""
+"""Protocol of an evaluation in sentences."""
 
 from .results import DataResult, EvaluationReport
 
@@ -9,7 +9,7 @@ CLASSIFIER_WORDS = {
 
 
 def protocol(report: EvaluationReport) -> list[str]:
-    """Sentences of the protocol that hold for every data set."""
+    """Sentences for all data sets."""
     drawn = report.protocol
     sentences = [
         f"{drawn.ways}-way {drawn.shots}-shot accuracy: {drawn.episodes:,} episodes of {drawn.queries} queries a "
@@ -31,12 +31,12 @@ def protocol(report: EvaluationReport) -> list[str]:
 
 
 def data_protocol(result: DataResult) -> list[str]:
-    """Sentences of the protocol that hold for one data set."""
+    """Sentences for one data set."""
     sentences = [f"{result.clips:,} clips of {len(result.classes)} classes from {result.source}."]
     if result.episodes_sha256:
         sentences[0] += f" Episode list {result.episodes_sha256[:12]}."
     else:
-        sentences.append("Clips have several classes, or none, which few-shot episodes cannot be drawn from.")
+        sentences.append("Clips have several classes or none: there are no few-shot episodes.")
     if result.group_disjoint:
         sentences.append("An episode's queries come from other groups than its support.")
     if result.bad_clips:

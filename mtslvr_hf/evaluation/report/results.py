@@ -1,4 +1,4 @@
-"""Results of an evaluation: plain data for Markdown, JSON and HTML."""
+"""Results of an evaluation as plain data, for Markdown, JSON and HTML."""
 
 from __future__ import annotations
 
@@ -13,11 +13,7 @@ from ..projection import Projection
 
 @dataclass(frozen=True)
 class FewShotProtocol:
-    """Protocol of few-shot episodes; see `sample_episodes`.
-
-    Attributes:
-        group_disjoint: None for what each data set asks for by itself.
-    """
+    """Protocol of few-shot episodes, see `sample_episodes`; `group_disjoint=None` is the default of each data set."""
 
     ways: int = 5
     shots: int = 1
@@ -29,16 +25,16 @@ class FewShotProtocol:
 
 @dataclass(frozen=True)
 class Row:
-    """An embedding's accuracy over the episodes of one data set.
+    """Accuracy of an embedding on one data set.
 
     Attributes:
-        model: name of the model or of the baseline.
-        embedding: "contrastive", "predictive" or "both"; empty for what has only one.
-        size: the embedding's size D.
-        accuracy: mean over episodes, 0 to 1; None where clips have several classes, so that there are no episodes.
-        interval: half width of its 95 % interval, or None.
-        main: whether this embedding stands for its model in ranks and differences.
-        probes: what linear probe and nearest neighbors reach on a part of the data set, if they were asked for.
+        model: Name of the model or baseline.
+        embedding: "contrastive", "predictive" or "both"; "" for a model with one embedding.
+        size: Embedding size D.
+        accuracy: Mean over episodes, 0 to 1; None without episodes (multi-label data).
+        interval: Half width of its 95 % interval, or None.
+        main: True for the embedding in ranks and differences.
+        probes: Results of linear and nearest-neighbor probes, if requested.
     """
 
     model: str
@@ -52,11 +48,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy of `model` less that of `other`, episode by episode on the same episodes.
+    """Accuracy of `model` minus that of `other` on the same episodes.
 
     Attributes:
-        difference: mean over episodes, -1 to 1.
-        interval: half width of its 95 % interval, from the deviation of the episodes' differences.
+        difference: Mean over episodes, -1 to 1.
+        interval: Half width of its 95 % interval, from the deviation of the differences.
     """
 
     model: str
@@ -70,19 +66,17 @@ class DataResult:
     """Results on one data set.
 
     Attributes:
-        data: its name.
-        source: where it came from.
-        note: how it differs from the paper's set of that name; empty if it does not.
-        classes: the classes that episodes were drawn from.
-        clips: number of clips of these classes.
-        group_disjoint: whether support and query of an episode share no group.
-        episodes_sha256: digest of the episode list; empty where there are no episodes.
-        left_out: classes too small for the episodes, each with the reason.
-        bad_clips: what is wrong with each clip that could not be decoded; no model was given those.
-        rows: a result per embedding, the baselines first.
-        differences: of each model from each one before it, by their main embeddings.
-        weight_shares: of the heads of each model that has several, by its name.
-        projections: of each embedding of each model.
+        data, source, note: See `EvaluationData`.
+        classes: Classes of the episodes.
+        clips: Number of clips of these classes.
+        group_disjoint: True if support and query of an episode share no group.
+        episodes_sha256: Digest of the episodes; "" without episodes.
+        left_out: Reason for each class without episodes.
+        bad_clips: Error of each clip that was left out because it cannot be used.
+        rows: One per embedding, baselines first.
+        differences: Between the main embeddings of each model and each one before it.
+        weight_shares: By model with several heads.
+        projections: One per embedding.
     """
 
     data: str
@@ -105,14 +99,14 @@ class EvaluationReport:
     """All results of an evaluation.
 
     Attributes:
-        protocol: how episodes were drawn.
+        protocol: Few-shot protocol.
         classifier: "centroid" or "logistic".
-        results: one for each data set.
-        average_ranks: mean over the data sets of each model's rank by its main embedding, 1 being the best; ties share
-            the mean of their ranks. In ascending order.
-        missing: data sets that could not be reached, each with the reason.
-        invariance: what each augmentation does to each model's embeddings, by the model's name.
-        invariance_data: the data sets whose clips that was measured on.
+        results: One per data set.
+        average_ranks: Mean over data sets of each model's rank by its main embedding, best (1) first; ties share the
+            mean of their ranks.
+        missing: Reason for each data set that could not be reached.
+        invariance: Invariance by model.
+        invariance_data: Names of the data sets for invariance.
     """
 
     protocol: FewShotProtocol
@@ -124,7 +118,7 @@ class EvaluationReport:
     invariance_data: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """Plain values for JSON."""
         return asdict(self)
 
 

@@ -1,4 +1,4 @@
-"""An evaluation's tables, cell by cell: what Markdown and HTML show alike."""
+"""Tables of an evaluation, for Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .results import DataResult, EvaluationReport, Row
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a table; a strong one stands out."""
+    """Row of a table; a strong one is highlighted."""
 
     cells: Sequence[str]
     strong: bool = False
@@ -30,7 +30,7 @@ class Table:
 
 
 def accuracies(report: EvaluationReport) -> Table:
-    """A row for each embedding and a column for each data set; ranks beside the models' main embeddings."""
+    """Table with a row per embedding and a column per data set; main embeddings have ranks."""
     names = [result.data for result in report.results]
     keys = list(dict.fromkeys((row.model, row.embedding) for result in report.results for row in result.rows))
     found = {(row.model, row.embedding, result.data): row for result in report.results for row in result.rows}
@@ -45,7 +45,7 @@ def accuracies(report: EvaluationReport) -> Table:
 
 
 def rows(result: DataResult) -> Table:
-    """A row for each embedding."""
+    """Table with a row per embedding."""
     lines = [Line([row.model, row.embedding, str(row.size), _accuracy(row)], row.main) for row in result.rows]
     return Table(["model", "embedding", "size", "accuracy, %"], lines)
 
@@ -60,7 +60,7 @@ def probes(rows: Iterable[Row]) -> Table | None:
 
 
 def differences(result: DataResult) -> Table | None:
-    """Differences whose interval does not hold 0 stand out."""
+    """Table of differences; those with an interval without 0 are highlighted."""
     lines = [
         Line(
             [entry.model, entry.other, percent(entry.difference, entry.interval, sign="+")],
@@ -81,7 +81,7 @@ def weight_shares(found: Mapping[str, WeightShares]) -> Table | None:
 
 
 def displacements(report: InvarianceReport) -> Table:
-    """A row for each augmentation, embedding and strength."""
+    """Table with a row per augmentation, embedding and strength."""
     lines = [
         Line(
             [entry.augmentation, entry.task, f"{entry.strength:g}"]
@@ -94,7 +94,7 @@ def displacements(report: InvarianceReport) -> Table:
 
 
 def readabilities(report: InvarianceReport) -> Table:
-    """A row for each augmentation and embedding, over the whole range of strengths."""
+    """Table with a row per augmentation and embedding, over the whole range of strengths."""
     lines = [
         Line([entry.augmentation, entry.task, f"{entry.presence:.2f}", entry.parameter, f"{entry.r2:.2f}"])
         for entry in report.readabilities
@@ -103,11 +103,11 @@ def readabilities(report: InvarianceReport) -> Table:
 
 
 def _accuracy(row: Row | None) -> str:
-    """Nothing where there are no episodes."""
-    return "" if row is None or row.accuracy is None else percent(row.accuracy, row.interval)
+    """Text of an accuracy; empty without episodes."""
+    return "" if row is None or row.accuracy is None or row.interval is None else percent(row.accuracy, row.interval)
 
 
 def percent(value: float, interval: float, sign: str = "") -> str:
-    """ "31.2 ± 0.4": without the interval where there is none, as for a single episode."""
+    """Text such as "31.2 ± 0.4"; without an interval if it is NaN (a single episode)."""
     shown = f"{100 * value:{sign}.1f}"
     return shown if math.isnan(interval) else f"{shown} ± {100 * interval:.1f}"

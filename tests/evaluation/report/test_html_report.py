@@ -78,7 +78,7 @@ def test_each_data_set_has_all_that_was_found(page):
         "drums: embeddings of a model, colored by class",
         "birds: few-shot accuracy with 95 % intervals",
         "birds: embeddings of a model, colored by class",
-        "a model: what augmentations do to its embeddings; dark is not invariant",
+        "a model: invariance to augmentations; dark is not invariant",
     ]
 
 
