@@ -289,7 +289,7 @@ def files_of_split(files: list[Path], root: Path, split: str) -> list[Path]:
     splits = {file: _split_name(file.relative_to(root)) for file in files}
     if not set(splits.values()) <= SPLITS:
         if split != "train":
-            raise ValueError(f"{root} is not divided into splits, so it has no {split!r}; all of it is 'train'.")
+            raise ValueError(f"{root} is not divided into splits, so there is no {split!r}; all of it is 'train'.")
         return files
     if split not in splits.values():
         raise ValueError(f"{root} has no split {split!r}; it has: {', '.join(sorted(set(splits.values())))}.")

@@ -316,7 +316,7 @@ class TestMistakes:
         [
             ({"columns": ["speaker"]}, "no column 'speaker'; it has: name, audio, kind, tags"),
             ({"id_column": "speaker"}, "no column 'speaker'"),
-            ({"columns": ["audio"]}, "the column 'audio' holds Audio and is not copied"),
+            ({"columns": ["audio"]}, "the column 'audio' holds Audio and cannot be copied"),
             ({"audio_column": "sound"}, "no column 'sound'"),
         ],
     )
