@@ -114,7 +114,7 @@ class FineTuningArguments(TrainingArguments):
     logging_steps: float = field(default=0.1, metadata={"help": "Log every N steps; below 1, a share of all steps."})
     eval_strategy: IntervalStrategy | str = field(
         default="no",
-        metadata={"help": "Evaluation during training: no, steps or epoch; there is always one at the end."},
+        metadata={"help": "Evaluation during training: no, steps or epoch; always one at the end."},
     )
     save_strategy: SaveStrategy | str = field(
         default="epoch", metadata={"help": "Checkpoints: no, steps or epoch. Default of linear_probe: no."}

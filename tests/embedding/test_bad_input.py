@@ -130,7 +130,7 @@ def bad_arrays():
         "4 axes": (fine[None, None], RATE, "unreadable", r"shape \(1, 1, 1, 1600\); expected \(samples,\) or \(chan"),
         "words": (["a", "b"], RATE, "unreadable", "is a list that is no array of samples .* expected an array"),
         "no rate": (fine, None, "unreadable", "came without a sampling rate: pass `sampling_rate`, in Hz"),
-        "two rates": (at_rate(fine, 8_000), RATE, "unreadable", "at 8000 Hz, `sampling_rate` says"),
+        "two rates": (at_rate(fine, 8_000), RATE, "unreadable", "at 8000 Hz, but `sampling_rate` is"),
         "rate 0": (at_rate(fine, 0), None, "unreadable", "sampling rate 0; expected a positive whole number of Hz"),
         "rate NaN": (at_rate(fine, float("nan")), None, "unreadable", "sampling rate nan; expected a positive whole"),
         "rate in words": (at_rate(fine, "16k"), None, "unreadable", "sampling rate '16k'; expected a positive whole"),
