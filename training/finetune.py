@@ -163,25 +163,21 @@ def make_trainer(
         evaluation = usable(clips.evaluation)
     clips = Clips(train.data, None if evaluation is None else evaluation.data, clips.split)
     report_classes(clips)
+    multi_label, loss = clips.train.multi_label, None
+    if data_args.class_weights == "balanced":
+        loss = WeightedLoss(balanced_weights(clips.train.labels, multi_label), multi_label)
     options: dict[str, Any] = {
         "model": model,
         "args": args,
         "train_dataset": train,
         "eval_dataset": evaluation,
         "processing_class": extractor,
-        "compute_metrics": multi_label_metrics if clips.train.multi_label else single_label_metrics,
-        "compute_loss_func": make_loss(clips.train, data_args),
+        "compute_metrics": multi_label_metrics if multi_label else single_label_metrics,
+        "compute_loss_func": loss,
     }
     if isinstance(train, EmbeddedClips):
         return LinearProbeTrainer(**options), clips
     return ClassificationTrainer(data_collator=ClipCollator(extractor), callbacks=[SetEpoch(train)], **options), clips
-
-
-def make_loss(data: LabelledAudio, data_args: DataArguments) -> WeightedLoss | None:
-    """Loss with class weights; None for the model's own loss."""
-    if data_args.class_weights == "none":
-        return None
-    return WeightedLoss(balanced_weights(data.labels, data.multi_label), data.multi_label)
 
 
 def report_classes(clips: Clips) -> None:

@@ -18,11 +18,11 @@ RESAMPLER_MARGIN_SECONDS = 0.02  # read around a crop, so that its edges are res
 
 
 class _Crop(NamedTuple):
-    """Frames [begin, end) of a file, or to its end (None); the first `lead` frames are only for the resampler."""
+    """Frames [begin, end) of a file."""
 
     begin: int = 0
-    end: int | None = None
-    lead: int = 0
+    end: int | None = None  # None: to the end of the file
+    lead: int = 0  # first frames, which are only for the resampler
 
 
 def decode_clip(

@@ -62,7 +62,13 @@ class Recording:
         Raises:
             BadClipError: If the recording cannot be read to its end, is empty, or a sample is NaN or infinite.
         """
-        resampler = self._resampler(sampling_rate)
+        resampler = None
+        if self.rate != sampling_rate:
+            try:
+                resampler = soxr.ResampleStream(self.rate, sampling_rate, 1, dtype="float32", quality="HQ")
+            except DECODE_ERRORS as error:
+                message = f"{self.name}: {self.rate} Hz cannot be resampled to {sampling_rate} Hz: {error}"
+                raise BadClipError("unreadable", message) from error
         given, level = 0, None  # mean of the first block
         for block in itertools.chain(self._checked(self.read()), [np.zeros(0, dtype=np.float32)]):
             level = block.mean(dtype=np.float64) if level is None else level
@@ -73,16 +79,6 @@ class Recording:
                 yield block
         if given == 0:  # shorter than a sample of the new rate
             yield np.full(1, level, dtype=np.float32)
-
-    def _resampler(self, sampling_rate: int) -> soxr.ResampleStream | None:
-        if self.rate == sampling_rate:
-            return None
-        try:
-            return soxr.ResampleStream(self.rate, sampling_rate, 1, dtype="float32", quality="HQ")
-        except DECODE_ERRORS as error:
-            raise BadClipError(
-                "unreadable", f"{self.name}: {self.rate} Hz cannot be resampled to {sampling_rate} Hz: {error}"
-            ) from error
 
     def _checked(self, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         """Yields the blocks that hold samples; raises at the first sample that is not finite."""

@@ -14,6 +14,7 @@ from .results import MeasuredResult, results_section
 if TYPE_CHECKING:
     from ..configuration_mtslvr import MTSLVRConfig
 
+TAGS = ("mtslvr", "audio", "audio-embeddings", "self-supervised-learning")
 METHOD_NAMES = {"simclr": "SimCLR", "simsiam": "SimSiam"}
 FRONTEND_NAMES = {
     "mel_stft": "log-mel, and magnitude and phase of a complex mel STFT (three channels)",
@@ -74,8 +75,8 @@ def create_model_card(
         license=license,
         library_name="transformers",
         pipeline_tag="feature-extraction",
-        tags=_tags(config),
-        datasets=_hub_datasets(training),
+        tags=[*TAGS, *config.tasks, *(["adapters"] if config.adapter_type != "none" else [])],
+        datasets=[training.dataset] if training and training.dataset and is_hub_name(training.dataset) else None,
         metrics=sorted({result.metric for result in results}) or None,
         model_name=title,
         eval_results=[result.metadata() for result in results] or None,
@@ -111,11 +112,6 @@ def variant_name(config: MTSLVRConfig) -> str:
     else:
         name = f"MT-{adapter.capitalize()}"
     return f"{name} ({method})" if "contrastive" in config.tasks else name
-
-
-def _tags(config: MTSLVRConfig) -> list[str]:
-    tags = ["mtslvr", "audio", "audio-embeddings", "self-supervised-learning"]
-    return tags + list(config.tasks) + (["adapters"] if config.adapter_type != "none" else [])
 
 
 def _architecture(config: MTSLVRConfig) -> list[tuple[str, str]]:
@@ -157,12 +153,6 @@ def _outputs(config: MTSLVRConfig) -> list[tuple[str, int]]:
     return [("pooler_output", config.embedding_size_of()), *parts]
 
 
-def _hub_datasets(training: TrainingSummary | None) -> list[str] | None:
-    if training is None or training.dataset is None or not is_hub_name(training.dataset):
-        return None
-    return [training.dataset]
-
-
 def _training_rows(training: TrainingSummary | None) -> list[tuple[str, str]]:
     """Rows of the training table, without unknown values."""
     if training is None:
@@ -192,12 +182,8 @@ def _dataset_text(training: TrainingSummary) -> str | None:
     if training.dataset is None:
         return None
     name = public_name(training.dataset) + ("" if is_hub_name(training.dataset) else " (local)")
-    details = [
-        f"{what} `{value}`"
-        for what, value in (("configuration", training.dataset_config), ("split", training.dataset_split))
-        if value
-    ]
-    return ", ".join([name, *details])
+    parts = {"configuration": training.dataset_config, "split": training.dataset_split}
+    return ", ".join([name, *(f"{part} `{value}`" for part, value in parts.items() if value)])
 
 
 def _clips_text(training: TrainingSummary) -> str | None:

@@ -74,7 +74,8 @@ class ShuffledReader:
         assignment = self._assignment(epoch)
         rows = self._rows(assignment, start)
         if self.read_ahead:
-            rows = _in_thread(rows, self.read_ahead)
+            ahead = ReadAhead([rows], lambda _, rows: rows, num_workers=1, limit=self.read_ahead)
+            rows = (row for _, row in ahead)
         block: list[Any] = list(islice(rows, self.block_rows))
         used = start.used
         while block:
@@ -116,12 +117,6 @@ class ShuffledReader:
                 index += 1
         except SHARD_ERRORS as error:
             yield Row(place, index, None, f"shard {shard} at row {index}: {type(error).__name__}: {error}")
-
-
-def _in_thread(rows: Iterator[Row], limit: int) -> Iterator[Row]:
-    """Yields rows that a thread reads up to `limit` rows ahead."""
-    for _, row in ReadAhead([rows], lambda _, rows: rows, num_workers=1, limit=limit):
-        yield row
 
 
 class _ShardAssignment(NamedTuple):

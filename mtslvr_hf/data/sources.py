@@ -110,7 +110,7 @@ def local_path(name: str | Path) -> Path | None:
     if path.exists():
         return path
     if path.is_absolute() or str(name).startswith((".", "~")) or len(path.parts) > 2:
-        raise FileNotFoundError(f"no such file or folder: {name}. Check the path.")
+        raise FileNotFoundError(f"no such file or folder: {name}.")
     return None
 
 

@@ -229,15 +229,9 @@ class AudioStream(IterableDataset):
     def _record(
         self, worker: int, workers: int, batches: int, progress: _Progress, recent: SkippedRows
     ) -> dict[str, Any]:
-        return {
-            "worker": worker,
-            "num_workers": workers,
-            "batches": batches,
-            "epoch": progress.epoch,
-            "rows": progress.rows,
-            **progress.cursor._asdict(),
-            "skipped": recent.state_dict(),
-        }
+        place = {"epoch": progress.epoch, "rows": progress.rows, **progress.cursor._asdict()}
+        counts = {"worker": worker, "num_workers": workers, "batches": batches, **place}
+        return {**counts, "skipped": recent.state_dict()}
 
     def _identity(self) -> dict[str, int]:
         """Settings that a state depends on."""

@@ -47,15 +47,13 @@ class TimedEmbeddings(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """Result of one item: its embedding, or the error.
+    """Result of one item: its embedding, or the error. Bad items have None and 0 in the other fields.
 
     Attributes:
-        index: Index of the item.
-        embedding: (D,) float32 on the CPU, the mean over the windows; None if the item is bad.
-        frames: Embeddings over time on the CPU, with `return_timestamps`; None if the item is bad.
-        seconds: Duration in seconds; 0 if the item is bad.
-        windows: Number of windows; 0 if the item is bad.
-        error: Error of a bad item, or None.
+        embedding: (D,) float32 on the CPU, the mean over the windows.
+        frames: Embeddings over time on the CPU, with `return_timestamps`.
+        seconds: Duration in seconds.
+        windows: Number of windows.
     """
 
     index: int  # type: ignore[assignment]  # a field of this name hides the method of tuples

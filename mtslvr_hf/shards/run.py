@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -76,7 +76,12 @@ def write_shards(
         opened = replace(opened, name=Path(os.path.relpath(local.resolve(), output.resolve())).as_posix())
     writer = make_writer(opened)
     state = process_state(cpu)
-    _check_agreement(gather_object([len(opened.partitions)]))
+    counts = gather_object([len(opened.partitions)])
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"The processes find the source divided into {', '.join(map(str, counts))} partitions. Give all of them "
+            "the same files, or run the command again if a file could not be read for a short time."
+        )
     show = (sys.stderr.isatty() if show_progress_bar is None else show_progress_bar) and state.is_main_process
     rows = None if opened.rows is None else math.ceil(opened.rows / state.num_processes)
     with tqdm(desc=description, total=rows, unit="row", disable=not show) as bar:
@@ -89,15 +94,6 @@ def write_shards(
     return writer.folder.read_manifest(), computed
 
 
-def _check_agreement(partitions: Sequence[int]) -> None:
-    """Raises ValueError if processes find different numbers of partitions."""
-    if len(set(partitions)) > 1:
-        raise ValueError(
-            f"The processes find the source divided into {', '.join(map(str, partitions))} partitions. Give all of "
-            "them the same files, or run the command again if a file could not be read for a short time."
-        )
-
-
 def _check_apart(folder: Path, output: Path) -> None:
     """Raises ValueError if the output would be part of the source in the next run."""
     if folder.is_dir() and (folder == output or folder in output.parents):
@@ -106,27 +102,16 @@ def _check_apart(folder: Path, output: Path) -> None:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """Report of a folder of shards.
-
-    Attributes:
-        folder: The folder.
-        rows: Number of rows in it.
-        bad_rows: Number of rows of the source that are left out.
-        reasons: Number of bad rows for each reason.
-        failures: Partitions that could not be read to their end; another run tries them again.
-        shards: Number of parquet files.
-        computed: Number of parquet files that this run made.
-        seconds: Duration of the audio in seconds.
-    """
+    """Report of a folder of shards."""
 
     folder: Path
     rows: int
-    bad_rows: int
-    reasons: dict[str, int]
-    failures: list[str]
+    bad_rows: int  # rows of the source that are left out
+    reasons: dict[str, int]  # number of bad rows for each reason
+    failures: list[str]  # partitions that could not be read to their end; another run tries them again
     shards: int
-    computed: int
-    seconds: float
+    computed: int  # shards that this run made
+    seconds: float  # duration of the audio
 
     def bad(self, errors: str) -> str:
         """Text of the counts of bad rows, with the file that lists them."""

@@ -119,13 +119,6 @@ class MTSLVRTrainingArguments(TrainingArguments):
         super().__post_init__()
         if uses_adam:
             self.optim = ADAM
-        self._check_device()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """State without the Hub token: transformers publishes a pickle of the arguments."""
-        return {**self.__dict__, "hub_token": None}
-
-    def _check_device(self) -> None:
         if self.sync_batch_norm and self.device.type == "cpu":
             raise ValueError("`sync_batch_norm` needs GPUs: PyTorch has no SyncBatchNorm on CPUs. Set it to false.")
         if self.n_gpu > 1:
@@ -133,6 +126,10 @@ class MTSLVRTrainingArguments(TrainingArguments):
                 f"One process sees {self.n_gpu} GPUs; expected one. Start a process per GPU with `accelerate launch`, "
                 "or set CUDA_VISIBLE_DEVICES to one GPU."
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State without the Hub token: transformers publishes a pickle of the arguments."""
+        return {**self.__dict__, "hub_token": None}
 
 
 __all__ = ["MTSLVRTrainingArguments"]

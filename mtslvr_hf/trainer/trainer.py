@@ -162,8 +162,9 @@ class MTSLVRTrainer(Trainer):
             optimizers=optimizers,
         )
         vars(model.config).pop("use_cache", None)  # Trainer's, for text generation; not to be saved
+        seed = args.seed if args.data_seed is None else args.data_seed
         self.augmentation = augmentation or TwoViewAugmentation(
-            model.config.augmentations, sampling_rate=model.config.sampling_rate, seed=_data_seed(args)
+            model.config.augmentations, sampling_rate=model.config.sampling_rate, seed=seed
         )
         self.summary = summary or TrainingSummary()
         self.probes = probes
@@ -196,12 +197,7 @@ class MTSLVRTrainer(Trainer):
         )
 
     def get_eval_dataloader(self, eval_dataset: str | torch.Tensor | Dataset | None = None) -> DataLoader:
-        """Full batches of this process's evaluation clips, the same number in every process.
-
-        Raises:
-            TypeError: If the clips are not a tensor (clips, samples).
-            ValueError: If they do not fill one batch in every process.
-        """
+        """Full batches of this process's evaluation clips (clips, samples), the same number in every process."""
         clips = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(clips, str) and isinstance(self.eval_dataset, dict):
             clips = self.eval_dataset[clips]
@@ -218,12 +214,6 @@ class MTSLVRTrainer(Trainer):
             )
         batches = clips[: fewest // batch * batch].unflatten(0, (-1, batch))  # (batches, B, samples)
         return DataLoader(batches, batch_size=None)
-
-    def _check_eval_clips(self) -> None:
-        """Raises the errors of the first evaluation before the first step."""
-        if self.eval_dataset is not None:
-            for clips in self.eval_dataset if isinstance(self.eval_dataset, dict) else [self.eval_dataset]:
-                self.get_eval_dataloader(clips)
 
     def make_views(self, values: torch.Tensor, step: int, split: str, scales: torch.Tensor | None = None) -> TwoViews:
         """Two augmented views of this process's share of a batch, normalized, on the model's device.
@@ -265,7 +255,9 @@ class MTSLVRTrainer(Trainer):
             resume_from_checkpoint = last_checkpoint(output_folder(self.args))
             if resume_from_checkpoint is None:
                 raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
-        self._check_eval_clips()
+        if self.eval_dataset is not None:  # raises the errors of the first evaluation before the first step
+            for clips in self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]:
+                self.get_eval_dataloader(clips)
         for probe in self.probes:
             probe.check(self.args, self.model.config)
             if self.is_world_process_zero():
@@ -503,10 +495,6 @@ class MTSLVRTrainer(Trainer):
                 for file in Path(checkpoint_folder).glob(pattern):
                     shutil.copy(file, output_folder(self.args))
         super()._push_from_checkpoint(checkpoint_folder)
-
-
-def _data_seed(args: MTSLVRTrainingArguments) -> int:
-    return args.seed if args.data_seed is None else args.data_seed
 
 
 def _share_buffers(model: nn.Module) -> None:
