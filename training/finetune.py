@@ -200,9 +200,9 @@ def report(
     data_args: DataArguments,
 ) -> None:
     """Logs the metrics and makes the model card."""
-    measures = {name.removeprefix("eval_"): value for name, value in metrics.items()}
-    if measures:
-        logger.info(", ".join(f"{words} {measures[name]:.4f}" for name, words in METRICS.items() if name in measures))
+    values = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+    if values:
+        logger.info(", ".join(f"{words} {values[name]:.4f}" for name, words in METRICS.items() if name in values))
     trainer.card = create_classifier_card(
         trainer.model.config,
         ClassifierSummary(
@@ -217,7 +217,7 @@ def report(
             batch_size=trainer.args.train_batch_size * trainer.args.world_size,
             learning_rate=trainer.args.learning_rate,
             seed=trainer.args.seed,
-            metrics=measures,
+            metrics=values,
         ),
         trainer.args.hub_model_id,
     )

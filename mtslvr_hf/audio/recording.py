@@ -190,7 +190,9 @@ def _open_sound(file: BinaryIO, name: str) -> soundfile.SoundFile:
     missing = missing_bytes(sound.extra_info)
     if missing:
         sound.close()
-        raise BadClipError("truncated", f"{name}: {missing} bytes less than its header says; fetch or write it again.")
+        raise BadClipError(
+            "truncated", f"{name}: {missing} bytes less than its header states; fetch or write it again."
+        )
     return sound
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -72,25 +72,21 @@ def create_classifier_card(config: MTSLVRConfig, summary: ClassifierSummary, rep
         repo=repo_id or "NAME_OR_FOLDER_OF_THIS_MODEL",
         classes=_shown([label for _, label in sorted((config.id2label or {}).items())]),
         several=config.problem_type == "multi_label_classification",
-        rows=_rows(summary, dataset, base_model),
+        rows=[
+            ("Pre-trained model", base_model),
+            ("Trained part", METHODS[summary.method]),
+            ("Data", f"{dataset}, {summary.train_clips:,} clips"),
+            ("Class weights", summary.class_weights),
+            ("Epochs", f"{summary.epochs:g}"),
+            ("Batch", f"{summary.batch_size} clips"),
+            ("Learning rate", f"{summary.learning_rate:g}"),
+            ("Seed", summary.seed),
+        ],
         measured=[(words, f"{value:.4f}") for words, _, value in measured],
         summary=summary,
         versions=summary.versions,
         sampling_rate=config.sampling_rate,
     )
-
-
-def _rows(summary: ClassifierSummary, dataset: str, base_model: str) -> list[tuple[str, Any]]:
-    return [
-        ("Pre-trained model", base_model),
-        ("Trained part", METHODS[summary.method]),
-        ("Data", f"{dataset}, {summary.train_clips:,} clips"),
-        ("Class weights", summary.class_weights),
-        ("Epochs", f"{summary.epochs:g}"),
-        ("Batch", f"{summary.batch_size} clips"),
-        ("Learning rate", f"{summary.learning_rate:g}"),
-        ("Seed", summary.seed),
-    ]
 
 
 def _shown(classes: Sequence[str], limit: int = 50) -> str:

@@ -160,9 +160,9 @@ def _training_rows(training: TrainingSummary | None) -> list[tuple[str, str]]:
     rows = [
         ("Data", _dataset_text(training)),
         ("Waveform normalization", training.normalization),
-        ("Clip length", _with_unit(training.clip_seconds, "s")),
+        ("Clip length", _number(training.clip_seconds, " s")),
         ("Steps", _number(training.steps)),
-        ("Batch", _with_unit(training.batch_size, "clips")),
+        ("Batch", _number(training.batch_size, " clips")),
         ("Clips seen", _clips_text(training)),
         ("Clips skipped", _number(training.clips_skipped)),
         ("Optimizer", training.optimizer),
@@ -199,14 +199,10 @@ def _duration_text(seconds: float | None) -> str | None:
     return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
 
 
-def _number(value: float | None) -> str | None:
+def _number(value: float | None, unit: str = "") -> str | None:
     if value is None:
         return None
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
-
-
-def _with_unit(value: float | None, unit: str) -> str | None:
-    return None if value is None else f"{_number(value)} {unit}"
+    return (f"{value:,}" if isinstance(value, int) else f"{value:g}") + unit
 
 
 __all__ = ["TrainingSummary", "create_model_card", "variant_name"]

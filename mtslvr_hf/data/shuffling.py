@@ -35,7 +35,7 @@ class Cursor(NamedTuple):
 
 
 class ShuffledReader:
-    """Reader of one consumer's part of a data set, shuffled anew every epoch.
+    """Reader of one consumer's part of a data set, in a new order in every epoch.
 
     Shards are assigned to the consumers (DataLoader workers of all processes): together they read each row once per
     epoch. With more consumers than shards, several read the same shard and keep every n-th row each. The assignment

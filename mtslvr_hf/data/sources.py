@@ -218,7 +218,7 @@ def find_audio_files(folder: Path, suffixes: frozenset[str] = AUDIO_SUFFIXES) ->
 def find_audio_column(features: datasets.Features | None, wanted: str | None) -> str:
     """Name of the audio column: one of type Audio, or with bytes, or binary and named like an audio suffix."""
     if features is None:
-        raise ValueError("the data set does not say what its columns are; `dataset.cast(features)` sets them.")
+        raise ValueError("The columns of the data set are unknown; set them with `dataset.cast(features)`.")
     columns = ", ".join(features)
     if wanted is not None:
         if wanted not in features:
