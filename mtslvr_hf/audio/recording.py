@@ -190,9 +190,7 @@ def _open_sound(file: BinaryIO, name: str) -> soundfile.SoundFile:
     missing = missing_bytes(sound.extra_info)
     if missing:
         sound.close()
-        raise BadClipError(
-            "truncated", f"{name}: {missing} bytes less than its header states; fetch or write it again."
-        )
+        raise BadClipError("truncated", f"{name}: {missing} bytes less than in its header; fetch or write it again.")
     return sound
 
 
