@@ -3,8 +3,8 @@
     accelerate launch training/finetune.py --model MODEL --data FOLDER --output_dir outputs/mine [--method METHOD ...]
     accelerate launch training/finetune.py CONFIG.yaml [--any_field value ...]
 
-METHOD is linear_probe, adapters or everything. A configuration is a YAML file of the fields that `--help` lists;
-values on the command line win. Started again, the same command goes on from the last checkpoint of its output folder.
+METHOD is linear_probe, adapters or everything. A configuration is a YAML file with the fields that `--help` lists; the
+command line overrides it. The same command, started again, resumes from the last checkpoint of its output folder.
 """
 
 from __future__ import annotations
@@ -52,18 +52,14 @@ class Clips(NamedTuple):
 
     train: LabelledAudio
     evaluation: LabelledAudio | None
-    split: str  # how they were divided, in words
+    split: str  # description of the split
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    """Trains as the configuration and the command line say.
-
-    Returns:
-        The measures of the saved model on the evaluation clips; none without any.
-    """
+    """Runs fine-tuning; returns the metrics of the saved model on the evaluation clips, if any."""
     values, model_args, data_args, args = read_arguments(sys.argv[1:] if argv is None else argv)
     set_up_logging(args)
-    transformers_logging.set_verbosity_error()  # or it would report that the classifier is new
+    transformers_logging.set_verbosity_error()  # omits the warning that the classifier is new
     checkpoint = find_checkpoint(args, values, SAVED_CONFIG, fixed=[ModelArguments, DataArguments])
     with args.main_process_first(desc="reading the data set"):
         clips = load_data(data_args)
@@ -81,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 
 def load_data(data_args: DataArguments) -> Clips:
-    """Opens the audio and divides it as asked."""
+    """Labelled clips, divided into training and evaluation."""
     load = partial(
         load_labelled_audio,
         data_args.data,
@@ -95,7 +91,7 @@ def load_data(data_args: DataArguments) -> Clips:
     if data_args.eval_split is not None:
         evaluation = load(split=data_args.eval_split)
         if evaluation.multi_label != clips.multi_label:
-            sys.exit(f"One of {data_args.train_split} and {data_args.eval_split} has lists of labels, the other not.")
+            sys.exit(f"Only one of {data_args.train_split} and {data_args.eval_split} has lists of labels.")
         return Clips(clips, evaluation.with_classes(clips.classes), f"split {data_args.eval_split}")
     grouped = "" if clips.groups is None else ", groups kept together"
     if data_args.folds is not None:
@@ -115,7 +111,7 @@ def load_data(data_args: DataArguments) -> Clips:
 def make_model(
     model_args: ModelArguments, data: LabelledAudio, args: FineTuningArguments
 ) -> tuple[MTSLVRForAudioClassification, MTSLVRFeatureExtractor]:
-    """The pre-trained model with a new classifier, of which the method's part trains; and its feature extractor."""
+    """Pre-trained model with a new classifier, frozen except for the method's part; and its feature extractor."""
     set_seed(args.seed)
     extractor = AutoFeatureExtractor.from_pretrained(model_args.model)
     config = AutoConfig.from_pretrained(
@@ -125,13 +121,13 @@ def make_model(
         problem_type="multi_label_classification" if data.multi_label else "single_label_classification",
     )
     adapters = model_args.method == "adapters"
-    if adapters or model_args.tasks is not None:  # the classifier reads one task, or those asked for
+    if adapters or model_args.tasks is not None:  # the classifier uses one task, or the given ones
         config.active_adapters = config.available_tasks[:1] if adapters else model_args.tasks
         config.check_tasks(config.active_adapters)
     model = AutoModelForAudioClassification.from_pretrained(
         model_args.model,
         config=config,
-        ignore_mismatched_sizes=True,  # of a classifier of other classes
+        ignore_mismatched_sizes=True,  # of a classifier for other classes
     )
     if adapters:
         model.add_adapter(model_args.adapter_name, model_args.adapter_type, model_args.adapter_init)
@@ -149,7 +145,7 @@ def make_trainer(
     data_args: DataArguments,
     args: FineTuningArguments,
 ) -> tuple[ClassificationTrainer, Clips]:
-    """The Trainer, and the clips without those that cannot be used, all of which are decoded once to know that."""
+    """Trainer, and the clips that can be used: all are decoded once."""
     probe = model_args.method == "linear_probe"
     encoder = None
     if probe:
@@ -167,29 +163,25 @@ def make_trainer(
         evaluation = usable(clips.evaluation)
     clips = Clips(train.data, None if evaluation is None else evaluation.data, clips.split)
     report_classes(clips)
+    multi_label, loss = clips.train.multi_label, None
+    if data_args.class_weights == "balanced":
+        loss = WeightedLoss(balanced_weights(clips.train.labels, multi_label), multi_label)
     options: dict[str, Any] = {
         "model": model,
         "args": args,
         "train_dataset": train,
         "eval_dataset": evaluation,
         "processing_class": extractor,
-        "compute_metrics": multi_label_metrics if clips.train.multi_label else single_label_metrics,
-        "compute_loss_func": make_loss(clips.train, data_args),
+        "compute_metrics": multi_label_metrics if multi_label else single_label_metrics,
+        "compute_loss_func": loss,
     }
     if isinstance(train, EmbeddedClips):
         return LinearProbeTrainer(**options), clips
     return ClassificationTrainer(data_collator=ClipCollator(extractor), callbacks=[SetEpoch(train)], **options), clips
 
 
-def make_loss(data: LabelledAudio, data_args: DataArguments) -> WeightedLoss | None:
-    """The loss with class weights; without them, the model's own."""
-    if data_args.class_weights == "none":
-        return None
-    return WeightedLoss(balanced_weights(data.labels, data.multi_label), data.multi_label)
-
-
 def report_classes(clips: Clips) -> None:
-    """Says how much there is, and warns of classes that are evaluated but not trained."""
+    """Logs the numbers of clips and classes, and warns of classes that are evaluated but not trained."""
     counts = clips.train.labels.sum(0)
     evaluated = 0 if clips.evaluation is None else len(clips.evaluation)
     logger.info("%d clips of %d classes to train on, %d to evaluate on", len(clips.train), len(counts), evaluated)
@@ -207,10 +199,10 @@ def report(
     model_args: ModelArguments,
     data_args: DataArguments,
 ) -> None:
-    """Logs the measures and makes the model card that is saved beside the model."""
-    measures = {name.removeprefix("eval_"): value for name, value in metrics.items()}
-    if measures:
-        logger.info(", ".join(f"{words} {measures[name]:.4f}" for name, words in METRICS.items() if name in measures))
+    """Logs the metrics and makes the model card."""
+    values = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+    if values:
+        logger.info(", ".join(f"{words} {values[name]:.4f}" for name, words in METRICS.items() if name in values))
     trainer.card = create_classifier_card(
         trainer.model.config,
         ClassifierSummary(
@@ -225,7 +217,7 @@ def report(
             batch_size=trainer.args.train_batch_size * trainer.args.world_size,
             learning_rate=trainer.args.learning_rate,
             seed=trainer.args.seed,
-            metrics=measures,
+            metrics=values,
         ),
         trainer.args.hub_model_id,
     )

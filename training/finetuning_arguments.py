@@ -13,7 +13,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy, Scheduler
 
 from mtslvr_hf.trainer import MTSLVRTrainingArguments
 
-# What suits each method; the command line and the configuration win.
+# Defaults of each method; the command line and the configuration override them.
 METHODS: dict[str, dict[str, Any]] = {
     "linear_probe": {"learning_rate": 1e-3, "num_train_epochs": 100.0, "save_strategy": "no", "weight_decay": 0.1},
     "adapters": {"learning_rate": 2e-3, "num_train_epochs": 30.0},
@@ -32,20 +32,20 @@ class ModelArguments:
     method: str = field(
         default="linear_probe",
         metadata={
-            "help": "linear_probe trains a linear classifier on the embeddings, adapters the adapters of a new task "
-            "and a classifier on its embedding, everything all parameters."
+            "help": "Trained part. linear_probe: a linear classifier on the embeddings; adapters: the adapters of a "
+            "new task and a classifier on its embedding; everything: all parameters."
         },
     )
     tasks: list[str] | None = field(
         default=None,
-        metadata={"help": "Tasks whose embeddings linear_probe and everything read. Default: the active ones."},
+        metadata={"help": "Tasks whose embeddings linear_probe and everything use. Default: the active ones."},
     )
     adapter_name: str = field(default="finetuned", metadata={"help": "Name of the task that method adapters adds."})
     adapter_type: str | None = field(
-        default=None, metadata={"help": "Its adapters: bn, series or parallel. Default: the model's own."}
+        default=None, metadata={"help": "Adapters of that task: bn, series or parallel. Default: the model's."}
     )
     adapter_init: str | None = field(
-        default=None, metadata={"help": "Task whose adapters it starts from. Default: the model's first."}
+        default=None, metadata={"help": "Task whose adapters are copied at the start. Default: the model's first."}
     )
     save_adapter: bool = field(
         default=False, metadata={"help": "With method adapters, also save the adapter alone, in the folder `adapter`."}
@@ -70,28 +70,28 @@ class DataArguments(AudioArguments):
     eval_fraction: float | None = field(
         default=None,
         metadata={
-            "help": "Without eval_split and folds: share of each class that is evaluated on instead. 0 trains on all "
-            "and evaluates on none. Default: 0.2."
+            "help": "Without eval_split and folds: share of each class for evaluation. 0 trains on all clips without "
+            "evaluation. Default: 0.2."
         },
     )
-    fold: int | None = field(default=None, metadata={"help": "Evaluate on this of `folds` folds, 0 to folds - 1."})
+    fold: int | None = field(default=None, metadata={"help": "Cross-validation: fold for evaluation, 0 to folds - 1."})
     folds: int | None = field(default=None, metadata={"help": "Cross-validation: number of folds."})
-    split_seed: int = field(default=0, metadata={"help": "Draws what is evaluated on, whatever `seed` is."})
+    split_seed: int = field(default=0, metadata={"help": "Seed of the choice of evaluation clips; not `seed`."})
     label_column: str | None = field(
         default=None, metadata={"help": "Column of the labels. Default: label, labels, human_labels, target, ..."}
     )
     group_column: str | None = field(
         default=None,
         metadata={
-            "help": "Column, of the data set or of the folder's manifest.csv, of groups (speakers, recordings) that "
-            "stay in one part. Default: the manifest's `group`, if it has one."
+            "help": "Column in the data set or the folder's manifest.csv of groups (speakers, recordings) that stay "
+            "together. Default: the manifest's `group`, if it has one."
         },
     )
     max_seconds: float | None = field(
         default=10.0,
         metadata={
-            "help": "Crop longer clips to this length: anywhere in training, but for linear_probe; in the middle for "
-            "evaluation. null leaves them whole."
+            "help": "Longest clip in seconds; longer ones are cropped, at random in training, in the middle for "
+            "evaluation and linear_probe. null does not crop."
         },
     )
     class_weights: str = field(
@@ -101,7 +101,7 @@ class DataArguments(AudioArguments):
 
 @dataclass
 class FineTuningArguments(TrainingArguments):
-    """transformers' TrainingArguments with other defaults, some of which the method decides."""
+    """TrainingArguments with other defaults, some of which depend on the method."""
 
     _argument_group_name = "training"
 
@@ -111,23 +111,24 @@ class FineTuningArguments(TrainingArguments):
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "Clips per evaluation batch and process."})
     lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Steps of warm-up; below 1, a share of all steps."})
-    logging_steps: float = field(default=0.1, metadata={"help": "Log every so many steps; below 1, a share of all."})
+    logging_steps: float = field(default=0.1, metadata={"help": "Log every N steps; below 1, a share of all steps."})
     eval_strategy: IntervalStrategy | str = field(
-        default="no", metadata={"help": "When to evaluate while training; it is done at the end in any case."}
+        default="no",
+        metadata={"help": "Evaluation during training: no, steps or epoch; always one at the end."},
     )
     save_strategy: SaveStrategy | str = field(
-        default="epoch", metadata={"help": "When to save checkpoints. Default of linear_probe: no."}
+        default="epoch", metadata={"help": "Checkpoints: no, steps or epoch. Default of linear_probe: no."}
     )
     save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep. null keeps all."})
     dataloader_num_workers: int = field(default=1, metadata={"help": "Processes per device that decode audio."})
     dataloader_persistent_workers: bool | None = field(  # type: ignore[assignment]  # None until __post_init__
-        default=None, metadata={"help": "Keep these processes from epoch to epoch. Default: if there are any."}
+        default=None, metadata={"help": "Keep these processes between epochs. Default: if there are any."}
     )
     dataloader_pin_memory: bool | None = field(  # type: ignore[assignment]  # None until __post_init__
         default=None, metadata={"help": "Pin batches in memory. Default: if there is a GPU."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Leave false: there are no columns."})
-    report_to: str | list[str] = field(default="none", metadata={"help": "Where to send logs: tensorboard, ..."})
+    report_to: str | list[str] = field(default="none", metadata={"help": "Receivers of logs: tensorboard, ..."})
 
     def __post_init__(self) -> None:
         if self.dataloader_persistent_workers is None:
@@ -145,11 +146,9 @@ ARGUMENTS = (ModelArguments, DataArguments, FineTuningArguments)
 def read_arguments(
     argv: Sequence[str],
 ) -> tuple[dict[str, Any], ModelArguments, DataArguments, FineTuningArguments]:
-    """Reads configuration and command line; what is wrong with them ends the program with a message.
+    """Values of the configuration file and the command line, and dataclasses of them; errors end the program.
 
-    Returns:
-        The values by field name, of all fields declared in this package, and of those of transformers that were given;
-        and the dataclasses, which check and complete them.
+    The values are by field name: all fields declared in this package, and the given ones of transformers.
     """
     parser = RunParser(ARGUMENTS, "finetune.py", "Trains a classifier of sounds on a pre-trained MT-SLVR model.")
     given = parser.read(argv)
@@ -168,10 +167,10 @@ def read_arguments(
 
 
 def _contradiction(values: dict[str, Any]) -> str | None:
-    """Contradiction among the values, or None."""
+    """Message about values that contradict each other or are out of range, or None."""
     fold, folds = values["fold"], values["folds"]
     if (fold is None) != (folds is None):
-        return "--fold and --folds are given together"
+        return "--fold and --folds need each other: give both"
     if fold is not None and not 0 <= fold < folds:
         return f"--fold must lie in 0..{folds - 1}, got {fold}"
     if sum(values[name] is not None for name in ("eval_split", "eval_fraction", "folds")) > 1:
@@ -183,7 +182,7 @@ def _contradiction(values: dict[str, Any]) -> str | None:
     if values["class_weights"] not in CLASS_WEIGHTS:
         return f"--class_weights must be one of {', '.join(CLASS_WEIGHTS)}; got {values['class_weights']!r}"
     if values["method"] == "adapters" and values["tasks"]:
-        return "--tasks is not for method adapters, whose classifier reads the new task alone"
+        return "--tasks is not for method adapters, whose classifier uses only the new task"
     if values["method"] != "adapters" and (values["adapter_type"] or values["adapter_init"] or values["save_adapter"]):
         return "--adapter_type, --adapter_init and --save_adapter need --method adapters"
     return None

@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, from an evaluation of the runs that reproduce_ordering.py trained."""
+"""Tables of docs/results.md, from an evaluation of the runs of reproduce_ordering.py."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ NAMES = {
     "mt_parallel": "MT-Parallel",
 }
 METHODS = {"simclr": "SimCLR", "simsiam": "SimSiam"}
-UNTRAINED = "untrained network"  # as the names of these baselines begin
-# Rows whose difference is the paper's claim.
-PAIRS = (
+UNTRAINED = "untrained network"  # start of these baselines' names
+PAIRS = (  # rows whose difference is the paper's claim
     ("mt_parallel_simclr", "cont_only_simclr"),
     ("mt_parallel_simclr", "mt_simple_simclr"),
     ("mt_simple_simclr", "cont_only_simclr"),
@@ -36,30 +35,24 @@ PAIRS = (
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of a table: one kind of network and objective, from one or several seeds.
-
-    Attributes:
-        name: what it is called in the table.
-        embedding: which embedding was scored.
-        rows: for each data set, the results of all seeds.
-    """
+    """Row of a table: one kind of network and objective, from one or several seeds."""
 
     name: str
     embedding: str
-    rows: dict[str, list[Row]]
+    rows: dict[str, list[Row]]  # results of all seeds by data set
 
     def accuracy(self, data: str) -> float:
         return mean(self._values(data, "accuracy"))
 
     def cell(self, data: str) -> str:
-        """ "50.2 ± 0.2" of one seed, with "(49.1 to 51.0)" of several."""
+        """Cell "50.2 ± 0.2" of one seed, with "(49.1 to 51.0)" of several."""
         values = [100 * value for value in self._values(data, "accuracy")]
-        # Seeds are scored on the same episodes, so that the mean's interval is no wider than theirs on average.
+        # Seeds share episodes, so the interval of the mean is at most the mean of their intervals.
         shown = f"{mean(values):.1f} ± {100 * mean(self._values(data, 'interval')):.1f}"
         return shown if len(values) == 1 else f"{shown} ({min(values):.1f} to {max(values):.1f})"
 
     def _values(self, data: str, name: str) -> list[float]:
-        """A field of all seeds; None does not occur, as clips of the paper's data sets have one class each."""
+        """Values of a field for all seeds; none is None, as the paper's clips have one class each."""
         return [getattr(row, name) for row in self.rows[data]]
 
     @property
@@ -68,7 +61,7 @@ class Entry:
 
 
 def split_name(model: str) -> tuple[str, int] | None:
-    """Row and seed of a run's folder; None for a baseline."""
+    """Row and seed from the name of a run's folder; None for a baseline."""
     row, _, seed = Path(model).name.rpartition("_")
     network = row
     for method in METHODS:
@@ -78,7 +71,7 @@ def split_name(model: str) -> tuple[str, int] | None:
 
 
 def title(row: str) -> str:
-    """ "MT-Parallel, SimCLR" of "mt_parallel_simclr"."""
+    """Title of a row: "MT-Parallel, SimCLR" for "mt_parallel_simclr"."""
     for method, shown in METHODS.items():
         if row.endswith(f"_{method}"):
             return f"{NAMES[row.removesuffix(f'_{method}')]}, {shown}"
@@ -86,7 +79,7 @@ def title(row: str) -> str:
 
 
 def to_markdown(report: EvaluationReport) -> str:
-    """All tables, each with the protocol that it needs."""
+    """All tables as Markdown, with the protocols."""
     parts = [
         "\n".join(protocol(report)),
         "\n".join(f"- {result.data}: {' '.join(data_protocol(result))}" for result in report.results),
@@ -103,11 +96,7 @@ def to_markdown(report: EvaluationReport) -> str:
 
 
 def entries(report: EvaluationReport, main: bool) -> list[Entry]:
-    """Rows of the table, in the order in which the models were evaluated.
-
-    Args:
-        main: whether the embedding that stands for its model is taken, or the others.
-    """
+    """Rows of the table in the order of evaluation; of the models' main embeddings, or of the others."""
     found: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for result in report.results:
         for row in result.rows:
@@ -124,7 +113,7 @@ def entries(report: EvaluationReport, main: bool) -> list[Entry]:
 
 
 def table(rows: Sequence[Entry], results: Sequence[DataResult], ranked: bool) -> str:
-    """Accuracy in percent; average ranks are among the rows of the paper's table, without the baselines."""
+    """Table of accuracies in percent; average ranks are among the paper's rows, without the baselines."""
     data = [result.data for result in results]
     ranks = average_ranks([row for row in rows if row.name.startswith(tuple(NAMES.values()))], data) if ranked else {}
     header = ["", "embedding", "networks", *data, "mean", *(["average rank"] if ranked else [])]
@@ -139,13 +128,13 @@ def table(rows: Sequence[Entry], results: Sequence[DataResult], ranked: bool) ->
 
 
 def average_ranks(rows: Sequence[Entry], data: Iterable[str]) -> dict[str, float]:
-    """Mean over the data sets of each row's rank, 1 being the best."""
+    """Mean rank of each row over the data sets; 1 is the best."""
     ranks = rankdata([[-row.accuracy(name) for row in rows] for name in data], axis=1).mean(0)
     return dict(zip((row.name for row in rows), ranks.tolist()))
 
 
 def differences(results: Sequence[DataResult]) -> str:
-    """Percentage points by which a row of PAIRS beats the other from the same seed, for each seed."""
+    """Table of the differences of PAIRS in percentage points, for each seed."""
     lines = []
     for better, other in PAIRS:
         for result in results:
@@ -168,7 +157,7 @@ def _paired(result: DataResult, better: str, other: str) -> Iterator[tuple[int, 
 
 
 def shares(results: Sequence[DataResult]) -> str:
-    """Percent of the weights, of all models with two heads, which are of one size: so 50 is indifference."""
+    """Table of the shares of weights in percent, for models with two heads of the same size: 50 is balanced."""
     models = list(dict.fromkeys(model for result in results for model in result.weight_shares))
     lines = []
     for model in models:

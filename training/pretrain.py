@@ -2,8 +2,8 @@
 
     accelerate launch training/pretrain.py training/configs/pool.yaml [--any_field value ...]
 
-A configuration is a YAML file of the fields that `--help` lists; `base: other.yaml` takes another file's values first.
-Values on the command line win. Started again, the same command goes on from the last checkpoint of its output folder.
+A configuration is a YAML file with the fields that `--help` lists; `base: other.yaml` inherits another file's values.
+The command line overrides it. The same command, started again, resumes from the last checkpoint of its output folder.
 """
 
 from __future__ import annotations
@@ -31,11 +31,7 @@ SAVED_CONFIG = "pretrain.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    """Trains as the configuration and the command line say.
-
-    Returns:
-        The measures of the saved model on the held-out clips; none without evaluation.
-    """
+    """Runs pre-training; returns the metrics of the saved model on the evaluation clips, if any."""
     values, model_args, data_args, probe_args, training_args = read_arguments(sys.argv[1:] if argv is None else argv)
     set_up_logging(training_args)
     checkpoint = find_checkpoint(training_args, values, SAVED_CONFIG, fixed=[ModelArguments])
@@ -66,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 
 def check_unfinished(checkpoint: str, args: MTSLVRTrainingArguments) -> None:
-    """Ends the program if the run reached its last step or was stopped early: it would start again by accident."""
+    """Ends the program if the run is complete or was stopped early, so that it does not start again by accident."""
     state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
     stopped = state.stateful_callbacks.get("EarlyStoppingCallback", {}).get("attributes", {})
     waited = stopped.get("early_stopping_patience_counter", 0)
@@ -77,14 +73,14 @@ def check_unfinished(checkpoint: str, args: MTSLVRTrainingArguments) -> None:
     if 0 < args.early_stopping_patience <= waited:
         sys.exit(
             f"The run of {checkpoint} was stopped early: {waited} evaluations without improvement. Choose another "
-            "--output_dir for a new run, or a larger --early_stopping_patience to go on."
+            "--output_dir for a new run, or a larger --early_stopping_patience to continue."
         )
 
 
 def make_model(
     model_args: ModelArguments, data_args: DataArguments, args: MTSLVRTrainingArguments
 ) -> tuple[MTSLVRForPreTraining, MTSLVRFeatureExtractor]:
-    """A new network, the same for the same seed, and the extractor that prepares its input."""
+    """New model, the same for the same seed, and its feature extractor."""
     set_seed(args.seed)
     config = MTSLVRConfig(**dataclasses.asdict(model_args))
     extractor = MTSLVRFeatureExtractor(sampling_rate=config.sampling_rate, normalization=data_args.normalization)
@@ -94,7 +90,7 @@ def make_model(
 def load_data(
     model: MTSLVRForPreTraining, data_args: DataArguments, args: MTSLVRTrainingArguments
 ) -> tuple[AudioStream, torch.Tensor | None]:
-    """This process's stream of training clips, and its share of the evaluation clips, decoded once."""
+    """Stream of training clips, and decoded evaluation clips, of this process."""
     if not data_args.dataset_name:
         sys.exit("`dataset_name` is missing: name a data set on the Hub or a folder.")
     config, share = model.config, {"rank": args.process_index, "world_size": args.world_size}
@@ -140,7 +136,7 @@ def _open(data_args: DataArguments, split: str) -> datasets.Dataset | datasets.I
 
 
 def make_probes(probe_args: ProbeArguments, args: MTSLVRTrainingArguments) -> list[Probe]:
-    """The probe that was asked for, if there is one."""
+    """List of the probe, if there is one."""
     if probe_args.probe_data is None:
         if "probe_" in (args.metric_for_best_model or ""):
             sys.exit(f"`metric_for_best_model` is {args.metric_for_best_model!r}, which needs `probe_data`.")

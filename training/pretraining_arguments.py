@@ -18,12 +18,12 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
-    frontend: str = field(default="mel_stft", metadata={"help": "What the network sees: mel_stft, mel or waveform."})
+    frontend: str = field(default="mel_stft", metadata={"help": "Input of the network: mel_stft, mel or waveform."})
     sampling_rate: int = field(default=16000, metadata={"help": "Sampling rate in Hz."})
     n_fft: int = field(default=1024, metadata={"help": "Length of the STFT in samples."})
-    hop_length: int = field(default=512, metadata={"help": "Distance of two STFT frames in samples."})
+    hop_length: int = field(default=512, metadata={"help": "Hop between STFT frames in samples."})
     num_mel_bins: int = field(default=128, metadata={"help": "Mel bands."})
-    window_seconds: float = field(default=5.0, metadata={"help": "Audio the network sees at once."})
+    window_seconds: float = field(default=5.0, metadata={"help": "Length in seconds of the network's input."})
     depth: int = field(default=18, metadata={"help": "Layers of the ResNet: 18, 34, 50, 101 or 152."})
     base_width: int = field(default=64, metadata={"help": "Channels of the stem; layer4 has eight times as many."})
     adapter_type: str = field(default="parallel", metadata={"help": "Task adapters: none, bn, series or parallel."})
@@ -54,12 +54,12 @@ class DataArguments(AudioArguments):
     dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
     data_files: list[str] | None = field(default=None, metadata={"help": "Only these files of the data set."})
     held_out_fraction: float = field(
-        default=0.0, metadata={"help": "Share of the training split's clips that is evaluated on instead."}
+        default=0.0, metadata={"help": "Share of the training split's clips that is used for evaluation instead."}
     )
-    eval_clips: int = field(default=1000, metadata={"help": "Clips to evaluate on, at most."})
+    eval_clips: int = field(default=1000, metadata={"help": "Largest number of evaluation clips."})
     streaming: bool = field(default=True, metadata={"help": "Stream, instead of downloading everything first."})
     shuffle_buffer: int = field(
-        default=256, metadata={"help": "Undecoded clips each worker holds and shuffles at a time; 1 does not shuffle."}
+        default=256, metadata={"help": "Undecoded clips that each worker shuffles in memory; 1 does not shuffle."}
     )
     clip_seconds: float | None = field(default=None, metadata={"help": "Length of a clip. Default: window_seconds."})
     normalization: str = field(
@@ -76,27 +76,29 @@ class ProbeArguments:
     probe_data: str | None = field(
         default=None,
         metadata={
-            "help": "Labelled audio to probe on: a folder per class, a data set on the Hub, a benchmark's name as for "
-            "`mtslvr evaluate`. Default: no probe."
+            "help": "Labelled audio of the probe: a folder per class, a data set on the Hub, or a benchmark's name as "
+            "for `mtslvr evaluate`. Default: no probe."
         },
     )
     probe_data_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    probe_split: str | None = field(default=None, metadata={"help": "Its split. Default: the benchmark's, or train."})
-    probe_audio_column: str | None = field(default=None, metadata={"help": "Its column of the audio."})
-    probe_label_column: str | None = field(default=None, metadata={"help": "Its column of the classes."})
+    probe_split: str | None = field(
+        default=None, metadata={"help": "Split of the data set. Default: the benchmark's, or train."}
+    )
+    probe_audio_column: str | None = field(default=None, metadata={"help": "Column of the audio."})
+    probe_label_column: str | None = field(default=None, metadata={"help": "Column of the classes."})
     probe_group_column: str | None = field(
         default=None,
-        metadata={"help": "Its column of the groups (speakers, recordings) to keep apart. Default: as the benchmark."},
+        metadata={"help": "Column of groups (speakers, recordings) that stay together. Default: the benchmark's."},
     )
     probe_kind: str = field(
         default="linear",
-        metadata={"help": f"One of {', '.join(PROBE_KINDS)}. It measures eval_probe_accuracy_both and the like."},
+        metadata={"help": f"One of {', '.join(PROBE_KINDS)}. Metrics: eval_probe_accuracy_both and others."},
     )
     probe_steps: int | None = field(
-        default=None, metadata={"help": "Probe every so many steps. Default: with every evaluation."}
+        default=None, metadata={"help": "Probe every N steps. Default: with every evaluation."}
     )
     probe_max_clips: int = field(
-        default=1000, metadata={"help": "Clips to use at most, in memory all the time; all classes keep their share."}
+        default=1000, metadata={"help": "Largest number of clips, kept in memory; all classes keep their share."}
     )
 
 
@@ -106,11 +108,9 @@ ARGUMENTS = (ModelArguments, DataArguments, ProbeArguments, MTSLVRTrainingArgume
 def read_arguments(
     argv: Sequence[str],
 ) -> tuple[dict[str, Any], ModelArguments, DataArguments, ProbeArguments, MTSLVRTrainingArguments]:
-    """Reads the configuration file and the command line; what is wrong with them ends the program with a message.
+    """Values of the configuration file and the command line, and dataclasses of them; errors end the program.
 
-    Returns:
-        The values by field name, of all fields declared in this package, and of those of transformers that were given;
-        and the dataclasses, which check and complete them.
+    The values are by field name: all fields declared in this package, and the given ones of transformers.
     """
     parser = RunParser(ARGUMENTS, "pretrain.py", "Pre-trains MT-SLVR on streamed audio.")
     values = {**parser.defaults(), **parser.read(argv)}

@@ -1,12 +1,12 @@
-"""Pre-trains every row of the paper's table on one data set and compares them: the tables of docs/results.md.
+"""Pre-trains every row of the paper's table on one data set and makes the tables of docs/results.md.
 
     mtslvr cache FOLDER --output data/pool
     python training/reproduce_ordering.py --output outputs/ordering --data-root FOLDER_OF_THE_LABELLED_SETS
     python training/reproduce_ordering.py --output outputs/quick --rows pred_only,mt_parallel_simclr --max_steps 100
 
-Rows are the files of training/configs/paper; what they share is training/configs/ordering/base.yaml (two cores) or
-gpu.yaml, whose fields can be given here, too. Started again, it goes on: finished runs and embeddings are kept, a run
-that was cut off is resumed. The tables are in OUTPUT/results.md, all figures in OUTPUT/results.json.
+Rows are the files of training/configs/paper; common fields are in training/configs/ordering/base.yaml (two cores) or
+gpu.yaml and can be given here, too. The same command, started again, keeps finished runs and embeddings and resumes
+interrupted runs. The tables are in OUTPUT/results.md, all figures in OUTPUT/results.json.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ ROWS = (
     *("mt_parallel_simclr", "cont_only_simsiam", "mt_simple_simsiam", "mt_parallel_simsiam"),
 )
 REPEATED = ("cont_only_simclr", "mt_simple_simclr", "mt_parallel_simclr")
-FINISHED = "eval_results.json"  # what pretrain.py writes last but one, just before the weights
+FINISHED = "eval_results.json"  # pretrain.py writes it just before the weights
 
 
 class Run(NamedTuple):
-    """A row of the table, trained from one seed."""
+    """Run of a table's row from one seed."""
 
     row: str
     seed: int
@@ -50,7 +50,7 @@ class Run(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains what the command line says; exits with 1 if a run failed."""
+    """Trains and compares all runs; raises SystemExit if a run failed."""
     options, fields = parse(argv)
     runs = list(choose_runs(options.rows, options.seeds))
     with ThreadPoolExecutor(options.parallel) as pool, tqdm(total=len(runs), desc="runs", unit="run") as progress:
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """The options, and the fields of pretrain.py that follow them."""
+    """Options of the command line, and the fields of pretrain.py among them."""
     description, examples, explanation = __doc__.split("\n\n")
     parser = argparse.ArgumentParser(
         description=description,
@@ -75,17 +75,19 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the runs, one folder each")
-    parser.add_argument("--config", type=Path, default=SHARED, help="what all rows share (default: %(default)s)")
+    parser.add_argument("--config", type=Path, default=SHARED, help="fields of all rows (default: %(default)s)")
     parser.add_argument("--rows", type=names, default=ROWS, help="rows to train (default: all ten of the table)")
     parser.add_argument(
         "--seeds", type=int, default=3, help=f"seeds of {', '.join(REPEATED)}; others have one (default: %(default)s)"
     )
     parser.add_argument(
-        "--data-root", type=Path, help="folder of the labelled sets; without it, runs are only trained"
+        "--data-root", type=Path, help="folder of the labelled data sets; without it, runs are only trained"
     )
-    parser.add_argument("--data", type=names_of_data, default=("labelled",), help="sets of it (default: all six)")
     parser.add_argument(
-        "--episodes", type=int, default=10_000, help="few-shot episodes on each set (default: %(default)s)"
+        "--data", type=names_of_data, default=("labelled",), help="labelled data sets (default: all six)"
+    )
+    parser.add_argument(
+        "--episodes", type=int, default=10_000, help="few-shot episodes on each data set (default: %(default)s)"
     )
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time, which share the cores (default: 2)")
     return parser.parse_known_args(argv)
@@ -104,7 +106,7 @@ def names_of_data(text: str) -> tuple[str, ...]:
 
 
 def choose_runs(rows: Sequence[str], seeds: int) -> Iterator[Run]:
-    """All rows from the first seed, then those that are repeated: so the table is whole as early as it can be."""
+    """Runs of all rows from the first seed, then repetitions, so that the table is complete early."""
     for seed in range(seeds):
         for row in rows:
             if seed == 0 or row in REPEATED:
@@ -112,7 +114,7 @@ def choose_runs(rows: Sequence[str], seeds: int) -> Iterator[Run]:
 
 
 def train(run: Run, options: argparse.Namespace, fields: Sequence[str]) -> int:
-    """Runs pretrain.py unless it has; its exit status."""
+    """Exit status of pretrain.py for a run; 0 for a finished one."""
     folder = options.output / run.name
     if (folder / FINISHED).is_file() and (folder / "model.safetensors").is_file():
         return 0
@@ -134,7 +136,7 @@ def train(run: Run, options: argparse.Namespace, fields: Sequence[str]) -> int:
 
 
 def compare(runs: Sequence[Run], options: argparse.Namespace) -> None:
-    """Few-shot episodes by logistic regression on the labelled sets, and the tables."""
+    """Evaluates few-shot episodes by logistic regression on the labelled data sets, and writes the tables."""
     in_order = sorted(runs, key=lambda run: (ROWS.index(run.row), run.seed))
     report = evaluate(
         [options.output / run.name for run in in_order],

@@ -1,4 +1,4 @@
-"""Runs of the training scripts: arguments of YAML files and command lines, logs, checkpoints to go on from, saving."""
+"""Runs of the training scripts: arguments from YAML files and command lines, logs, checkpoints, saving."""
 
 from __future__ import annotations
 
@@ -22,29 +22,23 @@ from mtslvr_hf.trainer import is_complete, last_checkpoint
 
 logger = logging.getLogger("runs")
 
-NOT_SAVED = ("resume_from_checkpoint", "hub_token")  # what belongs to one start of a run, or to nobody else
+NOT_SAVED = ("resume_from_checkpoint", "hub_token")  # only for one start of a run, or secret
 
 
 @dataclass
 class AudioArguments:
-    """Fields of the data that all scripts have."""
+    """Data arguments of all scripts."""
 
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    train_split: str = field(default="train", metadata={"help": "Split for training."})
     eval_split: str | None = field(
-        default=None, metadata={"help": "Split to evaluate on. Default: clips held out of train_split."}
+        default=None, metadata={"help": "Split for evaluation. Default: clips held out from train_split."}
     )
     audio_column: str | None = field(default=None, metadata={"help": "Column of the audio. Default: the only one."})
-    max_bad_share: float = field(default=0.05, metadata={"help": "Stop if more of the rows than this are unusable."})
+    max_bad_share: float = field(default=0.05, metadata={"help": "Largest share of unusable rows; more stop the run."})
 
 
 class RunParser(HfArgumentParser):
-    """Parses the fields of some dataclasses from a YAML file, which may build upon another by `base`, and `--options`.
-
-    Args:
-        arguments: The dataclasses.
-        prog: Name of the script.
-        description: What it does, for `--help`.
-    """
+    """Parser of the fields of dataclasses from a YAML file, which may inherit from its `base`, and `--options`."""
 
     def __init__(self, arguments: Sequence[type], prog: str, description: str):
         usage = "%(prog)s [CONFIG.yaml] [--field value ...]"
@@ -55,13 +49,13 @@ class RunParser(HfArgumentParser):
         )
 
     def defaults(self) -> dict[str, Any]:
-        """Default values of the fields that are declared here and not in transformers, by field name."""
+        """Default values of the fields that transformers does not declare, by field name."""
         theirs, missing = TrainingArguments.__dataclass_fields__, dataclasses.MISSING
         own = [option for name, option in self.fields.items() if theirs.get(name) is not option]
         return {o.name: o.default if o.default_factory is missing else o.default_factory() for o in own}
 
     def read(self, argv: Sequence[str]) -> dict[str, Any]:
-        """Values that were given, by field name: the command line's, else the file's. Wrong ones end the program."""
+        """Given values by field name, from the command line, else from the file; errors end the program."""
         argv = list(argv)
         config = argv.pop(0) if argv and not argv[0].startswith("-") else None
         from_file = {} if config is None else self._read_file(Path(config))
@@ -95,11 +89,11 @@ class RunParser(HfArgumentParser):
         return {**inherited, **values}
 
     def _as_options(self, values: dict[str, Any]) -> list[str]:
-        """A file's values as options, so that both are checked alike."""
+        """Options for a file's values, so that both are checked in the same way."""
         options: list[str] = []
         for name, value in values.items():
             if value is False and not isinstance(self.fields[name].default, bool):
-                value = "no"  # as which YAML reads `eval_strategy: no`
+                value = "no"  # YAML reads `eval_strategy: no` as False
             if isinstance(value, list):
                 options += [f"--{name}", *map(str, value)]
             elif value is not None:
@@ -107,7 +101,7 @@ class RunParser(HfArgumentParser):
         return options
 
     def _field_of(self, option: str) -> str:
-        """`--no-some-flag` and `--some_flag=false` both set `some_flag`."""
+        """Field of an option: `--no-some-flag` and `--some_flag=false` both set `some_flag`."""
         name = option.lstrip("-").partition("=")[0].replace("-", "_")
         return name if name in self.fields else name.removeprefix("no_")
 
@@ -117,28 +111,28 @@ class RunParser(HfArgumentParser):
 
 
 def set_up_logging(args: TrainingArguments) -> None:
-    """Logs in full on the first process, warnings alone on the others."""
+    """Sets up logging: everything on the first process, only warnings on the others."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     logging.getLogger().setLevel(logging.WARNING)
     for name in ("runs", "pretrain", "finetune", "mtslvr_hf"):
         logging.getLogger(name).setLevel(logging.INFO if args.should_log else logging.WARNING)
     transformers_logging.set_verbosity_warning()
-    transformers_logging.disable_progress_bar()  # of each file saved; Trainer's own stays
+    transformers_logging.disable_progress_bar()  # of each saved file; Trainer's own stays
 
 
 def find_checkpoint(
     args: TrainingArguments, values: Mapping[str, Any], saved_config: str, fixed: Sequence[type]
 ) -> str | None:
-    """The checkpoint to go on from: the one asked for, else the last complete one of the output folder, else None.
+    """Checkpoint to resume: `resume_from_checkpoint`, else the last complete one of the output folder, else None.
 
     Args:
         args: Training arguments.
         values: All values, by field name.
-        saved_config: Name of the file with the values of the run that the output folder holds.
-        fixed: Dataclasses whose values a run keeps.
+        saved_config: Name of the file in the output folder that holds the values of its run.
+        fixed: Dataclasses whose values cannot change within a run.
 
     Raises:
-        SystemExit: If a checkpoint was asked for and there is none, or the folder holds a run of other values.
+        SystemExit: If the requested checkpoint does not exist, or the folder holds a run with other values.
     """
     wanted = args.resume_from_checkpoint
     if wanted is not None and wanted.lower() in ("false", "no"):
@@ -156,14 +150,14 @@ def find_checkpoint(
     if changed:
         sys.exit(
             f"{saved.parent} holds another run: {', '.join(changed)}. Choose another --output_dir, remove that "
-            "folder, or start anew with --resume_from_checkpoint false."
+            "folder, or start again with --resume_from_checkpoint false."
         )
     logger.info("Last complete checkpoint: %s", checkpoint)
     return checkpoint
 
 
 def save_arguments(values: Mapping[str, Any], args: TrainingArguments, saved_config: str) -> None:
-    """Writes the values into the output folder, as the one YAML file that repeats the run."""
+    """Writes the values into the output folder, as a YAML file that repeats the run."""
     if args.should_save:
         plain = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
         plain = {name: value for name, value in plain.items() if name not in NOT_SAVED}
@@ -174,7 +168,7 @@ def save_arguments(values: Mapping[str, Any], args: TrainingArguments, saved_con
 
 
 def save(trainer: Trainer, metrics: dict[str, float]) -> None:
-    """Saves the model for `from_pretrained`, beside its card, the run's state and measures; publishes it if asked."""
+    """Saves the model, its card, the run's state and metrics; publishes them with `push_to_hub`."""
     trainer.save_state()
     if metrics:
         trainer.save_metrics("eval", metrics)
@@ -186,7 +180,7 @@ def save(trainer: Trainer, metrics: dict[str, float]) -> None:
 
 
 def finish(trainer: Trainer) -> None:
-    """Ends the run in all processes together: one that left earlier could end the others."""
+    """Ends the run in all processes together, because one that ends earlier could stop the others."""
     logger.info("Saved in %s", trainer.args.output_dir)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()

@@ -2,7 +2,7 @@
 
     python training/write_model_cards.py
 
-Each says that the row is not trained yet. A card that no longer says so is that of trained weights, and stays.
+Each card states that the row is not trained yet. A card without this statement is of trained weights and stays.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def is_untrained(card: Path) -> bool:
-    """True of a card that says so, or that is not there."""
+    """True for a missing card, or one that states that the row is not trained."""
     return not card.exists() or "Not trained yet" in card.read_text(encoding="utf-8")
 
 
 def write_card(path: Path, folder: Path) -> None:
-    """Writes one row's card from its configuration."""
+    """Writes the card of one row from its configuration."""
     values = read_arguments([str(path)])[0]
     fields = signature(MTSLVRConfig).parameters.keys() & values.keys()
     settings = TrainingSummary(

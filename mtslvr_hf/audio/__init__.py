@@ -1,1 +1,1 @@
-"""One audio file to samples: decoding, resampling, reading ahead."""
+"""Audio files: decoding, resampling, reading ahead."""

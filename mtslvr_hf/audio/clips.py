@@ -1,4 +1,4 @@
-"""From an encoded audio file to a clip: choose a crop, decode it, resample, refuse silence."""
+"""Clips of encoded audio files: choice of a crop, decoding, resampling, check for silence."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .hashing import hash_integers
 from .recording import Recording, open_recording
 
 SILENCE_DBFS = -90.0
-RESAMPLER_MARGIN_SECONDS = 0.02  # read around a crop, so that its edges are resampled as the whole would be
+RESAMPLER_MARGIN_SECONDS = 0.02  # read around a crop, so that its edges are resampled as in the whole file
 
 
 class _Crop(NamedTuple):
-    """Frames [begin, end) of a file, to its end if that is None; the first `lead` only serve the resampler."""
+    """Frames [begin, end) of a file."""
 
     begin: int = 0
-    end: int | None = None
-    lead: int = 0
+    end: int | None = None  # None: to the end of the file
+    lead: int = 0  # first frames, which are only for the resampler
 
 
 def decode_clip(
@@ -31,25 +31,24 @@ def decode_clip(
     sampling_rate: int = 16_000,
     crop_seed: int | None = None,
 ) -> np.ndarray:
-    """Decodes an encoded file to a mono clip of a given length.
+    """Mono clip of a given length from an encoded audio file.
 
-    What libsndfile reads (WAV, FLAC, MP3, OGG, Opus, AIFF, ...) is decoded with soundfile and soxr; a crop is sought
-    before decoding. M4A, MP4, WebM, AAC and WMA need torchcodec. Non-finite values and silence (deviation under -90
-    dBFS, a constant offset aside) are those of the crop that was read; the rest of the file is not looked at.
+    soundfile and soxr decode the formats of libsndfile (WAV, FLAC, MP3, OGG, Opus, AIFF, ...) and seek to the crop.
+    M4A, MP4, WebM, AAC and WMA need torchcodec. Only the crop is checked for non-finite values and for silence
+    (deviation from the mean under -90 dBFS).
 
     Args:
         audio: `{"bytes", "path"}` as in an undecoded `datasets.Audio` column. Without bytes, the path is a local
             file or a URL.
-        clip_seconds: Length of the clip; a longer file is cropped, a shorter one repeated. `None` takes all of it.
+        clip_seconds: Length of the clip; longer files are cropped, shorter ones repeated. None takes the whole file.
         sampling_rate: Sampling rate of the clip in Hz.
-        crop_seed: Chooses where the crop lies; `None` takes the middle.
+        crop_seed: Seed of the crop's position; None takes the middle.
 
     Returns:
         Float32 array (samples,), samples = round(clip_seconds * sampling_rate); not normalized.
 
     Raises:
-        BadClipError: If the file gives no clip: `reason` and message say why. What a truncated OGG file still holds
-            cannot be told from a shorter one and is taken.
+        BadClipError: If the file gives no clip; it has a `reason`. A truncated OGG file is read as a shorter one.
     """
     with open_recording(audio) as recording:
         crop = _choose_crop(recording, clip_seconds, sampling_rate, crop_seed)
@@ -65,12 +64,12 @@ def decode_clip(
 
 
 def _choose_crop(recording: Recording, clip_seconds: float | None, sampling_rate: int, seed: int | None) -> _Crop:
-    """Chooses the frames to read, a multiple of `grid` before which both rates have whole samples."""
+    """Frames to read; they start at a multiple of `grid`, where both rates have a sample."""
     if clip_seconds is None:
         return _Crop()
     rate, frames = recording.rate, recording.frames
     if frames is None:
-        frames = sum(map(len, recording.read()))  # decoded twice, so that the memory does not grow with the file
+        frames = sum(map(len, recording.read()))  # decodes twice, which saves memory
     wanted = math.ceil(clip_seconds * rate) + (rate != sampling_rate)
     if frames <= wanted:
         return _Crop()
@@ -84,10 +83,10 @@ def _choose_crop(recording: Recording, clip_seconds: float | None, sampling_rate
 
 
 def _level_dbfs(mono: np.ndarray) -> float:
-    """Level of the deviation from the mean; NaN or infinite if a sample is, or if they are absurdly large."""
+    """Level of the deviation from the mean in dBFS; NaN if samples are not finite or too large."""
     with np.errstate(all="ignore"):
         centered = mono - mono.mean()
-        deviation = math.sqrt(np.dot(centered, centered) / len(mono))  # a product: 10 times faster than `std`
+        deviation = math.sqrt(np.dot(centered, centered) / len(mono))  # 10 times faster than `std`
     if deviation == 0:
         return -math.inf
     return 20 * math.log10(deviation) if math.isfinite(deviation) else math.nan
@@ -96,7 +95,7 @@ def _level_dbfs(mono: np.ndarray) -> float:
 def _fit(
     mono: np.ndarray, rate: int, lead: int, clip_seconds: float | None, sampling_rate: int, name: str
 ) -> np.ndarray:
-    """Resamples, cuts the margins off and repeats what is too short."""
+    """Clip of the right rate and length: resampled, without margins, repeated if too short."""
     if rate != sampling_rate:
         try:
             mono = soxr.resample(mono, rate, sampling_rate, quality="HQ")

@@ -1,4 +1,4 @@
-"""Errors of audio files: `BadClipError`, and the exceptions that reading and decoding can raise."""
+"""Errors of audio files: `BadClipError`, and the exceptions of reading and decoding."""
 
 from __future__ import annotations
 
@@ -10,21 +10,16 @@ from huggingface_hub.errors import HfHubHTTPError
 REASONS = ("unreadable", "missing_codec", "truncated", "empty", "non_finite", "silent", "unreadable_shard")
 MAX_ERROR_LENGTH = 200
 Exceptions = tuple[type[BaseException], ...]
-# What reading a file can raise, over a network too. Neither the HTTPError of the Hub's client nor the ClientError of
-# fsspec's (aiohttp) is an OSError, nor is a timeout of fsspec before Python 3.11.
+# Reading, also over a network. The Hub client's HTTPError and fsspec's (aiohttp's) ClientError are no OSErrors; nor is
+# a timeout of fsspec before Python 3.11.
 READ_ERRORS: Exceptions = (*HfHubHTTPError.__bases__, aiohttp.ClientError, asyncio.TimeoutError, EOFError)
-# libsndfile's errors are RuntimeErrors; bad headers also give ValueError (NumPy, soxr), TypeError (no format) and,
-# with absurd sizes, MemoryError, OverflowError and ZeroDivisionError.
+# libsndfile raises RuntimeErrors. Bad headers also cause ValueError (NumPy, soxr), TypeError (no format) and, with
+# wrong sizes, MemoryError, OverflowError and ZeroDivisionError.
 DECODE_ERRORS: Exceptions = (*READ_ERRORS, RuntimeError, ValueError, TypeError, MemoryError, ArithmeticError)
 
 
 class BadClipError(ValueError):
-    """A row that gives no clip.
-
-    Args:
-        reason: One of `REASONS`.
-        message: What is wrong with it, and where it came from.
-    """
+    """Error of a row that gives no clip: a reason from `REASONS`, and a message that names the row and the fault."""
 
     def __init__(self, reason: str, message: str):
         super().__init__(reason, message)
@@ -35,7 +30,7 @@ class BadClipError(ValueError):
 
 
 def summary(error: BaseException) -> str:
-    """An error's text on one line; libsndfile's without the file object's address."""
+    """Text of an error on one line; for libsndfile, without the address of the file object."""
     text = " ".join(str(getattr(error, "error_string", error)).split())
     return text[:MAX_ERROR_LENGTH] or type(error).__name__
 

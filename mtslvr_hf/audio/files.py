@@ -15,18 +15,18 @@ from .errors import DECODE_ERRORS, READ_ERRORS, BadClipError, Exceptions, summar
 
 # Chunks that hold the audio (WAV, AIFF, AU, CAF, W64, RF64) in libsndfile's log: "data : 384000 (should be 3796)".
 SHORT_CHUNK = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
-STREAMED_SIZES = (2**31 - 1, 2**31, 2**32 - 1)  # what programs write that do not know the length yet
+STREAMED_SIZES = (2**31 - 1, 2**31, 2**32 - 1)  # written by programs that do not know the length yet
 URL_ERRORS: Exceptions = (*READ_ERRORS, ValueError, ImportError)  # fsspec: unknown protocols, missing packages
 TORCHCODEC_ERRORS: Exceptions = (*DECODE_ERRORS, ImportError)
 
 
 def describe(audio: Mapping[str, Any]) -> str:
-    """Names a row in messages: its path, or its size."""
+    """Name of a row in messages: its path, or its size."""
     return audio.get("path") or f"{len(audio.get('bytes') or b'')} bytes without a name"
 
 
 def open_audio(audio: Mapping[str, Any], name: str | None = None) -> BinaryIO:
-    """Opens the bytes or the local path of an encoded file, which messages call `name`, for reading.
+    """Opened bytes or local path of an encoded file, which messages call `name`.
 
     Raises:
         BadClipError: If there are neither bytes nor a path.
@@ -41,15 +41,15 @@ def open_audio(audio: Mapping[str, Any], name: str | None = None) -> BinaryIO:
 
 
 def is_url(audio: Mapping[str, Any]) -> bool:
-    """Whether a row's audio must be copied before it can be opened."""
+    """True if a row has only a URL, which must be copied before it can be opened."""
     return audio.get("bytes") is None and "://" in str(audio.get("path") or "")
 
 
 def fetch(audio: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Reads a row that is only a URL, so that it is transferred once; others come back as they are.
+    """Row whose URL is read into bytes, so that it is transferred once; other rows are returned unchanged.
 
     Raises:
-        BadClipError: If it cannot be read.
+        BadClipError: If the URL cannot be read.
     """
     if not is_url(audio):
         return audio
@@ -59,10 +59,10 @@ def fetch(audio: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def copy_url(url: str, destination: IO[bytes], name: str) -> None:
-    """Copies what stands at a URL that fsspec opens.
+    """Copies the file at a URL that fsspec opens.
 
     Raises:
-        BadClipError: If it cannot be read.
+        BadClipError: If the URL cannot be read.
     """
     try:
         with fsspec.open(url, "rb") as source:
@@ -72,7 +72,7 @@ def copy_url(url: str, destination: IO[bytes], name: str) -> None:
         raise BadClipError(
             "unreadable",
             f"{name}: the URL cannot be read ({type(error).__name__}: {summary(error)}); check the address, the "
-            "network and that fsspec knows the protocol, or download the file first.",
+            "network and the protocol, or download the file first.",
         ) from error
 
 
@@ -87,7 +87,7 @@ def torchcodec_decoder(data: str | bytes, name: str) -> Any:
 
         return AudioDecoder(data)
     except TORCHCODEC_ERRORS as error:
-        # Without FFmpeg's libraries torchcodec may be imported, but not used.
+        # Without FFmpeg's libraries, torchcodec may fail only at its first use.
         if not isinstance(error, (ImportError, OSError)) and "load libtorchcodec" not in str(error):
             raise BadClipError("unreadable", f"{name}: {summary(error)}") from error
         raise BadClipError(
@@ -106,7 +106,7 @@ def needs_torchcodec(magic: bytes) -> bool:
 
 
 def missing_bytes(log: str) -> int:
-    """Bytes of audio that a header announces and the file does not have, from libsndfile's log."""
+    """Number of bytes that the header announces and the file lacks, from libsndfile's log."""
     for announced, present in SHORT_CHUNK.findall(log):
         if int(announced) > int(present) and int(announced) not in STREAMED_SIZES:
             return int(announced) - int(present)
@@ -114,7 +114,7 @@ def missing_bytes(log: str) -> int:
 
 
 def mix_down(waveform: np.ndarray) -> np.ndarray:
-    """Averages channels, (frames, channels) -> (frames,); as a product, which is 10 times faster than `mean(1)`."""
+    """Mean of the channels, (frames, channels) -> (frames,); as a product, 10 times faster than `mean(1)`."""
     channels = waveform.shape[1]
     if channels == 1:
         return waveform[:, 0]

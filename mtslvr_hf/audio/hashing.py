@@ -14,7 +14,7 @@ KEY_BYTES = 4096  # of a file's head and tail
 
 
 def row_key(audio: Mapping[str, Any]) -> int:
-    """Identifies a row by its encoded file: a 64-bit checksum of length, head and tail (4 KiB each).
+    """64-bit checksum of a row's encoded file: of its length, head and tail (4 KiB each).
 
     Raises:
         BadClipError: If the file cannot be read.
@@ -32,7 +32,7 @@ def row_key(audio: Mapping[str, Any]) -> int:
 
 
 def hash_integers(*values: int) -> int:
-    """Mixes integers into 64 bits, the same on every machine."""
+    """64-bit hash of integers, the same on every machine."""
     return _hash(b",".join(b"%d" % value for value in values))
 
 

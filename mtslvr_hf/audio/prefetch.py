@@ -1,4 +1,4 @@
-"""Work on items ahead of their use: in threads, in order, with a bound on what waits."""
+"""Read-ahead of items in threads, in order, with bounded memory."""
 
 from __future__ import annotations
 
@@ -7,42 +7,35 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
-STOP_SECONDS = 1.0  # to wait for a thread that is in the middle of something when the rest is not wanted
+STOP_SECONDS = 1.0  # longest wait for a busy thread when no more results are needed
 
 
 class ReadAhead:
-    """Yields `(number, result)` for every result of `work(number, item)`, items in order and each one's in its order.
+    """Iterable of `(number, result)` for every result of `work(number, item)`, in the order of items and results.
 
-    Threads take the items, one thread at a time, and work on several at once. At most twice `limit` results wait to be
-    used: beyond `limit`, only the item whose turn it is goes on. So memory is bounded, and no order of events blocks.
-    An error is raised at its item's turn. The threads are daemons, unlike those of an executor: no read that hangs
-    keeps the interpreter from ending.
+    Threads take items one at a time and work on several at once. At most twice `limit` results wait: beyond `limit`,
+    only the item that is read next continues, so that memory is bounded without deadlocks. An error is raised in the
+    place of its item. Unlike an executor's, the threads are daemons: a blocked read does not keep the program alive.
 
     Args:
-        items: Where the items come from; it is iterated in the threads.
+        items: Iterated in the threads.
         work: Yields an item's results.
-        num_workers: Number of threads; 0 works in the caller's.
+        num_workers: Number of threads; 0 works in the caller's thread.
         limit: Number of results.
     """
 
-    def __init__(
-        self,
-        items: Iterable[Any],
-        work: Callable[[int, Any], Iterator[Any]],
-        num_workers: int,
-        limit: int,
-    ):
+    def __init__(self, items: Iterable[Any], work: Callable[[int, Any], Iterator[Any]], num_workers: int, limit: int):
         self.items = iter(items)
         self.work = work
         self.num_workers = num_workers
         self.limit = limit
         self._taking = threading.Lock()
-        self._changed = threading.Condition()  # guards all that follows
-        self._queues: dict[int, deque[tuple[Any, BaseException | bool]]] = {}  # of results, and whether that is all
-        self._taken = 0  # items
-        self._turn = 0  # the item whose results are used; below 0, no more are
+        self._changed = threading.Condition()  # guards the fields below
+        self._queues: dict[int, deque[tuple[Any, BaseException | bool]]] = {}  # by item: results, and the end or error
+        self._taken = 0  # number of items
+        self._turn = 0  # item whose results are read; -1: none any more
         self._waiting = 0  # results in all queues
-        self._ended = False  # no more items are to be taken
+        self._ended = False  # no more items are taken
 
     def __iter__(self) -> Generator[tuple[int, Any], None, None]:
         if self.num_workers == 0:
@@ -68,7 +61,7 @@ class ReadAhead:
                 thread.join(STOP_SECONDS)
 
     def _next(self) -> tuple[Any, BaseException | bool] | None:
-        """Waits for the next entry of the item whose turn it is; None behind the last item."""
+        """Waits for the next entry of the item that is read; None after the last item."""
         with self._changed:
             self._changed.wait_for(lambda: self._queues.get(self._turn) or (self._ended and self._turn >= self._taken))
             if self._turn >= self._taken:
@@ -82,7 +75,7 @@ class ReadAhead:
             return entry
 
     def _put(self, number: int, result: Any = None, end: BaseException | bool = False) -> bool:
-        """Queues a result when there is room; False if it is not wanted any more."""
+        """Queues a result when there is room; False if no more results are needed."""
         with self._changed:
             queue = self._queues[number]
             self._changed.wait_for(
@@ -100,7 +93,7 @@ class ReadAhead:
             pass
 
     def _work_on_next(self) -> bool:
-        """Takes an item and works on it; False if there is none. Nothing here keeps an item longer than its work."""
+        """Takes an item and works on it; False if there is none. The item is released after its work."""
         with self._taking:
             if self._ended:
                 return False
@@ -125,7 +118,7 @@ class ReadAhead:
             for result in self.work(number, item):
                 if not self._put(number, result):
                     return False
-        except BaseException as error:  # raised in the caller's thread, at the item's turn
+        except BaseException as error:  # raised in the caller's thread
             return self._put(number, end=error)
         return self._put(number, end=True)
 

@@ -1,4 +1,4 @@
-"""Encoded audio of any length, decoded in blocks or in part: what is in memory does not grow with the file."""
+"""Recordings: encoded audio of any length, decoded in blocks or in part, in bounded memory."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from .files import (
 
 BLOCK_SAMPLES = 2**18  # of all channels together: 1 MiB of float32
 MP3_SLACK_FRAMES = 2 * 1152  # encoders announce up to two MP3 frames more than decoders return
-UNKNOWN_FRAMES = 2**62  # libsndfile gives about 2**63 for a FLAC stream whose header does not tell its length
-UNKNOWN_LENGTH_FRAMES = 4096  # libsndfile does not hand out the last, partial block of such a stream
-RANGE_SECONDS = 60  # that torchcodec decodes at once
+UNKNOWN_FRAMES = 2**62  # libsndfile returns about 2**63 for a FLAC stream without a length in its header
+UNKNOWN_LENGTH_FRAMES = 4096  # libsndfile does not return the last, partial block of such a stream
+RANGE_SECONDS = 60  # decoded at once by torchcodec
 FORMATS = "WAV, FLAC, MP3, OGG, Opus, AIFF; with torchcodec M4A, WebM, AAC, WMA"
 
 
 @dataclass(frozen=True)
 class Recording:
-    """Audio that can be read again and again.
+    """Audio that can be read several times.
 
     Attributes:
-        name: What messages call it.
-        rate: Its sampling rate in Hz.
-        read: Yields mono float32 blocks (frames,) at `rate`, at least one frame. A file's takes `begin` and `end`: it
-            seeks, and decodes these frames in one block.
-        frames: Its length, if its header tells it.
+        name: Name in messages.
+        rate: Sampling rate in Hz.
+        read: Yields mono float32 blocks (frames,) at `rate`, together at least one frame. A file's `read(begin, end)`
+            seeks and decodes these frames in one block.
+        frames: Length in frames, if the header states it.
     """
 
     name: str
@@ -55,18 +55,20 @@ class Recording:
     frames: int | None = None
 
     def blocks(self, sampling_rate: int) -> Iterator[np.ndarray]:
-        """Reads it at another rate, resampled as pre-training does (soxr HQ); the blocks' edges leave no trace.
+        """Mono float32 blocks (samples,) at a rate in Hz, finite, together at least one sample.
 
-        Args:
-            sampling_rate: In Hz.
-
-        Yields:
-            Mono float32 (samples,), finite. Together they are at least one sample.
+        Resampled as in pre-training (soxr HQ), without artifacts at the blocks' edges.
 
         Raises:
-            BadClipError: If it cannot be read to its end, is empty, or a sample is NaN or infinite.
+            BadClipError: If the recording cannot be read to its end, is empty, or a sample is NaN or infinite.
         """
-        resampler = self._resampler(sampling_rate)
+        resampler = None
+        if self.rate != sampling_rate:
+            try:
+                resampler = soxr.ResampleStream(self.rate, sampling_rate, 1, dtype="float32", quality="HQ")
+            except DECODE_ERRORS as error:
+                message = f"{self.name}: {self.rate} Hz cannot be resampled to {sampling_rate} Hz: {error}"
+                raise BadClipError("unreadable", message) from error
         given, level = 0, None  # mean of the first block
         for block in itertools.chain(self._checked(self.read()), [np.zeros(0, dtype=np.float32)]):
             level = block.mean(dtype=np.float64) if level is None else level
@@ -78,18 +80,8 @@ class Recording:
         if given == 0:  # shorter than a sample of the new rate
             yield np.full(1, level, dtype=np.float32)
 
-    def _resampler(self, sampling_rate: int) -> soxr.ResampleStream | None:
-        if self.rate == sampling_rate:
-            return None
-        try:
-            return soxr.ResampleStream(self.rate, sampling_rate, 1, dtype="float32", quality="HQ")
-        except DECODE_ERRORS as error:
-            raise BadClipError(
-                "unreadable", f"{self.name}: {self.rate} Hz cannot be resampled to {sampling_rate} Hz: {error}"
-            ) from error
-
     def _checked(self, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """Passes blocks on that hold samples; stops at the first sample that is not finite."""
+        """Yields the blocks that hold samples; raises at the first sample that is not finite."""
         position = 0
         for block in blocks:
             # A float64 sum is finite if and only if all its float32 terms are.
@@ -107,15 +99,15 @@ class Recording:
 
 @contextmanager
 def open_recording(audio: Mapping[str, Any], name: str | None = None) -> Iterator[Recording]:
-    """Opens an encoded file. A URL is copied to a temporary file first, which is gone when the context ends.
+    """Context of an opened encoded file; a URL is copied to a temporary file first.
 
     Args:
         audio: `{"bytes", "path"}` as in an undecoded `datasets.Audio` column. Without bytes, the path is a local file
             or a URL that fsspec opens.
-        name: What messages call it; its path unless given.
+        name: Name in messages; default: the path.
 
     Raises:
-        BadClipError: If it is missing, a folder, not audio, empty or cut off, or the URL cannot be read.
+        BadClipError: If the file is missing, a folder, not audio, empty or truncated, or the URL cannot be read.
     """
     name = name or describe(audio)
     if is_url(audio):
@@ -128,7 +120,7 @@ def open_recording(audio: Mapping[str, Any], name: str | None = None) -> Iterato
     if needs_torchcodec(magic):
         file.close()
         source = bytes(audio["bytes"]) if audio.get("bytes") else str(audio["path"])
-        raw_aac = magic[0] == 0xFF  # has no container; its duration is a guess from the bit rate
+        raw_aac = magic[0] == 0xFF  # has no container; its duration is estimated from the bit rate
         yield decoder_recording(torchcodec_decoder(source, name), name, exact=not raw_aac)
         return
     with file, _open_sound(file, name) as sound:
@@ -137,37 +129,37 @@ def open_recording(audio: Mapping[str, Any], name: str | None = None) -> Iterato
 
 
 def decoder_recording(decoder: Any, name: str, exact: bool = False) -> Recording:
-    """A recording from torchcodec's `AudioDecoder`, decoded in ranges of a minute.
+    """Recording of torchcodec's `AudioDecoder`, decoded in ranges of a minute.
 
-    WebM's times are whole milliseconds: there, up to a millisecond may stand twice at a range's edge.
+    WebM's times are whole milliseconds: at a range's edge, up to a millisecond may be repeated.
 
     Args:
         decoder: Has `metadata` and `get_samples_played_in_range`.
-        name: What messages call it.
-        exact: Whether the duration in its metadata is no estimate, so that a truncated file can be told.
+        name: Name in messages.
+        exact: True if the duration in the metadata is exact, so that a truncated file is detected.
 
     Raises:
         BadClipError: If there is no audio in it.
     """
     rate = int(decoder.metadata.sample_rate or 0)
     if not rate:
-        raise BadClipError("unreadable", f"{name}: there is no audio in it that torchcodec finds.")
+        raise BadClipError("unreadable", f"{name}: torchcodec finds no audio in it; leave it out.")
     frames = int((decoder.metadata.duration_seconds or 0) * rate) if exact else 0
     return Recording(name, rate, partial(_read_ranges, decoder, name, rate, frames), frames or None)
 
 
 def read_waveform(audio: Mapping[str, Any], sampling_rate: int) -> np.ndarray:
-    """All of an undecoded row `{"bytes", "path"}`: mono, (samples,) float32, not normalized. Silence is allowed.
+    """Whole waveform of an undecoded row `{"bytes", "path"}`: mono float32 (samples,), not normalized, maybe silent.
 
     Raises:
-        BadClipError: If it is missing, no audio, cut off, empty or not finite; the message says which and names it.
+        BadClipError: If it is missing, no audio, truncated, empty or not finite.
     """
     with open_recording(audio) as recording:
         return np.concatenate(list(recording.blocks(sampling_rate)))
 
 
 def _open(audio: Mapping[str, Any], name: str) -> tuple[BinaryIO, bytes]:
-    """Opens a file and reads what it begins with."""
+    """Opened file and its first bytes."""
     try:
         file = open_audio(audio, name)
         magic = file.read(16)
@@ -188,24 +180,24 @@ def _open(audio: Mapping[str, Any], name: str) -> tuple[BinaryIO, bytes]:
 
 
 def _open_sound(file: BinaryIO, name: str) -> soundfile.SoundFile:
-    """Opens what libsndfile reads, by a file's descriptor: from a path it would guess formats by the suffix."""
+    """File opened by libsndfile, through a descriptor: libsndfile guesses the format of a path by its suffix."""
     try:
         sound = soundfile.SoundFile(file if isinstance(file, io.BytesIO) else file.fileno(), closefd=False)
     except DECODE_ERRORS as error:
         raise BadClipError(
-            "unreadable", f"{name}: no audio that could be read ({summary(error)}); expected {FORMATS}"
+            "unreadable", f"{name}: no audio that could be read ({summary(error)}); expected {FORMATS}."
         ) from error
     missing = missing_bytes(sound.extra_info)
     if missing:
         sound.close()
-        raise BadClipError("truncated", f"{name}: {missing} bytes less than its header says; fetch or write it again.")
+        raise BadClipError("truncated", f"{name}: {missing} bytes less than in its header; fetch or write it again.")
     return sound
 
 
 def _read_sound(
     unread: list[soundfile.SoundFile], audio: Mapping[str, Any], name: str, begin: int = 0, end: int | None = None
 ) -> Iterator[np.ndarray]:
-    """Reads what libsndfile opened; opens it anew the second time: version 1.2 seeks wrongly in OGG Vorbis by then."""
+    """Blocks of a file that libsndfile opened. Later reads open it again: version 1.2 seeks wrongly in OGG Vorbis."""
     if not unread:
         with open_recording(audio, name) as recording:
             yield from recording.read(begin, end)
@@ -219,7 +211,7 @@ def _read_sound(
 
 
 def _decode_sound(sound: soundfile.SoundFile, begin: int, end: int, size: int) -> Iterator[np.ndarray]:
-    """Seeks, and decodes to (frames, channels)."""
+    """Decoded blocks (frames, channels) between two frames."""
     if begin and sound.seekable():
         sound.seek(begin)
     elif begin:
@@ -234,17 +226,17 @@ def _decode_sound(sound: soundfile.SoundFile, begin: int, end: int, size: int) -
 def _read_ranges(
     decoder: Any, name: str, rate: int, frames: int, begin: int = 0, end: int | None = None
 ) -> Iterator[np.ndarray]:
-    """Reads with torchcodec; containers round their duration, by less than 0.1 s."""
+    """Blocks decoded by torchcodec; containers round their duration by less than 0.1 s."""
     yield from _mixed(_decode_ranges(decoder, name, rate, begin, end), name, rate, begin, end or frames, rate // 10)
 
 
 def _decode_ranges(decoder: Any, name: str, rate: int, begin: int, end: int | None) -> Iterator[np.ndarray]:
-    """Decodes range after range to (frames, channels), until one is not full."""
+    """Decoded ranges (frames, channels), until one is not full."""
     size = end - begin if end else RANGE_SECONDS * rate
     for start in itertools.count(begin, size):
         try:
             samples = decoder.get_samples_played_in_range(start / rate, (start + size) / rate).data
-        except DECODE_ERRORS as error:  # it is one to ask for a range behind the end
+        except DECODE_ERRORS as error:  # also raised for a range after the end
             if start > begin:
                 raise
             raise BadClipError("unreadable", f"{name}: no audio that could be read ({summary(error)}).") from error
@@ -256,7 +248,7 @@ def _decode_ranges(decoder: Any, name: str, rate: int, begin: int, end: int | No
 def _mixed(
     blocks: Iterator[np.ndarray], name: str, rate: int, begin: int, end: int, slack: int
 ) -> Iterator[np.ndarray]:
-    """Mixes decoded blocks down; refuses them at their end if more than `slack` frames before `end` are missing."""
+    """Blocks mixed down to mono; raises at the end if more than `slack` frames before `end` are missing."""
     read, failure = 0, "no more samples"
     try:
         for block in blocks:
@@ -264,7 +256,7 @@ def _mixed(
             yield mix_down(block)
     except BadClipError:
         raise
-    except DECODE_ERRORS as error:  # libsndfile's end of a stream of unknown length is one
+    except DECODE_ERRORS as error:  # also libsndfile's end of a stream of unknown length
         failure = summary(error)
     if read < min(end - begin, max(1, end - begin - slack)):
         raise BadClipError(

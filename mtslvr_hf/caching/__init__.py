@@ -1,4 +1,4 @@
-"""A data set's audio decoded once: mono FLAC at the network's rate, in shards that pre-training streams."""
+"""Cache of decoded audio: mono FLAC at the network's rate, in shards that pre-training streams."""
 
 from .cache_audio import CacheReport, cache_audio
 

@@ -1,4 +1,4 @@
-"""The shards of `mtslvr cache`: rows are decoded and encoded again as they are read."""
+"""Writer of the shards of `mtslvr cache`, which decodes rows and encodes them as FLAC."""
 
 from __future__ import annotations
 
@@ -22,38 +22,30 @@ from ..audio.recording import open_recording
 from ..data.sources import AUDIO_COLUMN, AUDIO_SUFFIXES
 from ..shards import ShardWriter, SourceRow
 
-ROWS_PER_GROUP = 64  # what a reader holds in memory at once, and what small data sets are divided into
-BYTES_PER_GROUP = 32 * 2**20  # so that rows of an hour each do not fill the memory
+ROWS_PER_GROUP = 64  # held in memory by a reader; small data sets are divided into row groups
+BYTES_PER_GROUP = 32 * 2**20  # limits the memory for rows of an hour each
 MAX_BYTES = 2**30  # of a row; Arrow's arrays of bytes end at 2**31
-FULL_SCALE = np.float32(2**15)  # libsndfile's for 16 bit
+FULL_SCALE = np.float32(2**15)  # of libsndfile for 16 bit
 
 
 @dataclass(frozen=True)
 class CachedClip:
-    """A row decoded and encoded again.
+    """FLAC file of a row, or the error."""
 
-    Attributes:
-        index: Its place among the rows of the shard.
-        error: Why it cannot be; then the rest means nothing.
-        data: A FLAC file, 16 bit mono.
-        seconds: Its duration.
-        clipped: Samples that lay beyond full scale.
-    """
-
-    index: int
+    index: int  # among the rows of the shard
     error: BadClipError | None = None
-    data: bytes = b""
+    data: bytes = b""  # 16 bit mono FLAC
     seconds: float = 0.0
-    clipped: int = 0
+    clipped: int = 0  # samples beyond full scale
 
 
 class AudioWriter(ShardWriter[CachedClip]):
-    """Decodes partitions, shard by shard, in threads: libsndfile and soxr do not hold Python's lock.
+    """Writer of cached audio that decodes in threads: libsndfile and soxr release Python's lock.
 
     Args:
-        *options: As for `ShardWriter`; the features are `audio` and the columns that are kept.
+        *options: As for `ShardWriter`; the features are `audio` and the copied columns.
         sampling_rate: In Hz.
-        num_workers: Threads; 0 works in the caller's.
+        num_workers: Number of threads; 0 works in the caller's thread.
     """
 
     def __init__(self, *options: Any, sampling_rate: int, num_workers: int):
@@ -92,15 +84,13 @@ class AudioWriter(ShardWriter[CachedClip]):
 
 
 def encode_flac(audio: Mapping[str, Any], sampling_rate: int) -> tuple[bytes, int, int]:
-    """Decodes a whole file and encodes it as 16 bit mono FLAC, block by block.
+    """16 bit mono FLAC file of a whole audio file, its number of samples, and how many of these were clipped.
+
+    The samples are those of `decode_clip` without cropping, within a 16 bit step; those beyond full scale are clipped.
 
     Args:
         audio: `{"bytes", "path"}`, as for `decode_clip`.
         sampling_rate: In Hz.
-
-    Returns:
-        The FLAC file, which decodes to what `decode_clip` makes of the whole of `audio` within a 16 bit step; how many
-        samples it has; and how many of them lay beyond full scale and are now at it.
 
     Raises:
         BadClipError: If it cannot be decoded to its end, is silent at this rate, or takes more than 1 GiB as FLAC.
@@ -111,7 +101,7 @@ def encode_flac(audio: Mapping[str, Any], sampling_rate: int) -> tuple[bytes, in
         soundfile.SoundFile(file, "w", sampling_rate, 1, "PCM_16", format="FLAC") as flac,
     ):
         for block in recording.blocks(sampling_rate):  # (samples,) float32
-            wide = block.astype(np.float64)  # whose squares keep a small deviation beside a large offset
+            wide = block.astype(np.float64)  # keeps a small deviation beside a large offset
             total, squares, samples = total + float(wide.sum()), squares + float(wide @ wide), samples + len(block)
             clipped += int(np.count_nonzero(np.abs(block) > 1))
             steps = np.rint(block * FULL_SCALE)
@@ -119,8 +109,8 @@ def encode_flac(audio: Mapping[str, Any], sampling_rate: int) -> tuple[bytes, in
             if file.tell() > MAX_BYTES:
                 raise BadClipError(
                     "unreadable",
-                    f"{describe(audio)}: longer than {samples / sampling_rate / 3600:.1f} hours, more than a row of a "
-                    "parquet file holds; cut it into parts.",
+                    f"{describe(audio)}: longer than {samples / sampling_rate / 3600:.1f} hours, too much for a row "
+                    "of a parquet file; cut it into parts.",
                 )
     deviation = math.sqrt(max(0.0, squares / samples - (total / samples) ** 2))
     if deviation < 10 ** (SILENCE_DBFS / 20):
@@ -129,7 +119,7 @@ def encode_flac(audio: Mapping[str, Any], sampling_rate: int) -> tuple[bytes, in
 
 
 def _flac_name(row_id: str) -> str:
-    """A row's name as that of a FLAC file; a path keeps its folders if it is relative, as others tell of a machine."""
+    """Name of a row's FLAC file; only relative paths keep their folders, because others belong to one machine."""
     path = PurePath(row_id)
     name = path.name if path.is_absolute() or "://" in row_id else path.as_posix()
     suffix = path.suffix.lower()

@@ -19,26 +19,18 @@ from ..shards.folder import ERRORS, FORMAT_VERSION, MANIFEST
 from ..workers import usable_cores
 from .audio_writer import AudioWriter
 
-MAX_RATE = 65_535  # Hz that a FLAC frame can state one by one
+MAX_RATE = 65_535  # Hz; a FLAC frame can state every integer up to it
 COMMAND = "mtslvr cache"
 
 
 @dataclass(frozen=True)
 class CacheReport(ShardReport):
-    """Report of one split in a folder of cached audio, which may hold other splits, too.
-
-    Attributes:
-        config: Name of the configuration there.
-        split: Name of the split there.
-        bytes: Size of the files.
-        clipped_rows: Clips with samples beyond full scale, which are now at it.
-        clipped_samples: How many such samples.
-    """
+    """Report of one split in a folder of cached audio, which may hold other splits, too."""
 
     config: str
     split: str
-    bytes: int
-    clipped_rows: int
+    bytes: int  # size of the files
+    clipped_rows: int  # clips with samples beyond full scale, which were clipped
     clipped_samples: int
 
     def __str__(self) -> str:
@@ -64,39 +56,38 @@ def cache_audio(
     verify: bool = False,
     show_progress_bar: bool | None = None,
 ) -> CacheReport:
-    """Decodes all audio of a split once, into a folder that `load_audio` and `datasets.load_dataset` read.
+    """Cache of a split's decoded audio, in a folder that `load_audio` and `datasets.load_dataset` read.
 
-    Whole files are kept, as mono FLAC of 16 bit in the column `audio`, beside the source's other columns. The folder
-    gets `CONFIG/SPLIT/data/*.parquet`, in row groups of at most 64 rows; `errors.jsonl` beside it (rows left out and
-    why); and a README.md and `manifest.json` (counts, settings, every shard with its checksum) of all splits: cache
-    another split or configuration of the same source by another call. A run that was interrupted, however hard, goes
-    on where it was when called again: only shards that are missing, incomplete or made from other input are made.
-    Under `accelerate launch`, process p of P takes every P-th partition of the source: a shard of a stream, or
-    `rows_per_shard` rows. Memory holds a row group and, for each thread, a file.
+    The column `audio` holds whole files as 16 bit mono FLAC; other columns are copied. The folder gets
+    `CONFIG/SPLIT/data/*.parquet`, in row groups of at most 64 rows; `errors.jsonl` next to it (bad rows, reasons); and
+    README.md and `manifest.json` (counts, settings, shards with checksums) of all splits. Another call adds another
+    split or configuration of the same source. An interrupted run resumes when it is called again: only shards that are
+    missing, incomplete or made from other input are written. Under `accelerate launch`, process p of P takes every
+    P-th partition of the source (a shard of a stream, or `rows_per_shard` rows). The memory holds a row group, and a
+    file for each thread.
 
     Args:
         source: A folder of audio files at any depth, of parquet or of tar shards; a parquet or tar file; the name of a
             data set on the Hub, which is streamed; or a data set object.
         output: The folder to write, new or of earlier runs from this source.
         config: Configuration of the data set.
-        split: Its split; unless given, all files of a folder, or a data set's only split.
-        audio_column: Needed where several columns could be meant.
-        columns: Columns to keep beside the audio; unless given, all. A folder of audio files has `file` and `label`.
+        split: Split of the data set; default: all files of a folder, or the only split.
+        audio_column: Name of the audio column; required if it is ambiguous.
+        columns: Columns to copy; default: all. A folder of audio files has `file` and `label`.
         sampling_rate: In Hz.
-        rows_per_shard: Most rows of a parquet file. A stream's shards are not joined, so files may have less.
-        num_workers: Threads that decode; unless given, one for each core that this process may use.
-        verify: Whether to compare the checksums of finished shards, too, which reads all of them, and to make damaged
-            ones again.
-        show_progress_bar: Unless given, on a terminal.
+        rows_per_shard: Largest number of rows in a parquet file. A stream's shards are not joined.
+        num_workers: Threads that decode; default: one for each core of this process.
+        verify: Also compare the checksums of finished shards, which reads all of them, and rewrite damaged ones.
+        show_progress_bar: Default: on a terminal.
 
     Returns:
         The report of this split, the same in all processes.
 
     Raises:
-        FileNotFoundError: If the source is not there, or processes do not share the output folder.
-        FileExistsError: If the output folder holds something else.
-        ValueError: If an option is out of its range, the source lacks what was asked for, or the folder's shards were
-            made with other settings or from another source.
+        FileNotFoundError: If the source does not exist, or processes do not share the output folder.
+        FileExistsError: If the output folder holds other files.
+        ValueError: If an option is out of range, the source lacks the configuration, split or a column, or the
+            folder's shards were made with other settings or from another source.
     """
     output = Path(output)
     num_workers = usable_cores() if num_workers is None else num_workers
@@ -139,7 +130,7 @@ def cache_audio(
 
 
 def _summarize(output: Path, common: dict[str, Any]) -> None:
-    """README and manifest of all splits that are complete."""
+    """Writes README.md and manifest of all complete splits."""
     files = sorted(output.glob(f"*/*/{MANIFEST}"))
     splits = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     write_card(output, splits)
@@ -166,8 +157,8 @@ def _check_names(names: Sequence[str], opened: Source) -> None:
             raise ValueError(f"{name!r} cannot name a folder; expected letters, digits, '_', '.' and '-'.")
     if AUDIO_COLUMN in opened.features:
         raise ValueError(
-            f"the output's audio column is {AUDIO_COLUMN!r}, and the source has another column of that name: rename "
-            "it, or leave it out by naming the columns to keep."
+            f"The output's audio column is {AUDIO_COLUMN!r}, and the source has another column of that name: rename "
+            "it, or name the columns to keep without it."
         )
 
 

@@ -1,4 +1,4 @@
-"""The README.md of a folder of cached audio: how `datasets` and `load_audio` read it, and what is in it."""
+"""Data set card of cached audio."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .parts import fill_template, save_card
 
 
 def write_card(folder: Path, splits: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a folder's README.md from its splits' manifests."""
+    """Writes README.md into a folder of cached audio, from the manifests of its splits."""
     configs: dict[str, list[dict[str, str]]] = {}
     for split in splits:
         path = f"{split['config']}/{split['split']}/data/*.parquet"

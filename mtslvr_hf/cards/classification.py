@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 METHODS = {
     "linear_probe": "a linear classifier on the frozen embeddings",
-    "adapters": "adapters of a new task, and a linear classifier on its embedding; all else frozen",
+    "adapters": "adapters of a new task, and a linear classifier on its embedding; the rest is frozen",
     "everything": "all parameters",
 }
 METRICS = {
@@ -27,49 +27,30 @@ METRICS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierSummary:
-    """Summary of a classifier's training, for its card.
+    """Summary of a classifier's training, for its card. Of folders, the card has only the last part."""
 
-    Args:
-        base_model: Folder or Hub name of the pre-trained model; of a folder only the last part is published.
-        method: `"linear_probe"`, `"adapters"` or `"everything"`.
-        dataset: Folder or Hub name of the data; of a folder only the last part is published.
-        train_clips: Clips trained on.
-        eval_clips: Clips evaluated on.
-        split: How these were chosen, in words.
-        class_weights: `"none"` or `"balanced"`.
-        epochs: Passes over the training clips.
-        batch_size: Clips per step, over all processes.
-        learning_rate: Peak learning rate.
-        seed: Seed of initialization and order.
-        metrics: Measures on the evaluation clips, by name.
-        versions: Library versions by name; those installed, unless given.
-    """
-
-    base_model: str
-    method: str
-    dataset: str
+    base_model: str  # folder or name on the Hub
+    method: str  # "linear_probe", "adapters" or "everything"
+    dataset: str  # folder or name on the Hub
     train_clips: int
     eval_clips: int
-    split: str
-    class_weights: str
+    split: str  # choice of the evaluation clips, in words
+    class_weights: str  # "none" or "balanced"
     epochs: float
-    batch_size: int
-    learning_rate: float
-    seed: int
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=library_versions)
+    batch_size: int  # clips per step, over all processes
+    learning_rate: float  # peak
+    seed: int  # of initialization and order
+    metrics: Mapping[str, float] = field(default_factory=dict)  # on the evaluation clips, by name
+    versions: Mapping[str, str] = field(default_factory=library_versions)  # of libraries, by name
 
 
 def create_classifier_card(config: MTSLVRConfig, summary: ClassifierSummary, repo_id: str | None = None) -> ModelCard:
-    """Writes the card of one classifier.
+    """Model card of a classifier; `card.save(path)` writes it.
 
     Args:
         config: The model's configuration, with its classes.
-        summary: What training knows about itself.
-        repo_id: Name the model has, or will have, on the Hub.
-
-    Returns:
-        The card; `card.save(path)` writes it.
+        summary: Summary of the training.
+        repo_id: Name of the model on the Hub, now or later.
     """
     dataset, base_model = public_name(summary.dataset), public_name(summary.base_model)
     title = f"{dataset}: {config.num_labels} classes of sounds"
@@ -91,25 +72,21 @@ def create_classifier_card(config: MTSLVRConfig, summary: ClassifierSummary, rep
         repo=repo_id or "NAME_OR_FOLDER_OF_THIS_MODEL",
         classes=_shown([label for _, label in sorted((config.id2label or {}).items())]),
         several=config.problem_type == "multi_label_classification",
-        rows=_rows(summary, dataset, base_model),
+        rows=[
+            ("Pre-trained model", base_model),
+            ("Trained part", METHODS[summary.method]),
+            ("Data", f"{dataset}, {summary.train_clips:,} clips"),
+            ("Class weights", summary.class_weights),
+            ("Epochs", f"{summary.epochs:g}"),
+            ("Batch", f"{summary.batch_size} clips"),
+            ("Learning rate", f"{summary.learning_rate:g}"),
+            ("Seed", summary.seed),
+        ],
         measured=[(words, f"{value:.4f}") for words, _, value in measured],
         summary=summary,
         versions=summary.versions,
         sampling_rate=config.sampling_rate,
     )
-
-
-def _rows(summary: ClassifierSummary, dataset: str, base_model: str) -> list[tuple[str, Any]]:
-    return [
-        ("Pre-trained model", base_model),
-        ("What was trained", METHODS[summary.method]),
-        ("Data", f"{dataset}, {summary.train_clips:,} clips"),
-        ("Class weights", summary.class_weights),
-        ("Epochs", f"{summary.epochs:g}"),
-        ("Batch", f"{summary.batch_size} clips"),
-        ("Learning rate", f"{summary.learning_rate:g}"),
-        ("Seed", summary.seed),
-    ]
 
 
 def _shown(classes: Sequence[str], limit: int = 50) -> str:

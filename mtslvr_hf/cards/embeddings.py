@@ -1,4 +1,4 @@
-"""The README.md of a folder of embeddings: how `datasets` reads it, what is in it, and how to search it."""
+"""Data set card of embeddings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .parts import fill_template, save_card
 
 
 def write_card(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes a folder's README.md from its manifest."""
+    """Writes README.md into a folder of embeddings, from its manifest."""
     description = content_of(manifest["shards"])
     data = DatasetCardData(
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],

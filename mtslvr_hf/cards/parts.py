@@ -1,4 +1,4 @@
-"""Parts that all cards share: templates, tables, README.md, versions of libraries, names on the Hub."""
+"""Parts of all cards: templates, tables, README.md, versions of libraries, names on the Hub."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Card = TypeVar("Card", bound=RepoCard)
 
 
 def fill_template(kind: type[Card], name: str, data: CardData, /, **values: Any) -> Card:
-    """Card of a kind, made from the template `templates/NAME.md` and its metadata; templates may call `table`."""
+    """Card of a kind from the template `templates/NAME.md` and metadata; templates may call `table`."""
     template = (files(__package__) / "templates" / f"{name}.md").read_text(encoding="utf-8")
     return kind.from_template(data, template_str=template, table=markdown_table, **values)
 
 
 def save_card(card: RepoCard, folder: Path) -> None:
-    """Writes a folder's README.md, whole or not at all."""
+    """Writes a folder's README.md, completely or not at all."""
     write_whole(folder / "README.md", f"{str(card).rstrip()}\n".encode())
 
 
@@ -42,7 +42,7 @@ def eval_result(dataset: str, split: str | None, metric: str, value: float, **de
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries a checkpoint depends on, by name; those not installed are left out."""
+    """Versions of the installed libraries that a checkpoint depends on, by name."""
     found = {}
     for name in CARD_LIBRARIES:
         try:
@@ -53,12 +53,12 @@ def library_versions() -> dict[str, str]:
 
 
 def is_hub_name(name: str) -> bool:
-    """True if a name is `owner/name` as on the Hub, and not an existing folder."""
+    """True if a name has the form `owner/name` of the Hub and is no existing folder."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None and not Path(name).exists()
 
 
 def public_name(name: str) -> str:
-    """A name on the Hub as it is; of a local path only the last part."""
+    """Name that can be published: a name on the Hub unchanged, the last part of a local path."""
     return name if is_hub_name(name) else Path(name).resolve().name
 
 

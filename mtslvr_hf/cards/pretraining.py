@@ -1,8 +1,4 @@
-"""Model cards of pre-trained models, from the template `templates/pretraining.md`.
-
-A card states the architecture (read from the configuration), what the training run reports about itself
-(`TrainingSummary`, filled by the Trainer) and what was measured (`MeasuredResult`). What is not known is left out.
-"""
+"""Model cards of pre-trained models: architecture, training (`TrainingSummary`) and results (`MeasuredResult`)."""
 
 from __future__ import annotations
 
@@ -18,6 +14,7 @@ from .results import MeasuredResult, results_section
 if TYPE_CHECKING:
     from ..configuration_mtslvr import MTSLVRConfig
 
+TAGS = ("mtslvr", "audio", "audio-embeddings", "self-supervised-learning")
 METHOD_NAMES = {"simclr": "SimCLR", "simsiam": "SimSiam"}
 FRONTEND_NAMES = {
     "mel_stft": "log-mel, and magnitude and phase of a complex mel STFT (three channels)",
@@ -28,52 +25,28 @@ FRONTEND_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSummary:
-    """Summary of a pre-training run, for its card. `None` or empty means unknown: the card does not mention it.
+    """Summary of a pre-training run, for its card, which omits fields that are None or empty."""
 
-    Args:
-        dataset: The Hub's name of the data set (`"agkphysics/AudioSet"`), or the path of a local one, of which only
-            the last part is published.
-        dataset_config: Its configuration (`"balanced"`).
-        dataset_split: Its split (`"train"`).
-        steps: Optimizer steps.
-        batch_size: Clips per optimizer step, over all processes and accumulated batches.
-        learning_rate: Peak learning rate.
-        weight_decay: Weight decay.
-        optimizer: The optimizer's name (`"Adam"`).
-        lr_scheduler: Name of the learning-rate schedule (`"cosine"`).
-        clips_seen: Clips trained on, repetitions counted.
-        clips_skipped: Clips left out because they could not be used.
-        clip_seconds: Length of a training clip in seconds.
-        normalization: How waveforms were normalized (`"global"`, `"sample"`, `"none"`).
-        num_processes: Processes that trained together.
-        precision: Numeric format of the forward pass (`"float32"`, `"bf16"`).
-        device: What it ran on, in words (`"2 CPU cores"`).
-        training_seconds: Wall-clock time in seconds.
-        seed: Seed of data order, augmentations and initialization.
-        metrics: The last logged value of each metric, by the name it was logged under (`{"eval_loss": 3.21}`).
-        versions: Library versions by name; those installed, unless given.
-    """
-
-    dataset: str | None = None
+    dataset: str | None = None  # name on the Hub, or a local path, of which only the last part is published
     dataset_config: str | None = None
     dataset_split: str | None = None
     steps: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
+    batch_size: int | None = None  # clips per optimizer step, over all processes and accumulated batches
+    learning_rate: float | None = None  # peak
     weight_decay: float | None = None
     optimizer: str | None = None
     lr_scheduler: str | None = None
-    clips_seen: int | None = None
-    clips_skipped: int | None = None
+    clips_seen: int | None = None  # repetitions counted
+    clips_skipped: int | None = None  # clips that could not be used
     clip_seconds: float | None = None
-    normalization: str | None = None
+    normalization: str | None = None  # "global", "sample" or "none"
     num_processes: int | None = None
-    precision: str | None = None
-    device: str | None = None
+    precision: str | None = None  # of the forward pass: "float32", "bf16"
+    device: str | None = None  # "2 CPU cores"
     training_seconds: float | None = None
-    seed: int | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=library_versions)
+    seed: int | None = None  # of data order, augmentations and initialization
+    metrics: Mapping[str, float] = field(default_factory=dict)  # last logged values: {"eval_loss": 3.21}
+    versions: Mapping[str, str] = field(default_factory=library_versions)  # of libraries, by name
 
 
 def create_model_card(
@@ -86,27 +59,24 @@ def create_model_card(
     license: str = "apache-2.0",
     command: str | None = None,
 ) -> ModelCard:
-    """Writes the card of one checkpoint.
+    """Model card of a checkpoint; `card.save(path)` writes it, `card.push_to_hub(repo_id)` publishes it.
 
     Args:
-        config: The checkpoint's configuration: everything said about the architecture comes from it.
-        training: What the training run knows about itself; without it the card says nothing about training.
-        results: Measured numbers; without any the card has no results, nor does its metadata.
-        model_name: Title of the card; by default the variant's name in the paper.
-        repo_id: Name the checkpoint has, or will have, on the Hub, for the code that loads it.
+        config: The checkpoint's configuration, for the architecture.
+        training: Summary of the training run; None omits it.
+        results: Measured results, also for the metadata.
+        model_name: Title of the card; default: the variant's name in the paper.
+        repo_id: Name of the checkpoint on the Hub, now or later, for the code that loads it.
         license: License of the weights, as the Hub spells it.
-        command: Command that trains the model, if that has not been done: `training` then holds its settings.
-
-    Returns:
-        The card; `card.save(path)` writes it, `card.push_to_hub(repo_id)` publishes it.
+        command: Command that trains the model, if it is not trained yet: `training` then holds its settings.
     """
     title = model_name or variant_name(config)
     data = ModelCardData(
         license=license,
         library_name="transformers",
         pipeline_tag="feature-extraction",
-        tags=_tags(config),
-        datasets=_hub_datasets(training),
+        tags=[*TAGS, *config.tasks, *(["adapters"] if config.adapter_type != "none" else [])],
+        datasets=[training.dataset] if training and training.dataset and is_hub_name(training.dataset) else None,
         metrics=sorted({result.metric for result in results}) or None,
         model_name=title,
         eval_results=[result.metadata() for result in results] or None,
@@ -131,7 +101,7 @@ def create_model_card(
 
 
 def variant_name(config: MTSLVRConfig) -> str:
-    """The variant's name in the paper's tables (`"MT-Parallel (SimCLR)"`), or the nearest description."""
+    """Name of the variant in the paper's tables (`"MT-Parallel (SimCLR)"`), or the nearest description."""
     method = METHOD_NAMES[config.contrastive_method]
     adapter = config.adapter_type
     if len(config.tasks) == 1:
@@ -144,13 +114,8 @@ def variant_name(config: MTSLVRConfig) -> str:
     return f"{name} ({method})" if "contrastive" in config.tasks else name
 
 
-def _tags(config: MTSLVRConfig) -> list[str]:
-    tags = ["mtslvr", "audio", "audio-embeddings", "self-supervised-learning"]
-    return tags + list(config.tasks) + (["adapters"] if config.adapter_type != "none" else [])
-
-
 def _architecture(config: MTSLVRConfig) -> list[tuple[str, str]]:
-    """Rows of the card's first table: what, and its value in words."""
+    """Rows of the card's table of the architecture: names and values."""
     heads = f"one per task, {config.head_size} each" if len(config.tasks) > 1 else f"one, {config.head_size}"
     if config.shared_head:
         heads = f"one for all tasks, {config.head_size}"
@@ -183,27 +148,21 @@ def _architecture(config: MTSLVRConfig) -> list[tuple[str, str]]:
 
 
 def _outputs(config: MTSLVRConfig) -> list[tuple[str, int]]:
-    """Outputs of the model for a clip, with their sizes: the lines of the card's example."""
+    """Outputs of the model for a clip, with their sizes, for the card's example."""
     parts = [(f"{task}_embeds", config.head_size) for task in config.tasks]
     return [("pooler_output", config.embedding_size_of()), *parts]
 
 
-def _hub_datasets(training: TrainingSummary | None) -> list[str] | None:
-    if training is None or training.dataset is None or not is_hub_name(training.dataset):
-        return None
-    return [training.dataset]
-
-
 def _training_rows(training: TrainingSummary | None) -> list[tuple[str, str]]:
-    """Rows of the training table; what is unknown has no row."""
+    """Rows of the training table, without unknown values."""
     if training is None:
         return []
     rows = [
         ("Data", _dataset_text(training)),
         ("Waveform normalization", training.normalization),
-        ("Clip length", _with_unit(training.clip_seconds, "s")),
+        ("Clip length", _number(training.clip_seconds, " s")),
         ("Steps", _number(training.steps)),
-        ("Batch", _with_unit(training.batch_size, "clips")),
+        ("Batch", _number(training.batch_size, " clips")),
         ("Clips seen", _clips_text(training)),
         ("Clips skipped", _number(training.clips_skipped)),
         ("Optimizer", training.optimizer),
@@ -223,12 +182,8 @@ def _dataset_text(training: TrainingSummary) -> str | None:
     if training.dataset is None:
         return None
     name = public_name(training.dataset) + ("" if is_hub_name(training.dataset) else " (local)")
-    details = [
-        f"{what} `{value}`"
-        for what, value in (("configuration", training.dataset_config), ("split", training.dataset_split))
-        if value
-    ]
-    return ", ".join([name, *details])
+    parts = {"configuration": training.dataset_config, "split": training.dataset_split}
+    return ", ".join([name, *(f"{part} `{value}`" for part, value in parts.items() if value)])
 
 
 def _clips_text(training: TrainingSummary) -> str | None:
@@ -244,14 +199,10 @@ def _duration_text(seconds: float | None) -> str | None:
     return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
 
 
-def _number(value: float | None) -> str | None:
+def _number(value: float | None, unit: str = "") -> str | None:
     if value is None:
         return None
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
-
-
-def _with_unit(value: float | None, unit: str) -> str | None:
-    return None if value is None else f"{_number(value)} {unit}"
+    return (f"{value:,}" if isinstance(value, int) else f"{value:g}") + unit
 
 
 __all__ = ["TrainingSummary", "create_model_card", "variant_name"]

@@ -1,4 +1,4 @@
-"""Measured results of a model: read from an evaluation's report, and written into the model's card."""
+"""Measured results of a model, from an evaluation's report into the model's card."""
 
 from __future__ import annotations
 
@@ -23,30 +23,17 @@ NO_RESULT = re.compile(r"^(- No result has been measured.*\n|Not trained yet.*\n
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredResult:
-    """One measured number, with all that is needed to measure it again.
+    """Measured value of a metric, with the facts that are needed to measure it again."""
 
-    Args:
-        dataset: Name of the evaluation data set; the Hub's name if it is there.
-        dataset_split: Its split, or which classes were used.
-        protocol: What was done (`"5-way 1-shot, nearest centroid, 10,000 episodes"`).
-        embedding: Which embedding: a task's name, `"both"` or `"all"`; empty for a model that has only one.
-        metric: The metric's Hub identifier (`"accuracy"`).
-        value: The metric's value, between 0 and 1.
-        interval: Its 95 % interval, (lower, upper).
-        seed: Seed of the protocol.
-        command: The command that prints the number.
-        measured_by: Who measured it.
-    """
-
-    dataset: str
-    protocol: str
-    value: float
-    metric: str = "accuracy"
-    embedding: str = "both"
-    dataset_split: str | None = None
-    interval: tuple[float, float] | None = None
+    dataset: str  # name of the evaluation data set, on the Hub if it is there
+    protocol: str  # "5-way 1-shot, nearest centroid, 10,000 episodes"
+    value: float  # between 0 and 1
+    metric: str = "accuracy"  # identifier on the Hub
+    embedding: str = "both"  # a task's name, "both" or "all"; empty for a model that has only one
+    dataset_split: str | None = None  # or the classes
+    interval: tuple[float, float] | None = None  # 95 %: (lower, upper)
     seed: int | None = None
-    command: str | None = None
+    command: str | None = None  # prints the value
     measured_by: str | None = None
 
     @property
@@ -54,7 +41,7 @@ class MeasuredResult:
         return EMBEDDINGS.get(self.embedding, f"{self.embedding} embedding")
 
     def __str__(self) -> str:
-        """A sentence that says what, how and by whom."""
+        """Sentence with the value, the protocol and the author."""
         text = f"**{self.metric} {self.value:.4f}**"
         if self.interval is not None:
             text += " (95 % interval {:.4f} to {:.4f})".format(*self.interval)
@@ -68,7 +55,7 @@ class MeasuredResult:
         return text
 
     def metadata(self) -> EvalResult:
-        """The result as the Hub's metadata hold it."""
+        """Metadata of the result for the Hub."""
         interval = None if self.interval is None else list(self.interval)
         details = {"interval_95": interval, "seed": self.seed, "command": self.command}
         return eval_result(
@@ -83,7 +70,7 @@ class MeasuredResult:
 
 
 def results_from(report: str | Path, model: str | Path) -> list[MeasuredResult]:
-    """Few-shot accuracies and probes of one model, from the `report.json` that `mtslvr evaluate --output` wrote.
+    """Few-shot accuracies and probes of one model, from the `report.json` of `mtslvr evaluate --output`.
 
     Args:
         report: The file.
@@ -102,14 +89,13 @@ def results_from(report: str | Path, model: str | Path) -> list[MeasuredResult]:
                 found.setdefault(row["model"], []).extend(_results_of(content, data, row))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{report} is no report of this version ({error!r}): give the report.json that `mtslvr evaluate --output` "
-            "wrote."
+            f"{report} is no report of this version ({error!r}): give the report.json of `mtslvr evaluate --output`."
         ) from error
     same = [name for name in found if Path(name).resolve() == Path(model).resolve()]
     names = [str(model)] if str(model) in found else same
     if len(names) != 1:
         which = f"calls {model} by several names" if names else f"has no model {model}"
-        raise ValueError(f"{report} {which}; say which of these is meant: {', '.join(names or found)}.")
+        raise ValueError(f"{report} {which}; choose one of these: {', '.join(names or found)}.")
     if not found[names[0]]:
         raise ValueError(f"{report} has neither accuracy nor probe of {names[0]}: evaluate it with `--probe linear`.")
     return found[names[0]]
@@ -118,7 +104,7 @@ def results_from(report: str | Path, model: str | Path) -> list[MeasuredResult]:
 def _results_of(
     content: Mapping[str, Any], data: Mapping[str, Any], row: Mapping[str, Any]
 ) -> Iterator[MeasuredResult]:
-    """Results in one row of a report; without episodes, as on clips of several classes, those of its probes."""
+    """Results in one row of a report: few-shot accuracy, if measured, and probes."""
     drawn, place = content["protocol"], data["source"].split()[0]
     common = {"dataset": place if is_hub_name(place) else data["data"], "embedding": row["embedding"]}
     clips = f"{data['clips']:,} clips of {len(data['classes'])} classes from {data['source']}"
@@ -146,14 +132,12 @@ def _results_of(
 
 
 def results_section(results: Sequence[MeasuredResult]) -> str:
-    """The card's section of results, without a line break at its end."""
+    """Section of results for the card, without a line break at its end."""
     return "\n".join(["## Results", "", *(f"- {result}" for result in results)])
 
 
 def write_results(folder: str | Path, results: Sequence[MeasuredResult]) -> None:
-    """Puts results into the README.md of a pre-trained model's folder, in place of all earlier ones.
-
-    The section `## Results` and the metadata are written anew; everything else stays.
+    """Writes results into a pre-trained model's README.md: its section `## Results` and its metadata are replaced.
 
     Raises:
         FileNotFoundError: If there is no README.md.
@@ -165,12 +149,12 @@ def write_results(folder: str | Path, results: Sequence[MeasuredResult]) -> None
     try:
         card = ModelCard(path.read_text(encoding="utf-8"))
     except (YAMLError, ValueError) as error:
-        raise ValueError(f"The metadata of {path} cannot be read: {error}.") from error
+        raise ValueError(f"The metadata of {path} cannot be read: {error}. Correct the YAML.") from error
     data: Any = card.data
     if "mtslvr" not in (data.tags or ()) or data.pipeline_tag != "feature-extraction":
         raise ValueError(
-            f"{path} is not the card of a pre-trained MT-SLVR model, which has the tag mtslvr and the pipeline "
-            "feature-extraction; its results stay as they are."
+            f"{path} is not the card of a pre-trained MT-SLVR model: expected the tag mtslvr and the pipeline "
+            "feature-extraction. It was not changed."
         )
     section = results_section(results)
     text, replaced = SECTION.subn(lambda _: f"{section}\n\n", NO_RESULT.sub("", card.text), count=1)

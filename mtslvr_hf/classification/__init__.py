@@ -1,4 +1,4 @@
-"""Classes of sounds: clips of labelled audio, measures, training on it, and the pipeline that predicts."""
+"""Sound classification: labelled clips, metrics, training, and the pipeline for predictions."""
 
 from ..data.splits import divide, make_folds
 from .clips import ClipCollator, ClipDataset, EmbeddedClips, SetEpoch, drop_bad_clips, embed_clips

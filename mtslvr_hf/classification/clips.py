@@ -1,4 +1,4 @@
-"""Decoded clips of labelled audio, for Trainer; and their embeddings, computed once."""
+"""Data sets of labelled clips and of their embeddings, for Trainer."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ logger = logging.getLogger(__name__)
 
 
 class ClipDataset(Dataset):
-    """Decodes labelled audio, each clip when it is asked for.
+    """Data set of labelled clips, decoded on access.
 
     Args:
         data: The labelled audio.
         sampling_rate: Rate of the clips in Hz.
-        max_seconds: Longer clips are cropped to this length; None leaves them whole.
-        random_crops: Whether crops lie elsewhere each epoch; otherwise they are the middle.
-        seed: Seed of the crops, which depend on it, on the epoch and on the row, and on nothing else.
+        max_seconds: Longer clips are cropped to this length; None does not crop.
+        random_crops: True for new random crops in each epoch, False for the middle.
+        seed: Seed of the crops, which depend only on seed, epoch and row.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ClipDataset(Dataset):
         self.max_seconds = max_seconds
         self.random_crops = random_crops
         self.seed = seed
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that go on living see it change
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see its changes
 
     @property
     def epoch(self) -> int:
@@ -81,7 +81,7 @@ class ClipDataset(Dataset):
 
 
 class SetEpoch(TrainerCallback):
-    """Tells a `ClipDataset` which epoch begins."""
+    """Callback that sets the epoch of a `ClipDataset`."""
 
     def __init__(self, dataset: ClipDataset):
         self.dataset = dataset
@@ -89,16 +89,12 @@ class SetEpoch(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Trainer calls it, before it asks for the epoch's first clip."""
+        """Sets the epoch before its first clip is decoded."""
         self.dataset.epoch = int(state.epoch or 0)
 
 
 class ClipCollator:
-    """Batches of `ClipDataset` items, as an MT-SLVR model takes them.
-
-    Args:
-        extractor: The model's feature extractor.
-    """
+    """Collator of `ClipDataset` items to batches for an MT-SLVR model with this feature extractor."""
 
     def __init__(self, extractor: MTSLVRFeatureExtractor):
         self.extractor = extractor
@@ -111,12 +107,7 @@ class ClipCollator:
 
 
 class EmbeddedClips(Dataset):
-    """Embeddings of clips in place of the clips.
-
-    Args:
-        embeddings: (N, D) float32.
-        data: Whose embeddings they are.
-    """
+    """Data set of the embeddings (N, D) float32 of labelled clips."""
 
     def __init__(self, embeddings: torch.Tensor, data: LabelledAudio):
         self.embeddings = embeddings
@@ -131,7 +122,7 @@ class EmbeddedClips(Dataset):
 
 
 class _Outcomes(Dataset):
-    """A clip, or why there is none."""
+    """Data set of the index of a clip, and its waveform or error."""
 
     def __init__(self, clips: ClipDataset, indices: Sequence[int]):
         self.clips = clips
@@ -149,14 +140,14 @@ class _Outcomes(Dataset):
 
 
 def drop_bad_clips(clips: ClipDataset, args: TrainingArguments, max_bad_share: float = 0.05) -> ClipDataset:
-    """The clips that can be used, found by decoding all of them once. Bad ones are logged by reason, with examples.
+    """Clips that can be decoded; bad ones are logged by reason, with examples.
 
-    Each process decodes its share of the clips, and all get the same result.
+    Each process decodes its share of the clips once, and all get the same result.
 
     Args:
         clips: The clips.
-        args: Its evaluation batches and DataLoader workers are used.
-        max_bad_share: Largest share of bad clips that is only a warning.
+        args: Sets evaluation batch size and DataLoader workers.
+        max_bad_share: Largest allowed share of bad clips.
 
     Raises:
         TooManyBadRowsError: If more clips are bad, or all are.
@@ -175,7 +166,7 @@ def embed_clips(
     args: TrainingArguments,
     max_bad_share: float = 0.05,
 ) -> EmbeddedClips:
-    """Embeddings of the clips that can be used, by a model on its device; else as `drop_bad_clips`."""
+    """Embeddings of the clips that can be decoded, by a model on its device; else as `drop_bad_clips`."""
     found: list[tuple[int, torch.Tensor]] = []
     for batch in _decoded(clips, args, max_bad_share, "embedding"):
         indices, waveforms = zip(*batch)
@@ -188,7 +179,7 @@ def embed_clips(
 def _decoded(
     clips: ClipDataset, args: TrainingArguments, max_bad_share: float, description: str
 ) -> Iterator[list[tuple[int, np.ndarray]]]:
-    """Indices and waveforms of this process's usable clips in batches; then reports the bad ones of all processes."""
+    """Batches of indices and waveforms of this process's good clips; at the end, reports all bad ones."""
     mine = range(args.process_index, len(clips), args.world_size)
     loader = DataLoader(
         _Outcomes(clips, mine),

@@ -14,16 +14,13 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..metrics import mean_average_precision
 
-MAX_POSITIVE_WEIGHT = 100.0  # of a class with less than one clip in a hundred: more makes training unsteady
+MAX_POSITIVE_WEIGHT = 100.0  # of a class with less than one clip in a hundred: more makes training unstable
 
 
 def single_label_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """`accuracy`, and `macro_f1`: the mean over classes of the harmonic mean of precision and recall.
+    """`accuracy` and scikit-learn's `macro_f1` of logits (N, C) and labels (N,).
 
-    Classes that are neither among the labels nor predicted are left out, as scikit-learn's `f1_score` does.
-
-    Args:
-        prediction: Logits (N, C) and labels (N,).
+    `macro_f1` leaves out classes that are neither among the labels nor predicted.
     """
     predicted, labels = np.asarray(prediction.predictions).argmax(-1), prediction.label_ids
     return {
@@ -33,12 +30,9 @@ def single_label_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def multi_label_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """`map`: average precision of each class's ranking of the clips, averaged over the classes, as for AudioSet.
+    """`map`, mean average precision over classes, of logits (N, C) and multi-hot labels (N, C).
 
-    Classes without a clip in the evaluation are left out, and `map_classes` says how many are not.
-
-    Args:
-        prediction: Logits (N, C) and multi-hot labels (N, C).
+    Classes without clips in the evaluation are left out; `map_classes` is the number of the others.
 
     Source: Gemmeke et al., "Audio Set", ICASSP 2017, section 5 ("mAP").
     """
@@ -48,13 +42,12 @@ def multi_label_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def balanced_weights(labels: np.ndarray, multi_label: bool) -> torch.Tensor:
-    """Weights by which all classes count alike, (C,).
+    """Class weights (C,) that balance the classes; 1 for classes without clips.
 
     Args:
-        labels: (N, C), 1 where a clip of the training set is of a class.
-        multi_label: With several classes a clip, the weight of a class's clips is the number of others divided by
-            that of its own, at most 100; with one class a clip, it is N / (C x its clips), so that their mean over
-            the clips is 1. Classes without a clip have the weight 1.
+        labels: Multi-hot labels (N, C) of the training set.
+        multi_label: True for several classes per clip: the weight of a class is its number of negative clips divided
+            by that of its positive ones, at most 100. Else it is N / (C x its clips), with the mean 1 over the clips.
     """
     counts = labels.sum(0)
     present = np.maximum(counts, 1)
@@ -64,15 +57,10 @@ def balanced_weights(labels: np.ndarray, multi_label: bool) -> torch.Tensor:
 
 
 class WeightedLoss:
-    """Cross-entropy whose classes have weights, for Trainer's `compute_loss_func`.
+    """Cross-entropy with class weights (C,) of `balanced_weights`, for Trainer's `compute_loss_func`.
 
-    Each clip's loss is multiplied by its class's weight and the sum divided by the number of clips, so that the loss
-    is the same however clips are spread over accumulated batches and processes. (PyTorch's own divides by the sum of
-    a batch's weights.)
-
-    Args:
-        weights: (C,), of `balanced_weights`.
-        multi_label: Whether labels are multi-hot; the weights are then those of the positive term alone.
+    The weighted losses are divided by the number of clips (in PyTorch by the sum of a batch's weights), so that the
+    division into batches and processes does not matter. Multi-hot labels weight the positive term only.
     """
 
     def __init__(self, weights: torch.Tensor, multi_label: bool):
@@ -85,7 +73,7 @@ class WeightedLoss:
         labels: torch.Tensor,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """The loss of logits (B, C) and labels (B,) or (B, C); `num_items_in_batch` counts the labels of all."""
+        """Loss () of logits (B, C) and labels (B,) or (B, C); `num_items_in_batch` counts all labels of the step."""
         logits = outputs["logits"].float()
         weights = self.weights.to(logits.device)
         if self.multi_label:

@@ -1,4 +1,4 @@
-"""transformers' audio-classification pipeline, reading files without the ffmpeg program."""
+"""Audio-classification pipeline that reads files without the ffmpeg program."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..audio.recording import read_waveform
 
 
 class MTSLVRAudioClassificationPipeline(AudioClassificationPipeline):
-    """Decodes paths, URLs, bytes and undecoded data set rows as `encode` does; all else is transformers'.
+    """Audio-classification pipeline that decodes paths, URLs, bytes and undecoded data set rows as `encode` does.
 
-    transformers' own pipeline starts the ffmpeg program for each file, and fails without it. This one needs it for no
-    format, and torchcodec for M4A, MP4, WebM, AAC and WMA. Files with several channels are mixed down.
+    Unlike transformers' own, it never starts the ffmpeg program; M4A, MP4, WebM, AAC and WMA need torchcodec. Files
+    with several channels are mixed down.
 
     Example:
 
@@ -28,12 +28,12 @@ class MTSLVRAudioClassificationPipeline(AudioClassificationPipeline):
         [{'score': 0.98, 'label': 'kick'}, {'score': 0.01, 'label': 'snare'}]
     """
 
-    def preprocess(self, inputs: Any) -> Mapping[str, Any]:  # type: ignore[override]  # as its parent, which has no types
-        """The model's inputs for one clip.
+    def preprocess(self, inputs: Any) -> Mapping[str, Any]:  # type: ignore[override]  # the parent has no types
+        """Inputs of the model for one clip.
 
         Args:
-            inputs: A path, a URL that fsspec opens, a file's bytes, `{"bytes", "path"}`, or what transformers' own
-                takes: an array (samples,) at the model's rate, `{"array" or "raw", "sampling_rate"}`, a decoder.
+            inputs: A path, a URL that fsspec opens, a file's bytes, `{"bytes", "path"}`, or an input of transformers'
+                pipeline: an array (samples,) at the model's rate, `{"array" or "raw", "sampling_rate"}`, a decoder.
 
         Raises:
             BadClipError: A ValueError that names the file, if it cannot be used.

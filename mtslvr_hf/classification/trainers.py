@@ -1,4 +1,4 @@
-"""Training classifiers: transformers' Trainer, and a shorter way for a classifier on embeddings that do not change."""
+"""Trainers of classifiers: of a whole model, and of a classifier on fixed embeddings."""
 
 from __future__ import annotations
 
@@ -20,23 +20,19 @@ CARD_NAME = "README.md"
 
 
 class ClassificationTrainer(Trainer):
-    """transformers' Trainer, but for the card: it says what `card` says.
-
-    Attributes:
-        card: The model card that saving and publishing write; none is written without it.
-    """
+    """transformers' Trainer whose model card is `card`; without one, it writes none."""
 
     model: MTSLVRForAudioClassification
     card: ModelCard | None = None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Writes `card` into the output folder; what Trainer gives for a card of its own is not needed."""
+        """Writes `card` into the output folder; ignores the facts for Trainer's own card."""
         if self.card is not None and self.is_world_process_zero():
             self.card.save(output_folder(self.args) / CARD_NAME)
 
 
 class _StandIn(nn.Module):
-    """Takes the encoder's place: what comes in are embeddings, what goes out are these standardized."""
+    """Replacement of the encoder that standardizes embeddings."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -52,15 +48,14 @@ class _StandIn(nn.Module):
 
 
 class LinearProbeTrainer(ClassificationTrainer):
-    """Trains the classifier of a model on embeddings that were computed once, by `embed_clips`.
+    """Trainer of a model's classifier on embeddings that `embed_clips` computed once; the encoder is frozen.
 
-    The encoder is frozen, so that this is the training of the whole model, only sooner. The classifier trains on
-    embeddings whose dimensions have mean 0 and deviation 1, which it learns from in fewer steps. What is saved, in
-    checkpoints too, is the whole model, whose classifier does the scaling itself.
+    The classifier trains in fewer steps on embeddings whose dimensions have mean 0 and standard deviation 1. Saved
+    models and checkpoints are whole models, whose classifier includes this scaling.
 
     Args:
-        model: Its encoder is away while this Trainer is used; `restore` brings it back.
-        args: As for Trainer, but for DataLoader workers: there is nothing to decode.
+        model: Model without encoder while this Trainer is used; `restore` puts it back.
+        args: As for Trainer; DataLoader workers are not used.
         train_dataset: The embedded training clips.
         kwargs: As for Trainer.
     """
@@ -73,14 +68,14 @@ class LinearProbeTrainer(ClassificationTrainer):
         model.freeze_feature_encoder()
         self.encoder = model.mtslvr
         std, mean = torch.std_mean(train_dataset.embeddings, dim=0, correction=0)
-        # A dimension that does not vary says nothing, and a classifier of raw embeddings could not be divided by 0.
+        # Constant dimensions carry no information, and a division by their deviation of 0 is not possible.
         self.stand_in = cast(Any, _StandIn(mean, torch.where(std > 1e-6 * std.max(), std, 1.0)))
         model.mtslvr = self.stand_in
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
 
     @contextmanager
     def whole_model(self) -> Iterator[None]:
-        """Meanwhile the model is the whole one, for raw embeddings."""
+        """Context in which the model is whole, with a classifier of raw embeddings."""
         self._to_raw(self.model.classifier)
         self.model.mtslvr = self.encoder
         try:
@@ -90,7 +85,7 @@ class LinearProbeTrainer(ClassificationTrainer):
             self._to_standardized(self.model.classifier)
 
     def restore(self) -> MTSLVRForAudioClassification:
-        """Gives the model its encoder back, for good, and returns it on the Trainer's device."""
+        """Whole model on the Trainer's device; ends the use of this Trainer."""
         self._to_raw(self.model.classifier)
         self.model.mtslvr = self.encoder
         self.model.to(self.args.device)  # type: ignore[arg-type]  # transformers hides the signature of `to`
@@ -112,7 +107,7 @@ class LinearProbeTrainer(ClassificationTrainer):
         exact = [parameter.detach().clone() for parameter in classifier.parameters()]
         with self.whole_model():
             super()._save(output_dir)
-        with torch.no_grad():  # only one process saves: rounding must not set it apart from the others
+        with torch.no_grad():  # only one process saves: rounding must not make it differ from the others
             for parameter, value in zip(classifier.parameters(), exact):
                 parameter.copy_(value)
 

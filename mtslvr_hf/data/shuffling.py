@@ -1,4 +1,4 @@
-"""Undecoded rows of a data set in a shuffled order that can be entered at any row."""
+"""Shuffled reader of a data set's undecoded rows, which can start at any row."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ MAP_STYLE_SHARDS = 64
 
 
 class Row(NamedTuple):
-    """One undecoded row, or the failure to read on in a shard."""
+    """One undecoded row, or the error that ended a shard."""
 
-    place: int  # which of the reader's shards of this epoch it is from
-    index: int  # type: ignore[assignment]  # hides the method of tuples; which row of that shard it is
+    place: int  # of the shard among the reader's shards of this epoch
+    index: int  # type: ignore[assignment]  # hides the method of tuples; index of the row in that shard
     audio: Mapping[str, Any] | None
     error: str | None
 
 
 class Cursor(NamedTuple):
-    """A place in one epoch of a reader: the shuffle block that begins at a row, and how much of it was used."""
+    """Position in one epoch of a reader: the first row of a shuffle block, and the number of its rows used."""
 
     place: int = 0
     index: int = 0  # type: ignore[assignment]  # hides the method of tuples
@@ -35,25 +35,22 @@ class Cursor(NamedTuple):
 
 
 class ShuffledReader:
-    """Reads one consumer's part of a data set, shuffled anew every epoch.
+    """Reader of one consumer's part of a data set, in a new order in every epoch.
 
-    Shards are assigned to the consumers (DataLoader workers of all processes): all consumers together read each row
-    once an epoch. With more consumers than shards, several read the same shard and keep every n-th row each. The
-    assignment rotates: after C epochs, each of C consumers has read every shard.
+    Shards are assigned to the consumers (DataLoader workers of all processes): together they read each row once per
+    epoch. With more consumers than shards, several read the same shard and keep every n-th row each. The assignment
+    rotates: after C epochs, each of C consumers has read every shard.
 
-    Rows are then shuffled in blocks: a block goes out in random order while the next one is read in. The order of a
-    block depends on where it begins and nothing before it, so a reader can begin at any row after reading at most two
-    blocks; a shuffle buffer of `datasets` needs all rows since the epoch began.
+    Rows are shuffled in blocks. A block is yielded in random order while the next one is read. The order of a block
+    depends only on its first row, so a reader can start at any row after reading at most two blocks; the shuffle
+    buffer of `datasets` would need all rows since the start of the epoch.
 
     Args:
-        dataset: As `load_audio` returns it.
+        dataset: Stream as `load_audio` returns it.
         seed: Seed of all epochs' orders.
-        block_rows: Rows in a block, all in memory at once (1.3 MB each in AudioSet, a path each in a folder of
-            files); 1 keeps the order within shards.
-        consumer: Which consumer this is.
-        consumers: How many there are.
-        read_ahead: Rows that a thread reads ahead of the block, so that a row group comes over the network while
-            others are decoded; 0 reads between them.
+        block_rows: Rows of a block, all in memory (1.3 MB each in AudioSet); 1 keeps the order within shards.
+        consumer, consumers: Index of this consumer and number of consumers.
+        read_ahead: Rows that a thread reads ahead of the block while others are decoded; 0 uses no thread.
     """
 
     def __init__(
@@ -73,11 +70,12 @@ class ShuffledReader:
         self.read_ahead = read_ahead
 
     def read(self, epoch: int, start: Cursor) -> Iterator[tuple[Row, Cursor]]:
-        """Yields the rows of an epoch from `start` on, each with the cursor behind it."""
+        """Yields the rows of an epoch from `start` on, each with the cursor after it."""
         assignment = self._assignment(epoch)
         rows = self._rows(assignment, start)
         if self.read_ahead:
-            rows = _in_thread(rows, self.read_ahead)
+            ahead = ReadAhead([rows], lambda _, rows: rows, num_workers=1, limit=self.read_ahead)
+            rows = (row for _, row in ahead)
         block: list[Any] = list(islice(rows, self.block_rows))
         used = start.used
         while block:
@@ -85,14 +83,14 @@ class ShuffledReader:
             order = _generator(self.seed, epoch, assignment.shards[place], index).permutation(len(block))
             following: list[Row] = []
             for n, i in enumerate(order, 1):
-                row, block[i] = block[i], None  # so that the memory of rows used is free for those read
+                row, block[i] = block[i], None  # frees the memory of used rows
                 if n > used:
                     yield row, Cursor(place, index, n)
                 following += islice(rows, 1)
             block, used = following, 0
 
     def _assignment(self, epoch: int) -> _ShardAssignment:
-        """Shards of this consumer in an epoch. The permutation is redrawn every C epochs, the order within in each."""
+        """Shards of this consumer in an epoch. The assignment is redrawn every C epochs, the order in each epoch."""
         total = self.dataset.num_shards
         shards = _generator(self.seed, epoch // self.consumers).permutation(total)
         turn = (self.consumer + epoch) % self.consumers
@@ -100,15 +98,15 @@ class ShuffledReader:
         return _ShardAssignment(mine.tolist(), turn // total, len(range(turn % total, self.consumers, total)))
 
     def _rows(self, assignment: _ShardAssignment, start: Cursor) -> Iterator[Row]:
-        """Yields the rows of the assigned shards in order, those of the starting shard from `start.index` on."""
-        fsspec.asyn.reset_lock()  # a lock taken while the worker was forked would never be free
+        """Yields the rows of the assigned shards in order, from `start` on."""
+        fsspec.asyn.reset_lock()  # a lock that was held while the worker was forked would never be released
         for place in range(start.place, len(assignment.shards)):
             yield from self._shard(assignment, place, start.index if place == start.place else 0)
 
     def _shard(self, assignment: _ShardAssignment, place: int, index: int) -> Iterator[Row]:
-        """Yields a shard's rows from `index` on; a failure to read becomes its last row.
+        """Yields a shard's rows from `index` on; a read error becomes its last row.
 
-        `iter(batch_size=...)` is the one way through a data set that datasets does not split by DataLoader worker.
+        `iter(batch_size=...)` is the only iteration that `datasets` does not split by DataLoader worker.
         """
         shard = assignment.shards[place]
         try:
@@ -121,14 +119,8 @@ class ShuffledReader:
             yield Row(place, index, None, f"shard {shard} at row {index}: {type(error).__name__}: {error}")
 
 
-def _in_thread(rows: Iterator[Row], limit: int) -> Iterator[Row]:
-    """Yields rows that a thread reads, which is up to `limit` of them ahead."""
-    for _, row in ReadAhead([rows], lambda _, rows: rows, num_workers=1, limit=limit):
-        yield row
-
-
 class _ShardAssignment(NamedTuple):
-    """Shards in the order they are read, and which of how many parts of each (every n-th row) is read."""
+    """Shards in reading order; of each, every `stride`-th row from `offset` on is read."""
 
     shards: list[int]
     offset: int
@@ -136,12 +128,12 @@ class _ShardAssignment(NamedTuple):
 
 
 def _generator(*key: int) -> np.random.Generator:
-    """A generator for each key. (NumPy's own seeding with a list does not tell [1] from [1, 0].)"""
+    """Random generator of a key. (NumPy's seeding does not distinguish the lists [1] and [1, 0].)"""
     return np.random.default_rng(hash_integers(*key))
 
 
 def as_iterable(dataset: datasets.IterableDataset | datasets.Dataset, seed: int = 0) -> datasets.IterableDataset:
-    """Makes a map-style data set a stream of up to 64 shards over a fixed random order; streams come back as they are.
+    """Stream of up to 64 shards over a map-style data set in a fixed random order; a stream is returned unchanged.
 
     Raises:
         ValueError: If the data set is empty.
@@ -149,15 +141,15 @@ def as_iterable(dataset: datasets.IterableDataset | datasets.Dataset, seed: int 
     if isinstance(dataset, datasets.IterableDataset):
         return dataset
     if len(dataset) == 0:
-        raise ValueError("the data set has no rows.")
+        raise ValueError("The data set has no rows; expected at least one.")
     shuffled = dataset.shuffle(seed=seed, keep_in_memory=True)
     return shuffled.to_iterable_dataset(num_shards=min(len(dataset), MAP_STYLE_SHARDS))
 
 
 def usable_workers(dataset: datasets.IterableDataset | datasets.Dataset, asked: int, world_size: int = 1) -> int:
-    """Caps a number of DataLoader workers so that each has a shard of its own.
+    """Number of DataLoader workers, at most `asked`, so that each has a shard of its own.
 
-    More workers than that work, too, but read the same shards again to share their rows.
+    More workers are possible, but would read the same shards to share their rows.
     """
     shards = (
         dataset.num_shards if isinstance(dataset, datasets.IterableDataset) else min(len(dataset), MAP_STYLE_SHARDS)

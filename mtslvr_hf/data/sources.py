@@ -32,21 +32,20 @@ SPLITS = frozenset(("train", "validation", "valid", "val", "dev", "eval", "test"
 FOLDER_SHARDS = 256
 FEW_SHARDS = 16  # fewer files than this are divided into their row groups, which opens each file once
 AUDIO_COLUMN = "audio"
-# A corrupt shard, or one that cannot be reached.
-SHARD_ERRORS = (*READ_ERRORS, pyarrow.ArrowException, tarfile.TarError, zlib.error)
+SHARD_ERRORS = (*READ_ERRORS, pyarrow.ArrowException, tarfile.TarError, zlib.error)  # corrupt or unreachable shards
 
 
 @dataclass
 class EncodedAudio(datasets.Audio):
-    """An audio column that stays encoded: rows are `{"bytes", "path"}`.
+    """Audio column of encoded files `{"bytes", "path"}`.
 
-    `Audio(decode=False)` needs torchcodec nonetheless where rows do not come from Arrow tables (tar shards, folders).
+    Unlike `Audio(decode=False)`, it needs no torchcodec for rows that are not from Arrow tables (tar shards, folders).
     """
 
     decode: bool = False
 
     def encode_example(self, value: str | bytes | Mapping[str, Any]) -> dict[str, Any]:
-        """Gives a path, bytes or a dictionary of both the form of a row."""
+        """Row `{"bytes", "path"}` of a path, bytes or a dictionary."""
         if isinstance(value, str):
             return {"bytes": None, "path": value}
         if isinstance(value, (bytes, bytearray)):
@@ -64,28 +63,25 @@ def load_audio(
     token: str | None = None,
     data_files: str | Sequence[str] | Mapping[str, Any] | None = None,
 ) -> datasets.IterableDataset | datasets.Dataset:
-    """Opens a data set of encoded audio, wherever it is.
+    """Data set of encoded audio from the Hub or from disk, with the one column `audio`: `{"bytes", "path"}`.
 
     Args:
-        name: A data set on the Hub ("agkphysics/AudioSet"); a folder of parquet shards, laid out as on the Hub (with
-            `configs:` in its README.md, if there are several); a folder of tar shards; a folder of audio files at any
-            depth; a single parquet or tar file; or, with `data_files`, one of the builders of datasets ("parquet").
-            In folders of tar shards or audio files, a split is a top-level folder or the first word of the shard's
-            name, if all of them are; else everything is "train".
+        name: A data set on the Hub ("agkphysics/AudioSet"); a folder of parquet shards, laid out as on the Hub (its
+            README.md lists several `configs:`); a folder of tar shards; a folder of audio files at any depth; a
+            parquet or tar file; or, with `data_files`, a builder of datasets ("parquet"). In folders of tar shards or
+            audio files, splits are the top-level folders or the first words of the shards' names, if all of these
+            name splits; else all is "train".
         config: Configuration of the data set ("balanced").
-        split: Its split.
-        streaming: Whether rows are read as they are used; otherwise the data set is downloaded first (for which
-            datasets needs torchcodec if it is a data set of tar shards or single files on the Hub).
-        audio_column: Name of the column; needed where several could be meant.
+        split: Split of the data set.
+        streaming: True reads rows as they are used; False downloads the data set first (which needs torchcodec for
+            tar shards or single files on the Hub).
+        audio_column: Name of the audio column; required if it is ambiguous.
         revision: Branch, tag or commit on the Hub.
-        token: Token for the Hub. Data sets of single files (not parquet, not tar) use the one logged in with.
+        token: Token for the Hub. Data sets of single files (not parquet, not tar) use the token of the login.
         data_files: Files to read, as for `datasets.load_dataset`.
 
-    Returns:
-        A data set of the one column `audio`, `{"bytes", "path"}`, undecoded.
-
     Raises:
-        FileNotFoundError: If there is neither such a folder or file nor such a data set (`DatasetNotFoundError`).
+        FileNotFoundError: If there is no such folder, file or data set (`DatasetNotFoundError`).
         ValueError: If the folder holds no audio, or the data set has no such configuration, split or audio column.
     """
     path = None if data_files is not None else local_path(name)
@@ -108,7 +104,7 @@ def local_path(name: str | Path) -> Path | None:
     """Path of a local source, or None for the name of a data set on the Hub.
 
     Raises:
-        FileNotFoundError: If it is written like a path and nothing is there.
+        FileNotFoundError: If the name looks like a path and does not exist.
     """
     path = Path(name).expanduser()
     if path.exists():
@@ -119,21 +115,13 @@ def local_path(name: str | Path) -> Path | None:
 
 
 class OpenedStream(NamedTuple):
-    """A data set opened as a stream.
-
-    Attributes:
-        dataset: The rows, with all columns.
-        state: State of its files: times of local ones, the commit on the Hub.
-        config: Name of its configuration.
-        split: Name of its split.
-        rows: Number of rows, if that is known without reading them.
-    """
+    """Data set opened as a stream, with all columns."""
 
     dataset: datasets.IterableDataset
-    state: Any
+    state: Any  # of its files: times of local ones, the commit on the Hub
     config: str
     split: str
-    rows: int | None
+    rows: int | None  # if known without reading them
 
 
 def open_stream(
@@ -144,17 +132,9 @@ def open_stream(
     token: str | None = None,
     data_files: str | Sequence[str] | Mapping[str, Any] | None = None,
 ) -> OpenedStream:
-    """Opens a data set on the Hub, a folder of parquet files or a parquet file as a stream.
+    """Stream of a data set on the Hub, a folder of parquet files or a parquet file; arguments as for `load_audio`.
 
-    `datasets.load_dataset(streaming=True)` would decode folders of files on the Hub by threads.
-
-    Args:
-        name: As for `load_audio`.
-        config: Configuration of the data set.
-        split: Its split; unless given, its only one.
-        revision: Branch, tag or commit on the Hub.
-        token: Token for the Hub.
-        data_files: Files to read, as for `datasets.load_dataset`.
+    `datasets.load_dataset(streaming=True)` would decode folders of files on the Hub.
 
     Raises:
         ValueError: If no split is given and the data set has several.
@@ -165,11 +145,11 @@ def open_stream(
         name, data_files = "parquet", {split or "train": name}
     builder = datasets.load_dataset_builder(name, config, revision=revision, token=token, data_files=data_files)
     if hasattr(builder.config, "decode_num_threads"):
-        builder.config.decode_num_threads = 0  # or the rows would be encoded, by torchcodec, before they can be cast
+        builder.config.decode_num_threads = 0  # or torchcodec would encode the rows before the cast
     dataset = builder.as_streaming_dataset(split=split)
     if split is None:
         if len(dataset) != 1:
-            raise ValueError(f"the data set has the splits {', '.join(dataset)}: choose one with `split`.")
+            raise ValueError(f"The data set has the splits {', '.join(dataset)}: choose one with `split`.")
         split, dataset = next(iter(dataset.items()))
     files = (builder.config.data_files or {}).get(split)
     state = [str(builder.hash)] if files is None else [[Path(f).name for f in files], files.origin_metadata]
@@ -184,28 +164,28 @@ def _count_rows(files: Sequence[str]) -> int | None:
         return None
     try:
         return sum(pq.read_metadata(file).num_rows for file in files)
-    except SHARD_ERRORS:  # the reader meets the same error, and reports it
+    except SHARD_ERRORS:  # the reader reports the same error
         return None
 
 
 def _divide_into_shards(dataset: datasets.IterableDataset) -> datasets.IterableDataset:
-    """Makes shards of the row groups of parquet files if there are few files."""
+    """Divides few parquet files into shards of row groups."""
     if dataset.num_shards >= FEW_SHARDS:
         return dataset
     try:
         return dataset.reshard()
     except SHARD_ERRORS as error:
-        logger.warning("shards are left whole, as one cannot be read: %s: %s", type(error).__name__, error)
+        logger.warning("A shard cannot be read, so none is divided: %s: %s", type(error).__name__, error)
         return dataset
 
 
 def audio_rows(
     dataset: datasets.IterableDataset | datasets.Dataset, audio_column: str | None = None
 ) -> datasets.IterableDataset | datasets.Dataset:
-    """Reduces a data set to its audio, named `audio` and undecoded.
+    """Data set with the audio column only, named `audio` and undecoded.
 
     Raises:
-        ValueError: If it has no audio column (the message lists those it has), or several.
+        ValueError: If there is no audio column, or several.
     """
     features = dataset.features
     if features is not None and list(features) == [AUDIO_COLUMN] and isinstance(features[AUDIO_COLUMN], EncodedAudio):
@@ -218,16 +198,14 @@ def audio_rows(
 def undecoded(
     dataset: datasets.IterableDataset | datasets.Dataset, audio_column: str
 ) -> datasets.IterableDataset | datasets.Dataset:
-    """Gives a data set's audio column the type `EncodedAudio`. Select columns after it: selection applies types."""
+    """Data set whose audio column has the type `EncodedAudio`. Select columns after it: selection applies types."""
     if isinstance(dataset, datasets.IterableDataset):
-        dataset = dataset.decode(
-            False
-        )  # first, or it would not undo the decoding by threads that load_dataset sets up
+        dataset = dataset.decode(False)  # first, to undo the decoding by threads that load_dataset sets up
     return dataset.with_format(None).cast_column(audio_column, EncodedAudio())
 
 
 def find_audio_files(folder: Path, suffixes: frozenset[str] = AUDIO_SUFFIXES) -> list[Path]:
-    """Lists the files of a folder with one of the suffixes, at any depth, sorted; hidden ones are left out."""
+    """Files of a folder with one of the suffixes, at any depth, sorted, without hidden ones."""
     return sorted(
         path
         for path in folder.rglob("*")
@@ -238,9 +216,9 @@ def find_audio_files(folder: Path, suffixes: frozenset[str] = AUDIO_SUFFIXES) ->
 
 
 def find_audio_column(features: datasets.Features | None, wanted: str | None) -> str:
-    """Names the audio column: one of type Audio, or of bytes, or binary and named like an audio suffix."""
+    """Name of the audio column: one of type Audio, or with bytes, or binary and named like an audio suffix."""
     if features is None:
-        raise ValueError("the data set does not say what its columns are; `dataset.cast(features)` sets them.")
+        raise ValueError("The columns of the data set are unknown; set them with `dataset.cast(features)`.")
     columns = ", ".join(features)
     if wanted is not None:
         if wanted not in features:
@@ -265,11 +243,11 @@ def look_into(path: Path, config: str | None = None) -> tuple[str, list[Path]]:
     """Kind of a local source ("dataset", "tar shards" or "audio files"), and the files of the latter two.
 
     Raises:
-        ValueError: If it is none of these, or has no configurations and one is asked for.
+        ValueError: If it has no known kind, or `config` is given and it has no configurations.
     """
     kind, files = _kind_of(path)
     if kind != "dataset" and config is not None:
-        raise ValueError(f"{path} holds {kind} and has no configuration {config!r}.")
+        raise ValueError(f"{path} holds {kind} and has no configuration {config!r}. Omit the configuration.")
     return kind, files
 
 
@@ -295,7 +273,7 @@ def _kind_of(path: Path) -> tuple[str, list[Path]]:
 
 
 def is_dataset(folder: Path) -> bool:
-    """True for a folder of parquet files, or one whose README.md names the files of its configurations."""
+    """True for a folder of parquet files, or one whose README.md lists the files of its configurations."""
     card = folder / "README.md"
     return (card.is_file() and bool(DatasetCard.load(card).data.get("configs"))) or any(folder.rglob("*.parquet"))
 
@@ -305,7 +283,7 @@ def _is_tar(path: Path) -> bool:
 
 
 def files_of_split(files: list[Path], root: Path, split: str) -> list[Path]:
-    """Keeps the files of a split. A class called "train" among others is no split."""
+    """Files of a split. A folder "train" is no split if other folders have no names of splits."""
     if root.is_file():
         return files
     splits = {file: _split_name(file.relative_to(root)) for file in files}
@@ -319,14 +297,14 @@ def files_of_split(files: list[Path], root: Path, split: str) -> list[Path]:
 
 
 def _split_name(file: Path) -> str:
-    """First folder of a relative path, or for tar shards that lie flat ("train-0001.tar") the first word."""
+    """First folder of a relative path; the first word of a tar shard's name ("train-0001.tar") without folder."""
     if len(file.parts) > 1:
         return file.parts[0]
     return re.split(r"[-_.]", file.name)[0] if _is_tar(file) else ""
 
 
 def _open_files(kind: str, files: list[Path], streaming: bool) -> datasets.IterableDataset | datasets.Dataset:
-    """Opens tar shards as shards, or audio files in up to 256 shards that each hold a fixed random part of them."""
+    """Data set of tar shards, or of audio files in up to 256 shards of a fixed random order."""
     if kind == "tar shards":
         return open_tars(files, streaming)
     features = datasets.Features({AUDIO_COLUMN: EncodedAudio()})
@@ -339,20 +317,20 @@ def _open_files(kind: str, files: list[Path], streaming: bool) -> datasets.Itera
 
 
 def open_tars(files: Sequence[Path], streaming: bool = True) -> datasets.IterableDataset | datasets.Dataset:
-    """Opens tar shards as a data set of their audio files; a stream has a shard for each."""
+    """Data set of the audio files in tar shards; a stream has one shard for each."""
     kind = datasets.IterableDataset if streaming else datasets.Dataset
     features = datasets.Features({AUDIO_COLUMN: EncodedAudio()})
     return kind.from_generator(_read_tars, features=features, gen_kwargs={"paths": [str(file) for file in files]})
 
 
 def _read_tars(paths: list[str]) -> Iterator[dict[str, Any]]:
-    """Yields the audio files in tar shards; what else lies beside them (labels, texts) is passed over."""
+    """Yields the audio files in tar shards; ignores other files (labels, texts)."""
     for path in paths:
         with tarfile.open(path, "r|*") as tar:
             for member in tar:
                 if member.isfile() and PurePath(member.name).suffix.lower() in AUDIO_SUFFIXES:
                     file = tar.extractfile(member)
-                    assert file is not None  # only of what is no regular file
+                    assert file is not None  # a regular file
                     yield {AUDIO_COLUMN: {"bytes": file.read(), "path": member.name}}
 
 

@@ -1,4 +1,4 @@
-"""Endless batches of decoded clips, resumable at any batch."""
+"""Audio stream: endless batches of decoded clips, resumable at any batch."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ logger = logging.getLogger(__name__)
 STATE_VERSION = 1
 READ_AHEAD_ROWS = 64  # 36 MB of AudioSet's mono clips
 INT16_MAX = 32767
-TINY_PEAK = 1e-30  # below that of any clip, so that no scale is zero
-HELD_OUT_SALT = 0x68656C64  # so that being held out says nothing about where a row is cropped
+TINY_PEAK = 1e-30  # smaller than any clip's peak, so that no scale is zero
+HELD_OUT_SALT = 0x68656C64  # makes the choice of held-out rows independent of the crops
 
 
 class _Progress(NamedTuple):
-    """Position of a worker: `rows` rows of an epoch have been read, up to the reader's cursor."""
+    """Position of a worker: epoch, number of rows read in it, and the reader's cursor."""
 
     epoch: int = 0
     rows: int = 0
@@ -39,39 +39,35 @@ class _Progress(NamedTuple):
 
 
 class AudioStream(IterableDataset):
-    """Batches of clips from a data set, for a `DataLoader(stream, batch_size=None, num_workers=...)`.
+    """Stream of batches of clips from a data set, for a `DataLoader(stream, batch_size=None, num_workers=...)`.
 
-    Each batch is a dictionary of `input_values`, int16 (batch, samples), and `scales`, float32 (batch,), of which
-    `dequantize_clips` makes clips that are not normalized: half the bytes of float32, and 16 bits for quiet clips,
-    too. Its `stream` is the record of where it came from (plain Python): `worker` and `num_workers`; `batches`, how
-    many this worker has delivered; `epoch` and `rows`, how far into which epoch it has read; `place`, `index` and
-    `used`, the reader's `Cursor` there; and `skipped`, the `SkippedRows.state_dict()` of the rows since its last
-    batch. `state_after` makes of such records what `state` takes to go on with the next batch.
+    A batch is a dictionary of `input_values`, int16 (batch, samples), and `scales`, float32 (batch,).
+    `dequantize_clips` turns them into float32 clips, not normalized. `stream` is the batch's record for `state_after`
+    (plain Python): `worker`, `num_workers`; `batches`, `epoch`, `rows`, counts of this worker; `place`, `index`,
+    `used`, the reader's `Cursor`; and `skipped`, the `SkippedRows.state_dict()` of the rows since its last batch.
 
-    A row's crop depends on (seed, epoch, row) alone, the row being known by a checksum of its encoded bytes. The
-    order depends on the seed and on the number of processes and of workers.
+    A row's crop depends only on seed, epoch and a checksum of the row's encoded bytes. The order depends on the seed
+    and on the numbers of processes and workers.
 
     Args:
-        dataset: What `load_audio` returns, or any data set with an audio column, streamed or not.
+        dataset: Data set from `load_audio`, or any one with an audio column, streamed or not.
         clip_seconds: Length of a clip in seconds.
         sampling_rate: Sampling rate of the clips in Hz.
         batch_size: Clips in a batch.
         seed: Seed of order and crops.
-        shuffle_buffer: Rows that are shuffled at a time, undecoded and held in memory by each worker, beside up to 64
-            that it reads ahead.
-        rank: Which of the processes this is; each has its own share of the rows.
-        world_size: How many processes there are.
-        endless: Whether epoch follows epoch, every batch full; or one pass, whose last batches may be smaller.
+        shuffle_buffer: Undecoded rows that each worker shuffles in memory; it reads up to 64 more ahead.
+        rank, world_size: Index of this process and number of processes; each reads its own share of the rows.
+        endless: True for epoch after epoch of full batches; False for one epoch, whose last batches may be smaller.
         max_bad_share: Largest share of a worker's rows that may give no clip.
-        bad_share_after: Rows after which that share counts.
+        bad_share_after: Number of rows from which on that share is checked.
         held_out_fraction: Share of the rows, chosen by their checksum, that is held out.
-        held_out: Whether to yield the rows held out, or the others.
-        state: Where to go on: what `state_after` returned in a stream of the same seed, buffer, data set, processes
-            and workers.
+        held_out: True yields the held-out rows, False the others.
+        state: State to resume from, made by `state_after` of a stream with the same seed, shuffle buffer, data set,
+            processes and workers.
 
     Raises:
-        ValueError: If an argument is out of its range, or a state does not belong to such a stream.
-        TooManyBadRowsError: While iterating: too many rows give no clip, or none does. Other bad rows do not stop it.
+        ValueError: If an argument is out of range, or the state belongs to another stream.
+        TooManyBadRowsError: During iteration, if too many rows or all rows give no clip. Single bad rows are skipped.
     """
 
     def __init__(
@@ -136,20 +132,17 @@ class AudioStream(IterableDataset):
             yield {"input_values": values[:filled], "scales": scales[:filled], "stream": record}
 
     def state_after(self, records: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
-        """Makes the state from which a new stream yields the batch that follows those consumed.
+        """State for a new stream that continues after some batches; this stream's own `state` if there are none.
 
         Args:
-            records: The `stream` records of the batches consumed, in any order: all since this stream began, or just
-                the last of each worker. The batches are those a DataLoader gives first (it takes turns among workers).
-
-        Returns:
-            A dictionary of plain Python for `state`; this stream's own `state` if nothing was consumed.
+            records: The `stream` records of these batches, in any order: all of them, or the last of each worker.
+                The batches must be the first ones that a DataLoader returned.
 
         Raises:
-            ValueError: If the stream is not endless: the turns of workers that ended cannot be known.
+            ValueError: If the stream is not endless.
         """
         if not self.endless:
-            raise ValueError("only an endless stream can be resumed; this one was made with endless=False.")
+            raise ValueError("Only an endless stream can be resumed; this one was made with endless=False.")
         state = None if self.state is None else {**self.state, "workers": dict(self.state["workers"])}
         for record in records:
             if state is None:
@@ -161,16 +154,16 @@ class AudioStream(IterableDataset):
         return state
 
     def _resume(self, slot: int, workers: int) -> tuple[int, int, _Progress]:
-        """Gives the worker that a DataLoader's slot continues, its batches so far and its progress.
+        """Worker that a DataLoader's slot continues, its number of batches and its progress.
 
-        DataLoader takes the first batch from slot 0, so slot 0 continues the worker whose turn it is.
+        DataLoader takes the first batch from slot 0, so slot 0 continues the worker of the next batch.
         """
         if self.state is None:
             return slot, 0, _Progress()
         if self.state["num_workers"] != workers:
             raise ValueError(
-                f"the state is that of a stream with {self.state['num_workers']} DataLoader workers, this one has "
-                f"{workers}; to go on exactly, use as many workers again (0 counts as 1)."
+                f"The state is that of a stream with {self.state['num_workers']} DataLoader workers, this one has "
+                f"{workers}. Use the same number again (0 counts as 1)."
             )
         known = self.state["workers"]
         worker = (slot + sum(place["batches"] for place in known.values())) % workers
@@ -183,26 +176,26 @@ class AudioStream(IterableDataset):
     def _rows(
         self, start: _Progress, consumer: int, consumers: int, total: SkippedRows
     ) -> Iterator[tuple[Row, _Progress]]:
-        """Yields undecoded rows, epoch after epoch, each with the progress behind it."""
-        # Only in a worker, whose process ends without waiting for threads.
+        """Yields undecoded rows, epoch after epoch, each with the progress after it."""
+        # Reads ahead only in a worker, whose process ends without waiting for threads.
         ahead = READ_AHEAD_ROWS if get_worker_info() is not None else 0
         reader = ShuffledReader(self.dataset, self.seed, self.shuffle_buffer, consumer, consumers, ahead)
         epoch, rows, begin = start
-        good = -1 if rows else 0  # a state is that behind a good clip of its epoch
+        good = -1 if rows else 0  # a resumed epoch has had a good clip
         passes_without_clips = 0
         while True:
             for row, cursor in reader.read(epoch, begin):
                 rows += 1
                 yield row, _Progress(epoch, rows, cursor)
             passes_without_clips = passes_without_clips + 1 if total.good == good else 0
-            if passes_without_clips == 2 * consumers - 1:  # by then, this worker has tried every row of the data set
+            if passes_without_clips == 2 * consumers - 1:  # this worker has read every row of the data set
                 total.fail("A pass over the data set gave no clip.")
             if not self.endless:
                 return
             epoch, rows, begin, good = epoch + 1, 0, Cursor(), total.good
 
     def _clip(self, row: Row, epoch: int, counts: tuple[SkippedRows, SkippedRows]) -> np.ndarray | None:
-        """Decodes a row to (samples,) and counts it; `None` if it is bad or of the other part of the data set."""
+        """Clip (samples,) of a row, which is counted; None if the row is bad or in the other part of the data set."""
         try:
             clip = self._decode(row, epoch)
         except BadClipError as error:
@@ -227,7 +220,7 @@ class AudioStream(IterableDataset):
         return decode_clip(audio, self.clip_seconds, self.sampling_rate, hash_integers(self.seed, epoch, key))
 
     def _empty_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Memory for `input_values` and `scales`; a worker's is shared, which spares DataLoader copying it there."""
+        """Memory for `input_values` and `scales`; a worker's is shared, so that DataLoader need not copy it."""
         values = torch.empty(self.batch_size, self.samples, dtype=torch.int16)
         if get_worker_info() is not None:
             values.share_memory_()
@@ -236,15 +229,9 @@ class AudioStream(IterableDataset):
     def _record(
         self, worker: int, workers: int, batches: int, progress: _Progress, recent: SkippedRows
     ) -> dict[str, Any]:
-        return {
-            "worker": worker,
-            "num_workers": workers,
-            "batches": batches,
-            "epoch": progress.epoch,
-            "rows": progress.rows,
-            **progress.cursor._asdict(),
-            "skipped": recent.state_dict(),
-        }
+        place = {"epoch": progress.epoch, "rows": progress.rows, **progress.cursor._asdict()}
+        counts = {"worker": worker, "num_workers": workers, "batches": batches, **place}
+        return {**counts, "skipped": recent.state_dict()}
 
     def _identity(self) -> dict[str, int]:
         """Settings that a state depends on."""
@@ -260,45 +247,37 @@ class AudioStream(IterableDataset):
     def _check_arguments(self) -> None:
         if self.samples < 1 or self.batch_size < 1 or self.shuffle_buffer < 1:
             raise ValueError(
-                "clip_seconds, batch_size and shuffle_buffer must be positive, got "
+                "`clip_seconds`, `batch_size` and `shuffle_buffer` must be positive, got "
                 f"{self.clip_seconds}, {self.batch_size} and {self.shuffle_buffer}."
             )
         if not 0 <= self.rank < self.world_size:
-            raise ValueError(f"rank must lie in 0..{self.world_size - 1}, got {self.rank}.")
+            raise ValueError(f"`rank` must lie in 0..{self.world_size - 1}, got {self.rank}.")
         if not 0 <= self.held_out_fraction < 1:
-            raise ValueError(f"held_out_fraction must lie in [0, 1), got {self.held_out_fraction}.")
+            raise ValueError(f"`held_out_fraction` must lie in [0, 1), got {self.held_out_fraction}.")
         if self.held_out and not self.held_out_fraction:
-            raise ValueError("held_out=True needs a held_out_fraction above 0.")
+            raise ValueError("`held_out=True` needs a `held_out_fraction` above 0.")
         if self.state is None:
             return
         if not self.endless:
-            raise ValueError("only an endless stream takes a state.")
-        different = [
-            f"{key} {self.state.get(key)} -> {value}"
-            for key, value in self._identity().items()
-            if self.state.get(key) != value
-        ]
+            raise ValueError("Only an endless stream can have a `state`.")
+        state = self.state
+        different = [f"{k} {state.get(k)} -> {v}" for k, v in self._identity().items() if state.get(k) != v]
         if different:
             raise ValueError(
-                f"the state is that of another stream: {', '.join(different)}; without it, it starts anew."
+                f"The state is that of another stream: {', '.join(different)}. Repeat its settings, or omit the state."
             )
 
 
 def dequantize_clips(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Makes clips of a batch of `AudioStream`, on its device and without waiting for it.
+    """Float32 clips (batch, samples) of an `AudioStream` batch: `input_values` (batch, samples), `scales` (batch,).
 
-    Args:
-        values: Its `input_values`, int16 (batch, samples).
-        scales: Its `scales`, float32 (batch,).
-
-    Returns:
-        Float32 (batch, samples), not normalized; each sample within half a step, 2**-16 of its clip's peak.
+    They are not normalized; each sample has an error of at most half a step, 2**-16 of its clip's peak.
     """
     return values * scales[:, None]
 
 
 def _quantize(clip: np.ndarray, out: np.ndarray) -> float:
-    """Writes a clip (samples,) as int16 whose largest magnitude is 32767, and gives what one step of it is."""
+    """Writes a clip (samples,) as int16 with the peak 32767, and returns the size of one step."""
     scale = np.float32(max(clip.max(), -clip.min(), TINY_PEAK) / INT16_MAX)
     steps = clip / scale  # float32 (samples,)
     out[:] = np.rint(steps, out=steps)
@@ -316,24 +295,18 @@ def load_clips(
     rank: int = 0,
     world_size: int = 1,
 ) -> torch.Tensor:
-    """Decodes an evaluation set once into memory, with a progress bar; bad rows are skipped, with a warning.
+    """Clips of an evaluation set, decoded once into memory; bad rows are skipped, with a warning.
 
     Args:
-        dataset: What `load_audio` returns, or any data set with an audio column.
-        clip_seconds: Length of a clip in seconds.
-        sampling_rate: Sampling rate of the clips in Hz.
-        limit: Number of clips to take, in the order that `seed` gives; `None` takes all.
+        dataset, clip_seconds, sampling_rate, held_out_fraction, held_out, rank, world_size: As for `AudioStream`.
+        limit: Largest number of clips; None takes all.
         seed: Seed of order and crops: the same seed gives the same clips.
-        held_out_fraction: As for `AudioStream`. Held-out rows are found by reading all.
-        held_out: As for `AudioStream`.
-        rank: As for `AudioStream`.
-        world_size: As for `AudioStream`.
 
     Returns:
-        Float32 tensor (clips, samples), not normalized, rounded as a stream's batches are.
+        Float32 (clips, samples), not normalized, rounded as a stream's batches are.
 
     Raises:
-        TooManyBadRowsError: If there is no good clip, or more than 5 % of 1,000 rows or more are bad.
+        TooManyBadRowsError: If no clip is good, or more than 5 % of at least 1,000 rows are bad.
     """
     stream = AudioStream(
         dataset,

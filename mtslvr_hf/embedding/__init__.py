@@ -1,4 +1,4 @@
-"""Embeddings of any audio: files, arrays, URLs and data sets of any length, in bounded memory."""
+"""Embeddings of audio files, arrays, URLs and data sets of any length, in bounded memory."""
 
 from .embed_dataset import EmbedReport, embed_dataset
 from .encode import Encoded, TimedEmbeddings, encode, encode_items

@@ -30,11 +30,7 @@ EXTRACTOR_KEYS = ("normalization", "mean", "std", "do_resample")
 
 @dataclass(frozen=True)
 class EmbedReport(ShardReport):
-    """Report of a folder of embeddings.
-
-    Attributes:
-        embedding_size: D.
-    """
+    """Report of a folder of embeddings."""
 
     embedding_size: int
 
@@ -67,46 +63,41 @@ def embed_dataset(
     verify: bool = False,
     show_progress_bar: bool | None = None,
 ) -> EmbedReport:
-    """Embeds all audio of a data set into a folder that `datasets.load_dataset` reads.
+    """Embeddings of all audio of a data set, in a folder that `datasets.load_dataset` reads.
 
-    The folder gets `data/*.parquet` (columns `id`, `embedding`, `duration` in seconds, `windows`, and those asked
-    for), `manifest.json` (counts, settings and every shard with its checksum), `errors.jsonl` (rows that have no
-    embedding, and why) and a README.md. A run that was interrupted, however hard, goes on where it was when called
-    again: only shards that are missing, incomplete or made from other input are computed. Under `accelerate launch`,
-    process p of P takes every P-th partition of the source: a shard of a stream, or `rows_per_shard` rows.
+    The folder gets `data/*.parquet` (columns `id`, `embedding`, `duration` in seconds, `windows`, and copied ones),
+    `manifest.json` (counts, settings, shards with checksums), `errors.jsonl` (bad rows, reasons) and a README.md. An
+    interrupted run resumes when it is called again: only shards that are missing, incomplete or made from other input
+    are computed. Under `accelerate launch`, process p of P takes every P-th partition of the source (a shard of a
+    stream, or `rows_per_shard` rows).
 
     Args:
-        model: An MT-SLVR model of any class.
+        model, tasks, batch_size, normalize, compile: As for `encode`.
         source: A folder of audio files at any depth, of parquet or of tar shards; a parquet or tar file; the name of a
             data set on the Hub; or a data set object.
         output: The folder to write, new or of an earlier run with the same settings.
         config: Configuration of the data set.
-        split: Its split; unless given, all files of a folder, or a data set's only split.
-        audio_column: Needed where several columns could be meant.
+        split: Split of the data set; default: all files of a folder, or the only split.
+        audio_column: Name of the audio column; required if it is ambiguous.
         columns: Columns to copy. A folder of audio files has `file` and `label`.
-        id_column: Column that names the rows; unless given, the path that is stored with the audio, or the place.
-        tasks: Tasks to embed for, in the embedding's order; the model's own choice unless given.
-        normalize: Whether embeddings get L2 norm 1.
-        feature_extractor: Its normalization applies; unless given, the one beside the model's weights.
-        batch_size: Windows that go through the network at once.
-        rows_per_shard: Most rows of a parquet file. A stream's shards are not joined, so files may have less.
+        id_column: Column that names the rows; default: the path that is stored with the audio, or the position.
+        feature_extractor: Sets the normalization; default: the one saved with the model's weights.
+        rows_per_shard: Largest number of rows in a parquet file. A stream's shards are not joined.
         num_workers: Threads that decode ahead.
-        compile: Whether to compile the network, as for `encode`.
-        faiss: Whether to write an index for `get_nearest_examples`, too: by inner product if `normalize`, else by
-            Euclidean distance.
-        verify: Whether to compare the checksums of finished shards, too, which reads all of them, and to compute
-            damaged ones again.
-        show_progress_bar: Unless given, on a terminal.
+        faiss: Also write an index for `get_nearest_examples`, by inner product if `normalize`, else by Euclidean
+            distance.
+        verify: Also compare the checksums of finished shards, which reads all of them, and recompute damaged ones.
+        show_progress_bar: Default: on a terminal.
 
     Returns:
         The folder's report, the same in all processes.
 
     Raises:
-        FileNotFoundError: If the source is not there, or processes do not share the output folder.
-        FileExistsError: If the output folder holds something else.
-        ImportError: If an index is asked for and faiss is not installed.
-        ValueError: If an option is out of its range, the source lacks what was asked for, or the folder's shards were
-            made with other settings, by another model or from another source.
+        FileNotFoundError: If the source does not exist, or processes do not share the output folder.
+        FileExistsError: If the output folder holds other files.
+        ImportError: If `faiss` is true and faiss is not installed.
+        ValueError: If an option is out of range, the source lacks the configuration, split or a column, or the
+            folder's shards were made with other settings, by another model or from another source.
     """
     output = Path(output)
     _check_arguments(columns, rows_per_shard, faiss)
@@ -151,13 +142,7 @@ def embed_dataset(
 
 
 class EmbeddingWriter(ShardWriter[Encoded]):
-    """Embeds partitions, shard by shard. Shapes: R rows of a shard, D embedding.
-
-    Args:
-        *arguments: As for `ShardWriter`.
-        model: Embeds the audio.
-        options: Options of `encode_items`.
-    """
+    """Writer of embeddings by `encode_items`. Shapes: R rows of a shard, D embedding size."""
 
     def __init__(self, *arguments: Any, model: MTSLVRPreTrainedModel, options: dict[str, Any]):
         super().__init__(*arguments)
@@ -190,7 +175,7 @@ class EmbeddingWriter(ShardWriter[Encoded]):
 
 
 def _table_features(copied: datasets.Features, size: int) -> datasets.Features:
-    """A shard's columns: the own ones, and behind them the copied ones."""
+    """Columns of a shard: its own, then the copied ones."""
     own = {
         "id": datasets.Value("string"),
         "embedding": datasets.List(datasets.Value("float32"), length=size),
@@ -201,7 +186,7 @@ def _table_features(copied: datasets.Features, size: int) -> datasets.Features:
 
 
 def _fingerprint(model: MTSLVRPreTrainedModel) -> dict[str, Any]:
-    """Changes with whatever of the model changes its embeddings; not with its name."""
+    """Facts of a model that determine its embeddings; its name is none."""
     network = model.base_model
     facts = {"weights_sha256": weights_sha256(network), "dtype": str(network.dtype).removeprefix("torch.")}
     return {**facts, **network.config.architecture()}
@@ -210,7 +195,7 @@ def _fingerprint(model: MTSLVRPreTrainedModel) -> dict[str, Any]:
 def _finish(
     folder: ShardFolder, settings: dict[str, Any], model: MTSLVRPreTrainedModel, faiss: bool, facts: dict[str, Any]
 ) -> None:
-    """Writes the index, the README and, last, the manifest."""
+    """Writes the index, README.md and, last, the manifest."""
     name = {"name": _model_name(model), "revision": getattr(model.config, "_commit_hash", None)}
     size = model.config.embedding_size_of(settings["tasks"])
     manifest = {**settings, "model": name | settings["model"], "embedding_size": size, **facts}
@@ -222,7 +207,7 @@ def _finish(
 
 
 def _index(folder: ShardFolder, manifest: dict[str, Any], wanted: bool) -> dict[str, Any] | None:
-    """Writes the index if it is wanted, keeps an earlier one of the same shards, and removes one of others."""
+    """Entry of the index in the manifest. An earlier index is kept if it is of the same shards, else removed."""
     file = folder.path / INDEX
     previous = folder.read_manifest()
     known: Any = previous.get("index")
@@ -239,10 +224,7 @@ def _index(folder: ShardFolder, manifest: dict[str, Any], wanted: bool) -> dict[
 
 
 def _write_index(file: Path, shards: Sequence[Path], normalized: bool) -> None:
-    """Writes an exact index of all embeddings, which are in memory: twice 4 GB for a million of 1,000 values.
-
-    Inner products of embeddings of norm 1 are cosines.
-    """
+    """Writes an exact index of all embeddings, in memory: twice 4 GB for a million of 1,000 values."""
     faiss = _import_faiss()
     dataset = datasets.Dataset(pq.read_table(shards, columns=["embedding"]))
     metric = faiss.METRIC_INNER_PRODUCT if normalized else faiss.METRIC_L2
@@ -252,23 +234,18 @@ def _write_index(file: Path, shards: Sequence[Path], normalized: bool) -> None:
 
 
 def _import_faiss() -> Any:
-    """Imports faiss.
-
-    Raises:
-        ImportError: If it is not installed; the message says how to.
-    """
     try:
         import faiss
     except ImportError as error:
         raise ImportError(
-            "an index needs faiss: pip install 'mtslvr-hf[faiss]', or leave the index out and add it later with "
+            "An index needs faiss: pip install 'mtslvr-hf[faiss]', or leave the index out and add it later with "
             "dataset.add_faiss_index('embedding')."
         ) from error
     return faiss
 
 
 def _model_name(model: MTSLVRPreTrainedModel) -> str:
-    """Its name on the Hub, or of its folder without the path to it."""
+    """Name of a model on the Hub, or of its folder without the path."""
     name = model.config.name_or_path
     if not name:
         return type(model).__name__
@@ -283,8 +260,8 @@ def _check_arguments(columns: Sequence[str], rows_per_shard: int, faiss: bool) -
     taken = [name for name in columns if name in OWN_COLUMNS]
     if taken:
         raise ValueError(
-            f"the output has columns {', '.join(OWN_COLUMNS)} of its own, so {', '.join(taken)} cannot be copied: "
-            "rename it in the source, or name the rows by it with `id_column`."
+            f"The output has its own columns {', '.join(OWN_COLUMNS)}, so {', '.join(taken)} cannot be copied: rename "
+            "it in the source, or use it as `id_column`."
         )
 
 

@@ -1,6 +1,6 @@
-"""Audio of any kind and length to embeddings: decoded ahead in threads, cut into windows, embedded in full batches.
+"""Embeddings of audio of any kind and length: decoding in threads, windows, full batches.
 
-Shapes: W windows in a batch, S samples of a window, N frames of a window, D embedding.
+Shapes: W windows in a batch, S samples of a window, N frames of a window, D embedding size.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class TimedEmbeddings(NamedTuple):
 
     Attributes:
         embeddings: (frames, D) float32.
-        seconds: (frames,) float64: the center of each frame, from the item's beginning.
+        seconds: (frames,) float64: time of each frame's center in the item.
     """
 
     embeddings: np.ndarray | torch.Tensor
@@ -47,15 +47,13 @@ class TimedEmbeddings(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """Result of one item: its embedding, or the error.
+    """Result of one item: its embedding, or the error. Bad items have None and 0 in the other fields.
 
     Attributes:
-        index: Its place among the items.
-        embedding: (D,) float32 on the CPU, the mean over its windows; None if the item is bad.
-        frames: Embeddings over time, tensors on the CPU, if they were asked for; None if the item is bad.
-        seconds: Its duration; 0 if the item is bad.
-        windows: Number of windows it was cut into; 0 if the item is bad.
-        error: Why the item is bad, or None.
+        embedding: (D,) float32 on the CPU, the mean over the windows.
+        frames: Embeddings over time on the CPU, with `return_timestamps`.
+        seconds: Duration in seconds.
+        windows: Number of windows.
     """
 
     index: int  # type: ignore[assignment]  # a field of this name hides the method of tuples
@@ -82,40 +80,40 @@ def encode(
     compile: bool = False,
     show_progress_bar: bool | None = None,
 ) -> Any:
-    """Embeds audio of any kind, rate and length; what is in memory at once does not grow with an item's length.
+    """Embeddings of audio of any kind, rate and length, in memory that does not grow with an item's length.
 
-    The network is the model's folded copy (`inference_network`), on the model's device and in its dtype; the model
-    itself and its mode stay as they are. Audio is resampled by soxr, as in pre-training. Silence has an embedding.
+    The network is a merged copy (`inference_network`) on the model's device and in its dtype; the model does not
+    change. soxr resamples audio, as in pre-training. Silence has an embedding.
 
     Args:
         model: An MT-SLVR model of any class.
         audio: One item or several (list, tuple, iterator, `datasets.Dataset` or `IterableDataset`, 3-D array). An item
             is a path; a URL that fsspec opens; an array, tensor or list of numbers, (samples,) or (channels, samples);
             a dictionary with `array` and `sampling_rate`, or with `bytes` or `path` of an encoded file; an encoded
-            file's bytes; a data set's row with an audio column; or a decoder as datasets and torchcodec have. Integers
-            and channels mean what they mean for `MTSLVRFeatureExtractor`.
-        sampling_rate: Rate of arrays that carry none, in Hz. Files have their own.
-        feature_extractor: Its normalization, sampling rate and `do_resample` apply. Unless given, the one beside the
-            model's weights, or the default one for a model that was not loaded.
-        tasks: Tasks to embed for, in the embedding's order; the model's own choice unless given.
+            file's bytes; a data set's row with an audio column; or a decoder of datasets or torchcodec. Integers and
+            channels are converted as by `MTSLVRFeatureExtractor`.
+        sampling_rate: Rate in Hz of arrays without one.
+        feature_extractor: Sets normalization, sampling rate and `do_resample`. Default: the one saved with the model's
+            weights; for a model that was not loaded, the standard one.
+        tasks: Tasks of the embedding, in its order; default: the model's active ones.
         batch_size: Windows that go through the network at once.
-        normalize: Whether embeddings get L2 norm 1.
-        return_timestamps: Whether to return embeddings over time.
+        normalize: Give embeddings the L2 norm 1.
+        return_timestamps: Return embeddings over time.
         convert_to: `"numpy"`, or `"torch"` for tensors on the CPU.
         on_error: `"raise"`, or `"skip"`: a bad item's row is NaN (with timestamps: no frames), with a warning.
         num_workers: Threads that decode ahead; 0 decodes between batches.
-        compile: Whether to compile the network with `torch.compile`, once and for this `batch_size`: some ten seconds
-            that pay off over thousands of windows. Needs a C++ compiler on a CPU.
-        show_progress_bar: Unless given: if there are more than 10 items or nobody knows how many, on a terminal.
+        compile: Compile the network with `torch.compile`, once for this `batch_size`: takes about ten seconds, saves
+            more over thousands of windows. Needs a C++ compiler on a CPU.
+        show_progress_bar: Default: on a terminal, for more than 10 items or an unknown number.
 
     Returns:
         (D,) float32 for one item, (items, D) for several; with timestamps one `TimedEmbeddings`, or a list of them.
 
     Raises:
-        BadClipError: A ValueError that says which item is bad, why, and what to do about it.
+        BadClipError: A ValueError that names the bad item, the reason and a remedy.
         TypeError: If `audio` is neither one item nor several.
-        ValueError: If an option is out of its range, or the extractor does not fit the model.
-        OSError: If there is no feature extractor beside the model's weights.
+        ValueError: If an option is out of range, or the extractor does not fit the model.
+        OSError: If there is no feature extractor with the model's weights.
     """
     _check_choice("convert_to", convert_to, ("numpy", "torch"))
     _check_choice("on_error", on_error, ("raise", "skip"))
@@ -159,28 +157,19 @@ def encode_items(
     num_workers: int = 2,
     compile: bool = False,
 ) -> Generator[Encoded, None, None]:
-    """Embeds items as they come, in their order, and yields each as soon as its last window is through the network.
+    """Iterator of `Encoded`, one for each item in their order, as soon as its last window has been embedded.
+
+    Bad items have an `error`; they raise nothing. About three times `batch_size` windows wait decoded.
 
     Args:
-        model: See `encode`, as for all that follow.
-        items: Items, read a little ahead (in other threads, unless `num_workers` is 0). Lists of numbers are items
-            here, not numbers.
-        sampling_rate: Rate of arrays that carry none, in Hz.
-        feature_extractor: The model's own unless given.
-        tasks: Tasks to embed for.
-        batch_size: Windows that go through the network at once. About three times as many wait decoded.
-        normalize: Whether embeddings get L2 norm 1.
-        return_timestamps: Whether to compute embeddings over time, too.
-        num_workers: Threads that decode ahead.
-        compile: Whether to compile the network.
-
-    Returns:
-        An iterator of `Encoded`, one for each item. Bad items come with their `error`; they raise nothing.
+        items: Iterable of items, read a little ahead (in other threads, unless `num_workers` is 0). A list of numbers
+            is one of these items.
+        model, sampling_rate and other options: As for `encode`.
 
     Raises:
         TypeError: If `items` is a single item.
-        ValueError: If an option is out of its range, or the extractor does not fit the model.
-        OSError: If there is no feature extractor beside the model's weights.
+        ValueError: If an option is out of range, or the extractor does not fit the model.
+        OSError: If there is no feature extractor with the model's weights.
     """
     if isinstance(items, (str, os.PathLike, bytes, Mapping)):
         raise TypeError(
@@ -198,7 +187,7 @@ def encode_items(
     if feature_extractor.sampling_rate != config.sampling_rate:
         raise ValueError(
             f"The feature extractor gives {feature_extractor.sampling_rate} Hz and the model takes "
-            f"{config.sampling_rate} Hz: pass the extractor that belongs to the model."
+            f"{config.sampling_rate} Hz: pass the model's own extractor."
         )
     reader = WindowReader(feature_extractor, sampling_rate, config.window_samples)
     inference_network = model.base_model.inference_network(tasks, compile)
@@ -208,13 +197,9 @@ def encode_items(
 
 
 class _Network:
-    """Windows (W, S) to embeddings (W, D), and to embeddings over time (W, N, D) if they are asked for.
+    """Network from windows (W, S) to embeddings (W, D) and, `with_frames`, to embeddings over time (W, N, D).
 
-    Args:
-        network: The merged network.
-        tasks: Tasks of the embedding.
-        with_frames: Whether embeddings over time are asked for.
-        least: Fewer windows than these are filled up with silence: another shape would be compiled anew.
+    Fewer than `least` windows are filled up with silence: the network would be compiled again for another shape.
     """
 
     def __init__(self, network: MTSLVRModel, tasks: list[str] | None, with_frames: bool, least: int):
@@ -231,11 +216,11 @@ class _Network:
         frames = None
         if self.with_frames:
             frames = self.network.frame_embeddings(output.last_hidden_state, self.tasks).float().cpu().numpy()
-        # As arrays: tensors made in inference mode would be of no use for training.
+        # As arrays: tensors of inference mode could not be used in training.
         return output.pooler_output.float().cpu().numpy(), frames
 
     def frame_seconds(self, windows: int, frames: int) -> np.ndarray:
-        """Centers of all frames of an item, (windows x frames,) float64."""
+        """Times of the centers of all frames of an item in seconds, (windows x frames,) float64."""
         centers = self.network.frame_centers(frames).double().cpu().numpy()  # (N,)
         starts = np.arange(windows) * (self.network.config.window_samples / self.network.config.sampling_rate)
         return (starts[:, None] + centers).ravel()
@@ -243,13 +228,13 @@ class _Network:
 
 @dataclass
 class _Pending:
-    """An item whose windows are on their way."""
+    """Item whose windows are not all embedded."""
 
     index: int
     ending: Ending | None = None
-    windows: int = 0  # that were cut
-    embedded: int = 0  # that came back
-    total: np.ndarray | float = 0.0  # (D,) float64: their sum
+    windows: int = 0
+    embedded: int = 0  # windows with an embedding
+    total: np.ndarray | float = 0.0  # (D,) float64: sum of the embeddings
     frames: list[np.ndarray] = field(default_factory=list)
 
     def add(self, embedding: np.ndarray, frames: np.ndarray | None) -> None:
@@ -264,7 +249,7 @@ class _Pending:
 
 
 def _embed(messages: ReadAhead, network: _Network, batch_size: int, normalize: bool) -> Generator[Encoded, None, None]:
-    """Embeds windows in full batches, whichever items they are from, and yields items when they are complete."""
+    """Embeds windows of all items in full batches, and yields items when they are complete."""
     pending: deque[_Pending] = deque()
     batch: list[tuple[_Pending, np.ndarray]] = []
     with closing(iter(messages)) as results:
@@ -299,8 +284,8 @@ def _encoded(item: _Pending, network: _Network, normalize: bool) -> Encoded:
     if error is None and not np.isfinite(item.total).all():
         error = BadClipError(
             "non_finite",
-            f"Clip {item.index}: its embedding is not finite; samples should lie within -1 to 1 and the model's "
-            "weights be finite",
+            f"Clip {item.index}: its embedding is not finite; samples should lie within -1 to 1, and the model's "
+            "weights should be finite.",
         )
     if error is not None:
         return Encoded(item.index, None, None, 0.0, 0, error)
@@ -320,11 +305,11 @@ def _encoded(item: _Pending, network: _Network, normalize: bool) -> Encoded:
 
 
 def _row(result: Encoded, size: int, timed: bool, convert_to: str, on_error: str) -> Any:
-    """One item's part of what `encode` returns."""
+    """Part of one item in the result of `encode`."""
     if result.error is not None:
         if on_error == "raise":
             raise result.error
-        logger.warning("skipped: %s", result.error)
+        logger.warning("Skipped: %s", result.error)
     if timed:
         frames = result.frames or TimedEmbeddings(torch.zeros(0, size), torch.zeros(0, dtype=torch.float64))
         return TimedEmbeddings(*map(np.asarray, frames)) if convert_to == "numpy" else frames
@@ -333,9 +318,9 @@ def _row(result: Encoded, size: int, timed: bool, convert_to: str, on_error: str
 
 
 def feature_extractor_of(model: MTSLVRPreTrainedModel) -> MTSLVRFeatureExtractor:
-    """Feature extractor saved beside the model's weights; the default one for a model that was not loaded.
+    """Feature extractor saved with the model's weights; the default one for a model that was not loaded.
 
-    It is loaded once: the Hub may have another one by the time of the next call.
+    It is loaded only once, because the Hub may have another one later.
     """
     source = (model.config.name_or_path, getattr(model.config, "_commit_hash", None))
     if not source[0]:
@@ -348,7 +333,7 @@ def feature_extractor_of(model: MTSLVRPreTrainedModel) -> MTSLVRFeatureExtractor
     except OSError as error:
         raise OSError(
             f"{source[0]} has no feature extractor that could be loaded: pass `feature_extractor`, or save one there "
-            f"with `MTSLVRFeatureExtractor().save_pretrained(...)`: {error}"
+            f"with `MTSLVRFeatureExtractor().save_pretrained(...)` ({error})."
         ) from error
     _extractors[model.base_model] = (source, extractor)
     return extractor

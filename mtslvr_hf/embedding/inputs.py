@@ -1,4 +1,4 @@
-"""Inputs of `encode`: each kind of audio becomes a recording that is read in blocks."""
+"""Inputs of `encode`: recordings of each kind of audio, which are read in blocks."""
 
 from __future__ import annotations
 
@@ -25,29 +25,23 @@ KINDS = (
 
 
 class Items(NamedTuple):
-    """The items of one argument.
-
-    Attributes:
-        items: What to iterate.
-        single: Whether the argument was one item.
-        total: How many there are, if that is known.
-    """
+    """Items of the argument of `encode`."""
 
     items: Iterable[Any]
-    single: bool
-    total: int | None
+    single: bool  # the argument was one item
+    total: int | None  # if known
 
 
 def items_of(audio: Any) -> Items:
-    """Tells one item from several, by the rules of `encode`.
+    """Items of an argument, one or several, by the rules of `encode`.
 
     Raises:
         TypeError: If it is neither.
-        ValueError: If it is a data set of several audio columns, or of none.
+        ValueError: If it is a data set with several audio columns or none.
     """
     if isinstance(audio, (datasets.Dataset, datasets.IterableDataset)):
         return Items(_rows(audio), False, len(audio) if isinstance(audio, datasets.Dataset) else None)
-    if isinstance(audio, np.ndarray) and audio.dtype.kind in "OSU":  # of paths
+    if isinstance(audio, np.ndarray) and audio.dtype.kind in "OSU":  # array of paths
         return Items(audio, False, len(audio))
     if isinstance(audio, (np.ndarray, torch.Tensor)):
         return Items(audio, False, len(audio)) if audio.ndim == 3 else Items([audio], True, 1)
@@ -63,15 +57,15 @@ def items_of(audio: Any) -> Items:
 
 @contextmanager
 def open_item(item: Any, sampling_rate: int | None, number: int) -> Iterator[Recording]:
-    """Opens one item, whatever it is.
+    """Context of one opened item.
 
     Args:
-        item: See `encode`.
-        sampling_rate: Rate in Hz of arrays that carry none.
-        number: Its place among the items; it stands in messages, with the path if there is one.
+        item: As for `encode`.
+        sampling_rate: Rate in Hz of arrays without one.
+        number: Index of the item, for messages.
 
     Raises:
-        BadClipError: If there is no audio in it; `reason` and message say why.
+        BadClipError: If the item has no audio.
     """
     if isinstance(item, Mapping) and not item.keys() & {"array", "bytes", "path"}:
         item = _audio_of_row(item, number)
@@ -95,7 +89,7 @@ def open_item(item: Any, sampling_rate: int | None, number: int) -> Iterator[Rec
 
 
 def _rows(dataset: datasets.Dataset | datasets.IterableDataset) -> Iterator[Any]:
-    """A data set's audio, undecoded; its rows as they are if they hold arrays or nobody knows their columns."""
+    """Undecoded audio of a data set; unchanged rows if they hold arrays or have unknown columns."""
     features = dataset.features
     if features is None or "array" in features:
         return iter(dataset)
@@ -107,7 +101,7 @@ def _is_waveform(values: Sequence[Any]) -> bool:
 
 
 def _audio_of_row(row: Mapping[str, Any], number: int) -> Any:
-    """The one value of a data set's row that is audio; that of the column `audio` if there is such a column."""
+    """Audio of a data set's row: the column `audio`, or the only value that is audio."""
     if "audio" in row:
         return row["audio"]
     found = [
@@ -128,7 +122,7 @@ def _name(item: Any, number: int) -> str:
 
 
 def _samples_and_rate(item: Any, name: str) -> tuple[Any, Any]:
-    """An item's samples, and the rate it carries."""
+    """Samples of an item, and its own rate, if any."""
     if isinstance(item, Mapping):
         return item["array"], item.get("sampling_rate")
     if not hasattr(item, "get_all_samples"):
@@ -136,17 +130,17 @@ def _samples_and_rate(item: Any, name: str) -> tuple[Any, Any]:
     try:
         decoded = item.get_all_samples()
     except DECODE_ERRORS as error:
-        raise BadClipError("unreadable", f"{name}: it does not decode: {summary(error)}") from error
+        raise BadClipError("unreadable", f"{name}: it cannot be decoded: {summary(error)}") from error
     return decoded.data, decoded.sample_rate
 
 
 def _agreed_rate(own: Any, given: int | None, name: str) -> int:
-    """The rate that an array carries or that came with the call."""
+    """Rate of an item, its own or that of the call."""
     rate = given if own is None else own
     if rate is None:
         raise BadClipError("unreadable", f"{name} came without a sampling rate: pass `sampling_rate`, in Hz.")
     if own is not None and given is not None and own != given:
-        raise BadClipError("unreadable", f"{name} says it is at {own} Hz, `sampling_rate` says {given} Hz: drop one.")
+        raise BadClipError("unreadable", f"{name} is at {own} Hz, but `sampling_rate` is {given} Hz: omit one.")
     if not isinstance(rate, Real) or not float(rate) > 0 or not float(rate).is_integer():
         raise BadClipError(
             "unreadable", f"{name} has the sampling rate {rate!r}; expected a positive whole number of Hz."
@@ -155,12 +149,12 @@ def _agreed_rate(own: Any, given: int | None, name: str) -> int:
 
 
 def _array_recording(samples: Any, rate: int, number: int, name: str) -> Recording:
-    """Checks what can be checked without looking at all samples."""
+    """Recording of an array, checked as far as possible without reading all samples."""
     try:
         waveform = samples.detach() if isinstance(samples, torch.Tensor) else waveform_from_array(samples, number)
         if waveform.dtype.is_complex:
             raise ValueError(f"Clip {number} is complex; expected real samples.")
-        to_float(waveform.new_empty(0), number)  # so that a type without a full scale is found out here
+        to_float(waveform.new_empty(0), number)  # raises for a type without a full scale
     except ValueError as error:
         raise BadClipError("unreadable", str(error)) from error
     if waveform.ndim not in (1, 2) or (waveform.ndim == 2 and waveform.shape[0] > MAX_CHANNELS):
@@ -175,7 +169,7 @@ def _array_recording(samples: Any, rate: int, number: int, name: str) -> Recordi
 
 
 def _read_array(waveform: torch.Tensor, number: int) -> Iterator[np.ndarray]:
-    """(samples,) or (channels, samples) of any type -> mono blocks, so that no copy of the whole is made."""
+    """Mono blocks of an array (samples,) or (channels, samples) of any type, without a copy of the whole."""
     size = BLOCK_SAMPLES // (len(waveform) if waveform.ndim == 2 else 1)
     for start in range(0, waveform.shape[-1], size):
         block = to_float(waveform[..., start : start + size], number)

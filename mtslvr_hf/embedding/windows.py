@@ -1,4 +1,4 @@
-"""Recordings to the normalized windows that the network takes."""
+"""Normalized windows of recordings, the network's input."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SMALLEST_STD = 1e-7  # as in MTSLVRFeatureExtractor: silence stays silence
 
 
 class Ending(NamedTuple):
-    """Stands behind an item's windows."""
+    """End of an item's windows."""
 
     samples: int = 0  # at the network's rate
     error: BadClipError | None = None
 
 
 class WindowReader:
-    """Items to windows, (S,) float32 and normalized; the last one of an item is repeated to fill it."""
+    """Reader of an item's windows, (S,) float32 and normalized; the last one is repeated to full length."""
 
     def __init__(self, extractor: MTSLVRFeatureExtractor, sampling_rate: int | None, window_samples: int):
         self.extractor = extractor
@@ -54,14 +54,14 @@ class WindowReader:
             )
 
     def _statistics(self, recording: Recording) -> tuple[np.float32, np.float32]:
-        """Mean and deviation of the normalization. An item's own take a pass over it."""
+        """Mean and standard deviation of the normalization; those of the item itself take a pass over it."""
         if self.extractor.normalization == "global":
             return np.float32(self.extractor.mean), np.float32(self.extractor.std)
         if self.extractor.normalization == "none":
             return np.float32(0), np.float32(1)
         count, mean, squares = 0, 0.0, 0.0
         for block in recording.blocks(self.extractor.sampling_rate):
-            # Blocks are merged by their own means: sums of squares would lose a small deviation beside a large offset.
+            # Merges blocks by their means: sums of squares would lose a small deviation beside a large offset.
             block = block.astype(np.float64)
             own = float(block.mean())
             distance, total = own - mean, count + len(block)
@@ -71,7 +71,7 @@ class WindowReader:
         return np.float32(mean), np.float32(max((squares / count) ** 0.5, SMALLEST_STD))
 
     def _windows(self, recording: Recording) -> Iterator[np.ndarray]:
-        """Cuts blocks of any length into windows; the last one may be shorter."""
+        """Yields windows of a recording; the last one may be shorter."""
         window, filled = np.empty(self.window_samples, dtype=np.float32), 0
         for block in recording.blocks(self.extractor.sampling_rate):
             while len(block):

@@ -1,4 +1,4 @@
-"""Resumable parquet shards of any source of audio."""
+"""Resumable parquet shards of a source of audio."""
 
 from .folder import ShardFolder
 from .partitions import Source, SourceRow

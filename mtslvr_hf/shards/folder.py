@@ -25,42 +25,29 @@ SHARD_NAME = re.compile(r"[a-z]+-\d{6}-\d{4}\.(parquet|json)")
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """Record of a finished shard. It is written last: its presence marks the shard complete.
-
-    Attributes:
-        partition: Number of the partition.
-        shard: Number of the shard in it.
-        inputs: Hash of what the partition was read from.
-        last: Whether it is the partition's last shard.
-        rows: Rows in the shard.
-        totals: Sums over them, by name: `seconds` of audio and what else the run counts.
-        errors: The rows that were left out: `id`, `partition`, `row`, `reason` and `message` of each.
-        failure: Why the source could not be read to its end, or None.
-        bytes: Size of the shard's file.
-        sha256: Its checksum.
-    """
+    """Record of a complete shard; it is written after the shard."""
 
     partition: int
-    shard: int
-    inputs: str
-    last: bool
+    shard: int  # number in the partition
+    inputs: str  # hash of the partition's source
+    last: bool  # the partition's last shard
     rows: int
-    totals: dict[str, float]
-    errors: list[dict[str, Any]] = field(default_factory=list)
-    failure: str | None = None
+    totals: dict[str, float]  # sums over the rows, by name: `seconds` of audio and others
+    errors: list[dict[str, Any]] = field(default_factory=list)  # bad rows: id, partition, row, reason, message
+    failure: str | None = None  # read error that ended the partition
     bytes: int = 0
     sha256: str = ""
 
 
 class ShardFolder:
-    """Folder of shards and their records: writes them, and finds those of an earlier run.
+    """Folder of shards and their records, new or of an earlier run.
 
     Args:
         path: The folder; it need not exist.
-        word: What its shards hold; their names begin with it.
+        word: Content of the shards; first word of their names.
         command: The command that writes such folders, for messages.
-        summaries: Files outside of it that are out of date once a shard is written.
-        verify: Whether to compare the checksums of finished shards, which reads all of them.
+        summaries: Files outside the folder that are removed when a shard is written.
+        verify: Compare the checksums of finished shards, too, which reads all of them.
     """
 
     def __init__(
@@ -73,18 +60,18 @@ class ShardFolder:
         self.verify = verify
 
     def claim(self, settings: Mapping[str, Any]) -> None:
-        """Begins or resumes a run with these settings. Several processes may do so at once.
+        """Starts or resumes a run with these settings, in one or several processes.
 
         Raises:
-            FileExistsError: If the folder holds something else.
-            ValueError: If its shards were made with other settings; the message says which.
+            FileExistsError: If the folder holds other files.
+            ValueError: If its shards were made with other settings.
         """
         file = self.path / SETTINGS
         if not file.exists():
-            # Looked for again, as another process may have been faster.
+            # The second look for the file is for another process that was faster.
             if self.path.is_file() or (self.path.exists() and any(self._foreign()) and not file.exists()):
                 raise FileExistsError(
-                    f"{self.path} is there and was not written by `{self.command}`: choose another output folder, or "
+                    f"{self.path} exists and was not written by `{self.command}`: choose another output folder, or "
                     "empty this one."
                 )
             self.path.mkdir(parents=True, exist_ok=True)
@@ -96,19 +83,18 @@ class ShardFolder:
                 f"{file} is damaged ({error}): choose another output folder, or empty this one."
             ) from error
         changes = list(_differences(known, json.loads(json.dumps(settings))))
-        if changes and not any(self.path.glob(f"**/{RECORDS}/*.json")):  # nothing was made yet
+        if changes and not any(self.path.glob(f"**/{RECORDS}/*.json")):  # there are no shards yet
             write_json(file, settings)
         elif changes:
             raise ValueError(
-                f"{self.path} holds {self.word} made otherwise: {'; '.join(changes)}. Choose another output folder, "
-                "or repeat the earlier settings."
+                f"{self.path} holds {self.word} made with other settings: {'; '.join(changes)}. Choose another output "
+                "folder, or repeat the earlier settings."
             )
 
     def finished(self, partition: int, shard: int, inputs: str) -> ShardRecord | None:
         """Record of a shard that is complete and made from the same input; else None.
 
-        A shard is complete if its size is as recorded and its parquet footer can be read. With `verify`, its checksum
-        is compared as well.
+        The size and the number of rows in the parquet footer must be as recorded; with `verify`, the checksum, too.
         """
         record = self.record(partition, shard)
         if record is None or record.failure is not None or record.inputs != inputs:
@@ -121,7 +107,7 @@ class ShardFolder:
         return record if complete and (not self.verify or sha256_of(file) == record.sha256) else None
 
     def record(self, partition: int, shard: int) -> ShardRecord | None:
-        """Reads a record; None if there is none, or none that can be read."""
+        """Record of a shard; None if it is missing or cannot be read."""
         file = self.path / RECORDS / f"{self._stem(partition, shard)}.json"
         try:
             record = ShardRecord(**json.loads(file.read_text(encoding="utf-8")))
@@ -130,20 +116,13 @@ class ShardFolder:
         return record if (record.partition, record.shard) == (partition, shard) else None
 
     def file(self, partition: int, shard: int) -> str:
-        """A shard's path in the folder; the order of the names is that of the rows."""
+        """Path of a shard in the folder; the names have the order of the rows."""
         return f"{DATA}/{self._stem(partition, shard)}.parquet"
 
     def write(
         self, partition: int, shard: int, schema: pa.Schema, fill: Callable[[pq.ParquetWriter], ShardRecord]
     ) -> ShardRecord:
-        """Writes a shard, and then its record; each appears whole under its name or not at all.
-
-        Args:
-            partition: Number of the partition.
-            shard: Number of the shard in it.
-            schema: The shard's columns.
-            fill: Writes the rows, one row group after the other, and returns what is known of them.
-        """
+        """Writes a shard and then its record, each completely or not at all; `fill` writes the row groups."""
         (self.path / RECORDS).mkdir(exist_ok=True)
         with whole_file(self.path / self.file(partition, shard)) as temporary:
             with open(temporary, "wb") as target:
@@ -158,10 +137,10 @@ class ShardFolder:
         return record
 
     def finish(self, partitions: int) -> dict[str, Any]:
-        """Writes the list of errors, tidies, and returns a manifest's counts and shards.
+        """Writes the list of errors, removes stale files, and returns the manifest's counts and shards.
 
         Raises:
-            FileNotFoundError: If a shard is not there, as when processes write to different folders.
+            FileNotFoundError: If a shard is missing, because processes wrote to different folders.
         """
         records = self._collect(partitions)
         self.tidy(records)
@@ -191,11 +170,7 @@ class ShardFolder:
         }
 
     def _collect(self, partitions: int) -> list[ShardRecord]:
-        """Records of all partitions' shards, in order.
-
-        Raises:
-            FileNotFoundError: If one is not there, as when processes write to different folders.
-        """
+        """Records of all partitions' shards, in order."""
         records = []
         for partition in range(partitions):
             shard, last = 0, False
@@ -203,15 +178,15 @@ class ShardFolder:
                 record = self.record(partition, shard)
                 if record is None or not (self.path / self.file(partition, shard)).is_file():
                     raise FileNotFoundError(
-                        f"{self.path} lacks the shard {self._stem(partition, shard)}: all processes must write to one "
-                        "folder, on a file system that they share; then run it again."
+                        f"{self.path} lacks the shard {self._stem(partition, shard)}. Let all processes write to one "
+                        "folder on a shared file system, and run the command again."
                     )
                 records.append(record)
                 shard, last = shard + 1, record.last
         return records
 
     def tidy(self, records: list[ShardRecord]) -> None:
-        """Removes shards that the source no longer has, and unfinished files of interrupted runs."""
+        """Removes shards without a record, and temporary files of interrupted runs."""
         kept = {self._stem(record.partition, record.shard) for record in records}
         for folder in (self.path, self.path / DATA, self.path / RECORDS):
             for file in folder.iterdir() if folder.is_dir() else ():
@@ -220,14 +195,14 @@ class ShardFolder:
                     file.unlink(missing_ok=True)
 
     def read_manifest(self) -> dict[str, Any]:
-        """The manifest of a run that ended; empty if there is none."""
+        """Manifest of a complete run; empty if there is none."""
         try:
             return json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return {}
 
     def _foreign(self) -> Iterator[Path]:
-        """Files in the folder, half-written settings aside."""
+        """Files in the folder that are not temporary."""
         return (file for file in self.path.iterdir() if not file.name.endswith(TEMPORARY))
 
     def _stem(self, partition: int, shard: int) -> str:
@@ -237,14 +212,13 @@ class ShardFolder:
 def content_of(shards: Iterable[Mapping[str, Any]]) -> str:
     """Content hash of a folder, for `description` in a README's `dataset_info`.
 
-    `datasets` keeps what it loaded under the name and the header of a folder: of two folders called `embeddings`, with
-    the same header, the second would load as the first.
+    `datasets` caches data by a folder's name and header: without the hash, two folders of one name could be confused.
     """
     return hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()
 
 
 def _differences(known: Any, given: Any, name: str = "") -> Iterator[str]:
-    """Names each setting that differs, with both values."""
+    """Names of the settings that differ, with both values."""
     if isinstance(known, dict) and isinstance(given, dict):
         for key in dict.fromkeys((*known, *given)):
             yield from _differences(known.get(key), given.get(key), f"{name}.{key}" if name else key)

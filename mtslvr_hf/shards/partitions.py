@@ -1,4 +1,4 @@
-"""Partitions of a source for `mtslvr embed` and `cache`: the rows of each in a fixed order."""
+"""Partitions of a source for `mtslvr embed` and `cache`, with the rows of each in a fixed order."""
 
 from __future__ import annotations
 
@@ -28,62 +28,42 @@ PLAIN_FEATURES = (datasets.Value, datasets.ClassLabel, datasets.List, datasets.L
 
 
 class SourceRow(NamedTuple):
-    """One row of a source.
-
-    Attributes:
-        id: What the output calls it.
-        audio: `{"bytes", "path"}`, or None if the row has no audio.
-        columns: Its values in the columns asked for.
-    """
+    """One row of a source."""
 
     id: str
-    audio: Mapping[str, Any] | None
-    columns: dict[str, Any]
+    audio: Mapping[str, Any] | None  # {"bytes", "path"}
+    columns: dict[str, Any]  # values of the copied columns
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Rows that one process works on.
+    """Rows that one process works on."""
 
-    Attributes:
-        inputs: Gives a hash of what the rows are read from: it changes when that changes.
-        rows: Yields the rows from a given one on.
-    """
-
-    inputs: Callable[[], str]
-    rows: Callable[[int], Iterator[SourceRow]]
+    inputs: Callable[[], str]  # returns a hash that changes with the source
+    rows: Callable[[int], Iterator[SourceRow]]  # yields the rows from a given index on
 
 
 @dataclass(frozen=True)
 class Source:
-    """All there is to work on.
+    """Source of audio, divided into partitions."""
 
-    Attributes:
-        name: As it was given, or the type of a data set object.
-        features: Types of the columns asked for.
-        partitions: In the order of the output's files.
-        config: The configuration they are of; "default" where there is but one and it has no name.
-        split: Their split; "train" where there is but one and it has no name.
-        rows: Number of rows, if that is known without reading them.
-    """
-
-    name: str
-    features: datasets.Features
-    partitions: Sequence[Partition]
+    name: str  # as given, or the type of a data set object
+    features: datasets.Features  # of the copied columns
+    partitions: Sequence[Partition]  # in the order of the output's files
     config: str = "default"
     split: str = "train"
-    rows: int | None = None
+    rows: int | None = None  # if known without reading them
 
 
 class _Layout(NamedTuple):
-    """Columns of a data set that are read."""
+    """Columns that are read from a data set."""
 
     audio: str
     columns: tuple[str, ...]
     id: str | None
 
     def row(self, row: Mapping[str, Any], position: str) -> SourceRow:
-        """Names a row by its id column, by its audio's path, or by its position."""
+        """Row named by its id column, its audio's path, or its position."""
         audio = row[self.audio]
         name = row[self.id] if self.id is not None else (audio or {}).get("path")
         return SourceRow(str(name) if name is not None else position, audio, {c: row[c] for c in self.columns})
@@ -98,31 +78,32 @@ def open_source(
     id_column: str | None = None,
     rows_per_partition: int = 1000,
 ) -> Source:
-    """Opens a source and divides it into partitions, the same ones in every process and in every run.
+    """Source divided into partitions, the same ones in every process and run.
 
-    A folder of audio files is divided into its files in the order of their names, `rows_per_partition` each, and so
-    are the rows of a `datasets.Dataset`. What is read as a stream (a name on the Hub, parquet or tar shards, an
-    `IterableDataset`) is divided as it is stored: by its shards, which are the row groups where there are few files.
+    Audio files in a folder (sorted by name) and rows of a `datasets.Dataset` are divided into partitions of
+    `rows_per_partition`. Streams (data sets on the Hub, parquet or tar shards, an `IterableDataset`) have one
+    partition for each shard; a few parquet files are divided into row groups.
 
     Args:
         source: A folder of audio files at any depth, of parquet or of tar shards; a parquet or tar file; the name of a
             data set on the Hub; or a data set object.
         config: Configuration of the data set.
-        split: Its split. Unless given, all audio files or tar shards of a folder, or a data set's only split.
-        audio_column: Needed where several columns could be meant.
+        split: Split of the data set; default: all audio files or tar shards of a folder, or the only split.
+        audio_column: Name of the audio column; required if it is ambiguous.
         columns: Columns to copy; None copies all. A folder of audio files has `file` (path in the folder) and `label`
-            (the name of the folder that the file is in).
-        id_column: Column that names the rows; unless given, the path that is stored with the audio, or the place.
-        rows_per_partition: Rows of a partition, where that can be chosen.
+            (name of the file's folder).
+        id_column: Column that names the rows; default: the path that is stored with the audio, or the position.
+        rows_per_partition: Rows of a partition.
 
     Raises:
-        FileNotFoundError: If there is neither such a folder or file nor such a data set.
-        ValueError: If it holds no audio, lacks what was asked for, or a column cannot be copied.
+        FileNotFoundError: If there is no such folder, file or data set.
+        ValueError: If the source holds no audio, lacks the configuration, split or a column, or a column cannot be
+            copied.
     """
     wanted = None if columns is None else tuple(dict.fromkeys(columns))
     if isinstance(source, (datasets.Dataset, datasets.IterableDataset)):
         if config is not None or split is not None:
-            raise ValueError("a data set object has neither config nor split to choose: load the part that is meant.")
+            raise ValueError("A data set object has neither config nor split to choose: load the right part instead.")
         opened = OpenedStream(source, _state_of(source), "default", "train", None)
     elif (path := local_path(source)) is None:
         opened = open_stream(source, config, split)
@@ -150,25 +131,20 @@ def _folder(
     rows_per_partition: int,
     split: str,
 ) -> Source:
-    """Files as rows; `file` and `label` as columns."""
+    """Source of audio files, with the columns `file` and `label`."""
     for column in (*columns, *([id_column] if id_column else [])):
         if column not in FOLDER_COLUMNS:
             raise ValueError(
-                f"a folder of audio files has no column {column!r}; it has: {', '.join(FOLDER_COLUMNS)}. For more, "
-                "load it as a data set with metadata, and pass that."
+                f"A folder of audio files has no column {column!r}; it has: {', '.join(FOLDER_COLUMNS)}. For other "
+                "columns, load the folder as a data set with metadata, and pass that."
             )
     chunks = [files[start : start + rows_per_partition] for start in range(0, len(files), rows_per_partition)]
     partitions = [
         Partition(partial(_files_hash, root, chunk), partial(_file_rows, root, chunk, columns, id_column))
         for chunk in chunks
     ]
-    return Source(
-        name,
-        datasets.Features({c: datasets.Value("string") for c in columns}),
-        partitions,
-        split=split,
-        rows=len(files),
-    )
+    features = datasets.Features({c: datasets.Value("string") for c in columns})
+    return Source(name, features, partitions, split=split, rows=len(files))
 
 
 def _file_rows(
@@ -190,13 +166,13 @@ def _file_state(file: Path, name: str) -> list[Any]:
     """State of a file: its name, size and time of change."""
     try:
         stat = file.stat()
-    except OSError:  # it is listed as bad when its turn comes
+    except OSError:  # reading it later lists it as bad
         return [name, None]
     return [name, stat.st_size, stat.st_mtime_ns]
 
 
 def _state_of(dataset: datasets.Dataset | datasets.IterableDataset) -> Any:
-    """State of a data set object: its fingerprint, or a stream's shards and columns."""
+    """State of a data set object: its fingerprint, or a stream's number of shards and columns."""
     if isinstance(dataset, datasets.Dataset):
         return dataset._fingerprint
     return [dataset.num_shards, list(dataset.features or {})]
@@ -210,7 +186,7 @@ def _dataset(
     id_column: str | None,
     rows_per_partition: int,
 ) -> Source:
-    """Chunks of rows or a stream's shards as partitions; other columns' contents are not read."""
+    """Source of a data set: chunks of rows or a stream's shards, without the columns that are not needed."""
     dataset, features = opened.dataset, opened.dataset.features
     audio = find_audio_column(features, audio_column)
     columns = tuple(name for name in features if name != audio) if columns is None else columns
@@ -242,8 +218,8 @@ def _check_columns(features: datasets.Features, layout: _Layout) -> None:
         if column == layout.audio or not isinstance(features[column], PLAIN_FEATURES):
             kind = type(features[column]).__name__
             raise ValueError(
-                f"the column {column!r} holds {kind} and is not copied; columns of numbers, strings, lists and "
-                "dictionaries are."
+                f"the column {column!r} holds {kind} and cannot be copied; expected numbers, strings, lists or "
+                "dictionaries. Do not name it."
             )
 
 
@@ -257,13 +233,13 @@ def _shard_rows(
     dataset: datasets.IterableDataset, layout: _Layout, shard: int, count: int, start: int
 ) -> Iterator[SourceRow]:
     rows = dataset.shard(num_shards=count, index=shard)
-    # `iter(batch_size=...)` is the one way through a stream that a surrounding DataLoader does not divide.
+    # `iter(batch_size=...)` is the only iteration that a surrounding DataLoader does not divide.
     for number, batch in enumerate((rows.skip(start) if start else rows).iter(batch_size=1), start):
         yield layout.row({name: values[0] for name, values in batch.items()}, f"{shard}-{number}")
 
 
 def _hash(parts: Iterable[Any]) -> str:
-    """The same for the same values on every machine."""
+    """Hash of values, the same on every machine."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(json.dumps(part, default=str).encode() + b"\n")

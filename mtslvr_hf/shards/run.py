@@ -1,11 +1,11 @@
-"""The loop that writes a source to shards, by one or several processes, and its report."""
+"""Run that writes a source to shards, in one or several processes, and its report."""
 
 from __future__ import annotations
 
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -20,25 +20,22 @@ from tqdm.auto import tqdm
 from .partitions import Source, open_source
 from .writer import ShardWriter
 
-SLOWEST_PROCESS = timedelta(weeks=4)  # how long the others wait for it at the end; torch's own limit is half an hour
+SLOWEST_PROCESS = timedelta(weeks=4)  # longest wait of the other processes at the end; torch's default is half an hour
 
 
 def process_state(cpu: bool = False) -> PartialState:
-    """State of the process: its index, the number of processes, its device.
-
-    Args:
-        cpu: Whether to keep to the CPU where there is an accelerator.
+    """State of the process: its index, the number of processes, its device; `cpu` ignores accelerators.
 
     Raises:
-        ValueError: If the launcher started several processes that would not know of each other.
+        ValueError: If accelerate does not find all processes that the launcher started.
     """
-    # accelerate finds several processes on the CPU only if it is told of the CPU.
+    # accelerate finds several processes on the CPU only with cpu=True.
     cpu = cpu or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     state = PartialState(cpu=cpu, timeout=SLOWEST_PROCESS)
     launched = int(os.environ.get("WORLD_SIZE", state.num_processes))
     if launched != state.num_processes:
         raise ValueError(
-            f"{launched} processes were launched, and accelerate found {state.num_processes}: choose the CPU "
+            f"{launched} processes were launched, and accelerate found {state.num_processes}: use the CPU "
             "(ACCELERATE_USE_CPU=true), or launch one process."
         )
     return state
@@ -54,17 +51,16 @@ def write_shards(
     show_progress_bar: bool | None,
     **options: Any,
 ) -> tuple[dict[str, Any], int]:
-    """Writes what is missing of a source's shards; process p of P takes every P-th partition.
+    """Writes the missing shards of a source; process p of P takes every P-th partition.
 
     Args:
-        source: As for `open_source`.
-        output: The folder to write, which must not lie in the source.
-        make_writer: Claims the folder of the shards and returns their writer. `Source.name` is, for a local source,
-            a path relative to `output`, without the folders of this machine.
-        cpu: Whether to keep to the CPU where there is an accelerator.
-        description: Shown on the progress bar, with the rows.
-        show_progress_bar: Unless given, on a terminal.
-        **options: As for `open_source`.
+        source, **options: As for `open_source`.
+        output: The folder to write, outside the source.
+        make_writer: Claims the folder of the shards and returns their writer. `Source.name` of a local source is a
+            path relative to `output`, without folders of this machine.
+        cpu: Ignore accelerators.
+        description: Text of the progress bar.
+        show_progress_bar: Default: on a terminal.
 
     Returns:
         The folder's manifest, and the number of shards that all processes made in this run.
@@ -80,7 +76,12 @@ def write_shards(
         opened = replace(opened, name=Path(os.path.relpath(local.resolve(), output.resolve())).as_posix())
     writer = make_writer(opened)
     state = process_state(cpu)
-    _check_agreement(gather_object([len(opened.partitions)]))
+    counts = gather_object([len(opened.partitions)])
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"The processes find the source divided into {', '.join(map(str, counts))} partitions. Give all of them "
+            "the same files, or run the command again if a file could not be read for a short time."
+        )
     show = (sys.stderr.isatty() if show_progress_bar is None else show_progress_bar) and state.is_main_process
     rows = None if opened.rows is None else math.ceil(opened.rows / state.num_processes)
     with tqdm(desc=description, total=rows, unit="row", disable=not show) as bar:
@@ -93,47 +94,27 @@ def write_shards(
     return writer.folder.read_manifest(), computed
 
 
-def _check_agreement(partitions: Sequence[int]) -> None:
-    """Fails if processes find different numbers of partitions."""
-    if len(set(partitions)) > 1:
-        raise ValueError(
-            f"the processes find the source divided into {', '.join(map(str, partitions))} partitions: give all of "
-            "them the same files, or run it again if one could not be read for a moment."
-        )
-
-
 def _check_apart(folder: Path, output: Path) -> None:
-    """Output among the audio would be part of the source when it is read again."""
+    """Raises ValueError if the output would be part of the source in the next run."""
     if folder.is_dir() and (folder == output or folder in output.parents):
-        raise ValueError(f"the output folder {output} lies in the source {folder}: choose one outside of it.")
+        raise ValueError(f"The output folder {output} lies in the source {folder}: choose one outside of it.")
 
 
 @dataclass(frozen=True)
 class ShardReport:
-    """Report of a folder of shards.
-
-    Attributes:
-        folder: The folder.
-        rows: Rows in it.
-        bad_rows: Rows of the source that are left out.
-        reasons: How many of them for each reason.
-        failures: Partitions of the source that could not be read to their end; another run tries again.
-        shards: Number of parquet files.
-        computed: How many of them were made in this run.
-        seconds: Duration of the audio.
-    """
+    """Report of a folder of shards."""
 
     folder: Path
     rows: int
-    bad_rows: int
-    reasons: dict[str, int]
-    failures: list[str]
+    bad_rows: int  # rows of the source that are left out
+    reasons: dict[str, int]  # number of bad rows for each reason
+    failures: list[str]  # partitions that could not be read to their end; another run tries them again
     shards: int
-    computed: int
-    seconds: float
+    computed: int  # shards that this run made
+    seconds: float  # duration of the audio
 
     def bad(self, errors: str) -> str:
-        """Bad rows in words, and the file that lists them."""
+        """Text of the counts of bad rows, with the file that lists them."""
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.reasons.items())
         return f"{self.bad_rows} bad rows ({reasons}; see {errors})" if self.bad_rows else "no bad rows"
 
@@ -142,7 +123,7 @@ Report = TypeVar("Report", bound=ShardReport)
 
 
 def report_of(kind: type[Report], folder: Path, manifest: Mapping[str, Any], computed: int) -> Report:
-    """Report of a manifest; the fields that a kind adds are taken from the manifest as well."""
+    """Report of a manifest, which also holds the fields that a kind adds."""
     given: dict[str, Any] = {"folder": folder, "computed": computed, "shards": len(manifest["shards"])}
     return kind(**given, **{f.name: manifest[f.name] for f in fields(kind) if f.name not in given})
 

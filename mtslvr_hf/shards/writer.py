@@ -1,4 +1,4 @@
-"""Shard writers: partitions to shards; rows are processed as they are read, bad ones are listed."""
+"""Writers of shards, which process the rows of partitions and list bad ones."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 class Result(Protocol):
-    """Result of one row; a `ShardWriter` may add to it."""
+    """Result of one row; writers have results with more fields."""
 
     @property
-    def index(self) -> int: ...  # the row's place among those given
+    def index(self) -> int: ...  # of the row among those of `ShardWriter.results`
 
     @property
     def error(self) -> BadClipError | None: ...
@@ -41,10 +41,10 @@ class ShardWriter(ABC, Generic[ResultT]):
     """Writer of partitions to shards.
 
     Args:
-        folder: The folder of the shards.
-        features: Their columns.
-        rows_per_shard: Most rows of the source in a shard.
-        finish: Writes the manifest, given the facts that `ShardFolder.finish` returns; called once, in one process.
+        folder: Folder of the shards.
+        features: Columns of the shards.
+        rows_per_shard: Largest number of the source's rows in a shard.
+        finish: Writes the manifest from the result of `ShardFolder.finish`; called once, in one process.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class ShardWriter(ABC, Generic[ResultT]):
 
     @abstractmethod
     def results(self, audio: Iterator[Any]) -> Generator[ResultT, None, None]:
-        """Yields a result for each row's audio, in order; a generator, so that it can be closed."""
+        """Yields a result for the audio of each row, in order."""
 
     @abstractmethod
     def totals(self, results: Sequence[ResultT]) -> dict[str, float]:
@@ -69,14 +69,14 @@ class ShardWriter(ABC, Generic[ResultT]):
 
     @abstractmethod
     def table(self, good: Sequence[tuple[SourceRow, ResultT]]) -> pa.Table:
-        """Makes a row group."""
+        """Row group of these rows."""
 
     def group_is_full(self, good: Sequence[tuple[SourceRow, ResultT]]) -> bool:
-        """True if these rows make a row group; a shard is one row group unless overridden."""
+        """True if these rows fill a row group; by default, a shard is one row group."""
         return False
 
     def write(self, number: int, partition: Partition, bar: tqdm) -> int:
-        """Makes what is missing of a partition's shards; returns how many that were. `bar` counts rows."""
+        """Writes the missing shards of a partition and returns their number; `bar` counts rows."""
         inputs, rows, computed = partition.inputs(), _PartitionRows(partition), 0
         for shard in itertools.count():
             record = self.folder.finished(number, shard, inputs)
@@ -94,7 +94,7 @@ class ShardWriter(ABC, Generic[ResultT]):
         self, number: int, shard: int, inputs: str, rows: _PartitionRows, bar: tqdm, file: pq.ParquetWriter
     ) -> ShardRecord:
         start, count = shard * self.rows_per_shard, 0
-        taken: deque[SourceRow] = deque()  # those whose results are not there yet
+        taken: deque[SourceRow] = deque()  # rows without a result so far
         good: list[tuple[SourceRow, ResultT]] = []
         errors, totals = [], Counter(self.totals([]))
         with closing(self.results(rows.audio(start, self.rows_per_shard, taken))) as results:
@@ -110,30 +110,26 @@ class ShardWriter(ABC, Generic[ResultT]):
                     file.write_table(self.table(good))
                     good = []
                 bar.update()
-        if good:  # a row group without rows is an error in `datasets`, a file without row groups is none
+        if good:  # `datasets` can read a file without row groups, but no row group without rows
             file.write_table(self.table(good))
         last = rows.at_end()
         if rows.failure is not None:
-            logger.warning("partition %d of the source: %s", number, rows.failure)
+            logger.warning("Partition %d of the source: %s", number, rows.failure)
         return ShardRecord(number, shard, inputs, last, count, dict(totals), errors, rows.failure)
 
 
 class _PartitionRows:
-    """A partition's rows, shard after shard; they are read anew only to leave a finished shard out.
-
-    Attributes:
-        failure: Why the rows could not be read to their end, once that has happened.
-    """
+    """Rows of a partition, shard after shard; they are read again only to skip a finished shard."""
 
     def __init__(self, partition: Partition):
         self.partition = partition
-        self.failure: str | None = None
+        self.failure: str | None = None  # read error that ended the rows
         self._rows: Iterator[SourceRow] = iter(())
         self._position = -1  # of the next row
         self._ahead: list[SourceRow] = []
 
     def audio(self, start: int, count: int, taken: deque[SourceRow]) -> Iterator[Any]:
-        """Yields the audio of up to `count` rows; the rows without their audio's bytes go to `taken`."""
+        """Yields the audio of up to `count` rows; appends the rows, without audio bytes, to `taken`."""
         if start != self._position:
             self._rows, self._position, self._ahead = self.partition.rows(start), start, []
         for _ in range(count):
@@ -145,7 +141,7 @@ class _PartitionRows:
             yield row.audio
 
     def at_end(self) -> bool:
-        """True if there are no more rows. It reads one to find out."""
+        """True if there are no more rows; reads one to test it."""
         row = self._read()
         self._ahead = [] if row is None else [row]
         return row is None
@@ -161,7 +157,7 @@ class _PartitionRows:
 
 
 def _error(partition: int, number: int, row: SourceRow, index: int, error: BadClipError) -> dict[str, Any]:
-    """A line of errors.jsonl. The message names the row as the output does, not by a place or path of this machine."""
+    """Line of errors.jsonl; the message names the row by its id, not by a path of this machine."""
     message, path = error.args[1], (row.audio or {}).get("path")
     for name in (f"Clip {index} ({path})", f"Clip {index}", path):
         message = message.replace(name, row.id, 1) if name and message.startswith(name) else message

@@ -17,28 +17,26 @@ ADAM = "adam"
 
 @dataclass
 class MTSLVRTrainingArguments(TrainingArguments):
-    """transformers' TrainingArguments with the defaults of MT-SLVR pre-training and a few fields of its own.
+    """TrainingArguments with the defaults of MT-SLVR pre-training and some fields more.
 
-    Evaluation runs every `eval_steps`, a checkpoint is saved as often and whenever `eval_loss` is a new minimum, the
-    best one is loaded at the end, and training stops early once `early_stopping_patience` evaluations in a row brought
-    no improvement. All of that falls away with `eval_strategy="no"`.
+    Every `eval_steps`, the model is evaluated and saved; it is also saved at each new minimum of `eval_loss`. Training
+    stops after `early_stopping_patience` evaluations in a row without improvement and loads the best checkpoint.
+    With `eval_strategy="no"` there is no early stopping and no best checkpoint. `optim="adam"` is Adam with L2 weight
+    decay on every parameter; gradients are not clipped; NaN losses are logged as NaN, without waiting for the device.
 
     Raises:
-        ValueError: As TrainingArguments; and if `sync_batch_norm` is asked for on a CPU, `early_stopping_patience` is
-            negative, or a process would drive several GPUs.
-
-    Differs from TrainingArguments: `optim="adam"` is Adam with L2 weight decay on every parameter; gradients are not
-    clipped; NaN losses are logged as such, which also spares a synchronisation per step.
+        ValueError: As TrainingArguments; also for `sync_batch_norm` on a CPU, a negative `early_stopping_patience`, or
+            several GPUs in one process.
     """
 
     _argument_group_name = "training"  # in --help
 
-    # Fields that restate one of TrainingArguments change its default, or let None mean "as another field".
+    # Fields that TrainingArguments has, too, have another default here; None stands for the value of another field.
     optim: str = field(
         default=ADAM,
         metadata={
             "help": "Optimizer: 'adam' is Adam with L2 weight decay on every parameter, as the paper's authors use; "
-            "or any of transformers' names (adamw_torch, sgd, ...), which spare biases and norms the decay."
+            "or any of transformers' names (adamw_torch, sgd, ...), which decay no biases and norms."
         },
     )
     weight_decay: float = field(default=1e-6, metadata={"help": "Weight decay."})
@@ -48,7 +46,7 @@ class MTSLVRTrainingArguments(TrainingArguments):
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients to this norm; 0 does not clip."})
     max_steps: int = field(
         default=-1,
-        metadata={"help": "Optimizer steps of the whole run. Required: the stream of clips has no end of its own."},
+        metadata={"help": "Optimizer steps of the whole run. Required, because the stream of clips has no end."},
     )
     early_stopping_patience: int = field(
         default=50,
@@ -58,54 +56,50 @@ class MTSLVRTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Compute BatchNorm's statistics over the batches of all processes (GPUs only)."},
     )
-    logging_steps: float = field(default=50, metadata={"help": "Log the averages of every so many steps."})
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Leave NaN and infinite losses out of logs."}
-    )
-    eval_strategy: IntervalStrategy | str = field(default="steps", metadata={"help": "When to evaluate."})
+    logging_steps: float = field(default=50, metadata={"help": "Log averages every N steps."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Omit NaN and infinite losses from logs."})
+    eval_strategy: IntervalStrategy | str = field(default="steps", metadata={"help": "Evaluation by steps, or no."})
     eval_steps: float | None = field(
-        default=500, metadata={"help": "Evaluate every so many steps; below 1, a share of all steps."}
+        default=500, metadata={"help": "Evaluate every N steps; below 1, a share of all steps."}
     )
     per_device_eval_batch_size: int | None = field(  # type: ignore[assignment]  # None until __post_init__
         default=None,
-        metadata={"help": "Clips per evaluation batch. Default: as in training, since NT-Xent depends on it."},
+        metadata={"help": "Clips per evaluation batch. Default: as in training, because NT-Xent depends on it."},
     )
     save_strategy: SaveStrategy | str = field(default="steps", metadata={"help": "When to save checkpoints."})
     save_steps: float | None = field(  # type: ignore[assignment]  # None until __post_init__
         default=None,
-        metadata={"help": "Save a checkpoint every so many steps, besides each new best one. Default: eval_steps."},
+        metadata={"help": "Save a checkpoint every N steps, and at each new best metric. Default: eval_steps."},
     )
     save_total_limit: int | None = field(
         default=2, metadata={"help": "Checkpoints to keep; the best one is always kept. null keeps all."}
     )
     load_best_model_at_end: bool | None = field(  # type: ignore[assignment]  # None until __post_init__
         default=None,
-        metadata={
-            "help": "Load the best checkpoint at the end. Default: if there are both evaluations and checkpoints."
-        },
+        metadata={"help": "Load the best checkpoint at the end. Default: if the run evaluates and saves checkpoints."},
     )
     metric_for_best_model: str | None = field(
-        default="eval_loss", metadata={"help": "Metric that early stopping and the choice of the best model follow."}
+        default="eval_loss", metadata={"help": "Metric of early stopping and of the best checkpoint."}
     )
     ignore_data_skip: bool = field(
         default=True,
-        metadata={"help": "Leave true: the stream restores its own position, without decoding what has been seen."},
+        metadata={"help": "Leave true: the stream restores its position without decoding earlier clips."},
     )
     restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata={"help": "Go on counting early stopping's patience when a run is resumed."}
+        default=True, metadata={"help": "Resume the count of early stopping, too, when a run is resumed."}
     )
     dataloader_num_workers: int | None = field(  # type: ignore[assignment]  # None until __post_init__
         default=None,
         metadata={
-            "help": "Processes per device that read and decode audio; at most one per shard. Default: one for "
-            "each core of the process but one; without a GPU, where the network is slower than decoding, for each 8."
+            "help": "Processes per device that read and decode audio; at most one per shard. Default: the number of "
+            "cores minus one; without a GPU, one for each 8 cores."
         },
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Leave false: there are no columns."})
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Leave false: every parameter takes part in every step."}
     )
-    hub_strategy: HubStrategy | str = field(default="end", metadata={"help": "When and what --push_to_hub publishes."})
+    hub_strategy: HubStrategy | str = field(default="end", metadata={"help": "Time and content of --push_to_hub."})
 
     def __post_init__(self) -> None:
         if self.early_stopping_patience < 0:
@@ -125,20 +119,17 @@ class MTSLVRTrainingArguments(TrainingArguments):
         super().__post_init__()
         if uses_adam:
             self.optim = ADAM
-        self._check_device()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the token: transformers pickles the arguments into what it publishes."""
-        return {**self.__dict__, "hub_token": None}
-
-    def _check_device(self) -> None:
         if self.sync_batch_norm and self.device.type == "cpu":
-            raise ValueError("`sync_batch_norm` needs GPUs: PyTorch has no SyncBatchNorm on CPUs. Leave it off.")
+            raise ValueError("`sync_batch_norm` needs GPUs: PyTorch has no SyncBatchNorm on CPUs. Set it to false.")
         if self.n_gpu > 1:
             raise ValueError(
-                f"One process sees {self.n_gpu} GPUs, and DataParallel would compute the losses of each GPU's share "
-                "by itself. Start one per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU."
+                f"One process sees {self.n_gpu} GPUs; expected one. Start a process per GPU with `accelerate launch`, "
+                "or set CUDA_VISIBLE_DEVICES to one GPU."
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State without the Hub token: transformers publishes a pickle of the arguments."""
+        return {**self.__dict__, "hub_token": None}
 
 
 __all__ = ["MTSLVRTrainingArguments"]

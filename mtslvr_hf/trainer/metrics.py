@@ -1,4 +1,4 @@
-"""Metrics of a training run, gathered on the device while the host goes on.
+"""Metrics of a training run, summed on the device without waiting for it.
 
 Shapes: B clips, V views, D embedding size, A augmentations.
 """
@@ -19,17 +19,13 @@ from ..metrics import mean_average_precision
 
 LOSSES = ("loss", "contrastive_loss", "predictive_loss")
 TASKS = ("contrastive", "predictive")
-MAX_RANKED_VIEWS = 16384  # newest views of a window that average precision is computed on, in each process
+MAX_RANKED_VIEWS = 16384  # newest views, in each process, on which average precision is computed
 
 
 def embedding_spread(embeddings: torch.Tensor) -> torch.Tensor:
-    """Spread of a batch's embeddings over the sphere: 1 in every direction alike, 0 collapsed to a point.
+    """Spread of embeddings (B, V, D) over the sphere: 1 if they are uniform, 0 if they collapsed to a point.
 
-    Args:
-        embeddings: (B, V, D).
-
-    Returns:
-        () mean standard deviation over the batch of the normalized embeddings' dimensions, times sqrt(D).
+    It is sqrt(D) times the mean over dimensions of the normalized embeddings' standard deviation over the batch, ().
 
     Source: Chen and He, "Exploring Simple Siamese Representation Learning", CVPR 2021, section 4.1.
     """
@@ -38,7 +34,7 @@ def embedding_spread(embeddings: torch.Tensor) -> torch.Tensor:
 
 
 class StepAverages:
-    """Averages over steps, and in the end over processes. `add` never waits for the device, `compute` does once."""
+    """Averages over steps and processes. `add` never waits for the device, `compute` does once."""
 
     def __init__(self):
         self.steps = 0
@@ -48,10 +44,7 @@ class StepAverages:
 
     @torch.no_grad()
     def add(self, outputs: ModelOutput, labels: torch.Tensor) -> None:
-        """Args:
-        outputs: What MTSLVRForPreTraining returned for two views.
-        labels: (B, A) multi-hot.
-        """
+        """Adds the outputs of MTSLVRForPreTraining for two views, and the multi-hot labels (B, A)."""
         values = {name: outputs[name] for name in LOSSES if outputs.get(name) is not None}
         for task in TASKS:
             embeddings = outputs.get(f"{task}_embeds")
@@ -71,7 +64,7 @@ class StepAverages:
             self._ranked_views -= len(self._ranked.popleft()[0])
 
     def compute(self, accelerator: Accelerator) -> dict[str, float]:
-        """Returns the averages by name, the same in every process. Every process must call it."""
+        """Averages by name, the same in every process; every process must call it."""
         if not self.steps:
             return {}
         means = accelerator.reduce(torch.stack(list(self._sums.values())) / self.steps, reduction="mean")
@@ -83,11 +76,7 @@ class StepAverages:
 
 
 class Stopwatch:
-    """Time spent training, without that of evaluations and checkpoints.
-
-    Args:
-        seconds: What it starts from: the time of a run that is resumed.
-    """
+    """Time of training without evaluations and checkpoints; starts at the `seconds` of a resumed run."""
 
     def __init__(self, seconds: float = 0.0):
         self._before = self._lap = seconds
@@ -95,27 +84,27 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
-        """Seconds measured so far."""
+        """Total time in seconds."""
         return self._before + (0.0 if self._since is None else time.perf_counter() - self._since)
 
     def start(self) -> None:
-        """Starts it, unless it runs."""
+        """Starts the stopwatch unless it runs."""
         if self._since is None:
             self._since = time.perf_counter()
 
     def stop(self) -> None:
-        """Stops it, if it runs."""
+        """Stops the stopwatch if it runs."""
         self._before, self._since = self.seconds, None
 
     def lap(self) -> float:
-        """Seconds measured since the last call."""
+        """Time since the last call in seconds."""
         elapsed = self.seconds - self._lap
         self._lap += elapsed
         return elapsed
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stops it for a while, if it runs."""
+        """Context in which the stopwatch does not run."""
         running = self._since is not None
         self.stop()
         try:

@@ -1,4 +1,4 @@
-"""Probe of a model in training: an evaluator that measures its embeddings on labelled clips.
+"""Probe: evaluation of the embeddings of a model in training on labelled clips.
 
 Shapes: N clips, S samples of a clip, D embedding size.
 """
@@ -29,31 +29,26 @@ PROBE_KINDS = ("few_shot", *KINDS)
 
 
 class Probe:
-    """Evaluator of each embedding of a model on labelled clips, which MTSLVRTrainer calls and logs.
+    """Evaluation of each embedding of a model on labelled clips, which MTSLVRTrainer runs and logs.
 
-    It measures `eval_{name}_accuracy_contrastive`, `..._predictive` and `..._both`, or `eval_{name}_map_...` where
-    clips have several classes: whichever embeddings the model has. `metric_for_best_model` may name one of them; then
-    the best checkpoint and early stopping follow it.
-
-    The clips are decoded once and kept in memory. Neither weights nor statistics nor the state of any random generator
-    are changed: a run has the same losses with a probe and without.
+    The metrics are `eval_{name}_accuracy_contrastive`, `..._predictive` and `..._both` (those that the model has), or
+    `eval_{name}_map_...` for clips with several classes. `metric_for_best_model` may be one of them. The clips are
+    decoded once and kept in memory. A probe changes no weights, statistics or random states, hence no losses.
 
     Args:
-        data: What to probe on; it must have audio. Its groups are kept apart if its `group_disjoint` says so.
-        kind: "linear" or "knn", see `probe`, whose held-out part is measured; or "few_shot", see `few_shot_accuracy`.
-        name: What its measures are called by, for several probes in a run.
-        steps: Called every so many steps of the training; with every evaluation if None.
-        max_clips: Clips to use at most, chosen so that every class keeps its share. 1000 of 5 s take 320 MB.
-        clip_seconds: Middle of each clip to use; shorter ones are repeated. The model's window unless given.
-        ways: Classes in an episode.
-        shots: Labelled clips of each class in an episode.
-        queries: Clips of each class to be told apart in an episode.
-        episodes: Number of few-shot episodes.
-        seed: Chooses clips, parts and episodes, which are the same for all probes of a run.
+        data: Labelled clips with audio. Groups stay in one part if `data.group_disjoint` is true.
+        kind: "linear" or "knn", see `probe`, measured on held-out clips; or "few_shot", see `few_shot_accuracy`.
+        name: Part of the metrics' names; several probes of a run need different names.
+        steps: Steps between two calls; None: with every evaluation.
+        max_clips: Largest number of clips; every class keeps its share. 1000 clips of 5 s take 320 MB.
+        clip_seconds: Length in s of the middle of each clip that is used; shorter clips are repeated. None: the
+            model's window.
+        ways, shots, queries, episodes: Few-shot episodes: classes, labelled clips and test clips per class, number.
+        seed: Seed of the choice of clips, parts and episodes.
 
     Raises:
-        ValueError: If the data has no audio, there is no such kind, episodes are to be drawn from clips of
-            several classes, or a number is out of its range.
+        ValueError: If the data has no audio, the kind is unknown, a few-shot probe has clips with several classes, or
+            a number is out of range.
     """
 
     def __init__(
@@ -71,12 +66,12 @@ class Probe:
         seed: int = 0,
     ):
         if kind not in PROBE_KINDS:
-            raise ValueError(f"the kind of probe is {kind!r}; expected one of {', '.join(PROBE_KINDS)}.")
+            raise ValueError(f"The kind of probe is {kind!r}; expected one of {', '.join(PROBE_KINDS)}.")
         if data.audio is None:
-            raise ValueError(f"{data.name} has no audio: a model in training needs it, embeddings alone do not do.")
+            raise ValueError(f"{data.name} has no audio, only embeddings: a probe needs audio.")
         if kind == "few_shot" and data.multi_label:
             raise ValueError(
-                f"clips of {data.name} have several classes, episodes need one: use {' or '.join(KINDS)}."
+                f"Clips of {data.name} have several classes, few-shot episodes need one: use {' or '.join(KINDS)}."
             )
         if (steps is not None and steps < 1) or max_clips < 2:
             raise ValueError(
@@ -93,16 +88,16 @@ class Probe:
         self._clips: torch.Tensor | None = None  # (N, S)
 
     def is_due(self, step: int) -> bool:
-        """Whether it is called at this step of the training, with an evaluation if it has no steps of its own."""
+        """True if the probe runs at this training step; without `steps`, it runs with every evaluation."""
         return self.steps is None or step % self.steps == 0
 
     def metric_names(self, config: MTSLVRConfig) -> list[str]:
-        """Names of the metrics: one for each embedding of a model, the whole one last."""
+        """Names of the metrics, one for each embedding of a model; that of the whole embedding is last."""
         metric = "map" if self.data.multi_label else "accuracy"
         return [f"eval_{self.name}_{metric}_{part}" for part in _part_names(config)]
 
     def check(self, args: TrainingArguments, config: MTSLVRConfig) -> None:
-        """Raises ValueError if a run with these arguments would never call it, or could not follow its metrics."""
+        """Raises ValueError if a run with these arguments never calls the probe or cannot select models by it."""
         if self.steps is None and args.eval_strategy == IntervalStrategy.NO:
             raise ValueError(f"The probe {self.name!r} waits for evaluations and there are none: give it `steps`.")
         wanted, own = args.metric_for_best_model or "", self.metric_names(config)
@@ -115,10 +110,10 @@ class Probe:
             )
 
     def prepare(self, config: MTSLVRConfig) -> None:
-        """Decodes the clips, once, and tries the probe on embeddings that say nothing.
+        """Decodes the clips once, and tests the probe on random embeddings.
 
         Raises:
-            ValueError: If none of the clips can be used, or they do not allow this kind of probe.
+            ValueError: If no clip can be used, or the clips do not allow this kind of probe.
         """
         if self._clips is not None:
             return
@@ -133,13 +128,7 @@ class Probe:
     def __call__(
         self, model: MTSLVRForPreTraining, feature_extractor: MTSLVRFeatureExtractor, batch_size: int = 32
     ) -> dict[str, float]:
-        """The metrics of a model, by name.
-
-        Args:
-            model: On its device; it is left as it was.
-            feature_extractor: Names the normalization of its input.
-            batch_size: Clips embedded at once.
-        """
+        """Metrics of a model by name; the model does not change, the feature extractor sets the normalization."""
         self.prepare(model.config)
         assert self._clips is not None
         pooled = []
@@ -155,11 +144,11 @@ class Probe:
         whole = torch.cat(pooled)  # (N, D)
         parts = list(whole.split(model.config.head_size, dim=1))
         embeddings = parts if len(parts) == 1 else [*parts, whole]  # as in _part_names
-        with torch.autocast("cpu", enabled=False):  # they are float32, and are scored as such
+        with torch.autocast("cpu", enabled=False):  # scores in float32
             return dict(zip(self.metric_names(model.config), map(self._score, embeddings)))
 
     def _score(self, embeddings: torch.Tensor) -> float:
-        """The measure of one embedding of all clips (N, D); NaN if it is not finite, as the losses then are."""
+        """Score of one embedding of all clips (N, D); NaN if it is not finite."""
         if not torch.isfinite(embeddings).all():
             return float("nan")
         data = self.data
@@ -172,7 +161,7 @@ class Probe:
 
 @contextmanager
 def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Has every module in evaluation mode for a while."""
+    """Context in which every module is in evaluation mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -183,7 +172,7 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _part_names(config: MTSLVRConfig) -> list[str]:
-    """Names of the heads' embeddings, and of all of them together."""
+    """Names of the heads' embeddings; "both" for that of all heads."""
     heads: dict[str, list[str]] = {}
     for task in config.tasks:
         heads.setdefault(config.embedding_parts[task], []).append(task)
@@ -194,12 +183,12 @@ def _part_names(config: MTSLVRConfig) -> list[str]:
 def _decode(
     data: EvaluationData, indices: Sequence[int], seconds: float, sampling_rate: int
 ) -> tuple[torch.Tensor, list[int]]:
-    """Those of the clips that can be used (N, S), and their indices; a warning tells of the others.
+    """Clips that can be used (N, S) and their indices; logs the other clips.
 
     Raises:
-        ValueError: If none can.
+        ValueError: If no clip can be used.
     """
-    assert data.audio is not None  # `Probe` takes no other data
+    assert data.audio is not None  # Probe checks it
     clips, kept, failures = [], [], []
     for index in indices:
         try:
@@ -215,7 +204,7 @@ def _decode(
 
 
 def _stratified(labels: np.ndarray, most: int, seed: int) -> list[int]:
-    """At most so many of the clips, each class keeping its share."""
+    """Indices of at most `most` clips; each class keeps its share."""
     if len(labels) <= most:
         return list(range(len(labels)))
     return split(labels, None, most / len(labels), seed)[1].tolist()

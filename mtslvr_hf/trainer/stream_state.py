@@ -1,4 +1,4 @@
-"""Stream of a training run: the check of its settings, and the position of each process, prefetched batches aside."""
+"""Stream of a training run: check of its settings, and the position of each process, without prefetched batches."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ logger = logging.getLogger(__name__)
 
 
 class StreamProgress:
-    """Reads a stream with a DataLoader and remembers what was consumed.
+    """Position of this process in its stream, and counts of the rows that training has used.
 
     Args:
         stream: This process's stream.
-        num_workers: Worker processes asked for; a stream of few shards takes fewer.
+        num_workers: Largest number of DataLoader workers; a stream of few shards uses fewer.
     """
 
     def __init__(self, stream: AudioStream, num_workers: int):
@@ -29,14 +29,13 @@ class StreamProgress:
         self.num_workers = usable_workers(stream.dataset, num_workers, stream.world_size)
         self.epoch = 0
         self.skipped = SkippedRows()  # of this process
-        self.all_skipped = SkippedRows()  # of all processes, when they last met
+        self.all_skipped = SkippedRows()  # of all processes, since `merge_processes`
         self._last_records: dict[int, Mapping[str, Any]] = {}  # by worker
 
     def dataloader(self, pin_memory: bool = False, prefetch_factor: int | None = None) -> DataLoader:
-        """The batches from here on.
+        """DataLoader of the batches from here on.
 
-        What waits is bounded: each worker decodes `prefetch_factor` batches ahead (2 unless given; 82 MB each with 256
-        clips of 10 s), and then no more before one of them is taken.
+        Each worker decodes at most `prefetch_factor` batches ahead (default: 2; 256 clips of 10 s take 82 MB).
         """
         return DataLoader(
             self.stream,
@@ -47,36 +46,36 @@ class StreamProgress:
         )
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Notes that the batch with this `stream` record was consumed."""
+        """Stores the `stream` record of a batch that training has used."""
         self._last_records[record["worker"]] = record
         self.epoch = record["epoch"]
         self.skipped.merge(record["skipped"])
 
     def merge_processes(self) -> None:
-        """Adds up what all processes skipped; every process must call it."""
+        """Adds the counts of all processes; every process must call it."""
         self.all_skipped = SkippedRows()
         for state in gather_object([self.skipped.state_dict()]):
             self.all_skipped.merge(state)
 
     def logs(self) -> dict[str, int]:
-        """Rows of all processes read and skipped since the run began, the latter by reason too."""
+        """Counts of rows that all processes read and skipped since the run began; skipped rows also by reason."""
         reasons = {f"skipped_{reason}": count for reason, count in sorted(self.all_skipped.reasons.items())}
         return {"rows_read": self.all_skipped.rows, "skipped_rows": self.all_skipped.skipped, **reasons}
 
     def check(self) -> None:
-        """Raises TooManyBadRowsError if the processes together skipped more than the stream allows."""
+        """Raises TooManyBadRowsError if all processes together skipped more rows than the stream allows."""
         self.all_skipped.check(self.stream.max_bad_share, self.stream.bad_share_after)
 
     def state_dict(self) -> dict[str, Any]:
-        """Position in the stream and skipped rows, as plain Python for JSON."""
+        """Position in the stream and counts of skipped rows, for JSON."""
         position = self.stream.state_after(self._last_records.values())
         return {"position": position, "epoch": self.epoch, "skipped": self.skipped.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where a `state_dict` was taken, with the workers it was taken with.
+        """Restores a `state_dict` and its number of workers.
 
         Raises:
-            ValueError: If it belongs to another data set, seed or shuffle buffer.
+            ValueError: If the state belongs to another data set, seed or shuffle buffer.
         """
         position = state["position"]
         arguments = {name: getattr(self.stream, name) for name in inspect.signature(AudioStream).parameters}
@@ -93,12 +92,12 @@ class StreamProgress:
 
 
 def check_stream(stream: Any, args: MTSLVRTrainingArguments) -> None:
-    """Raises unless a run with these arguments can be trained on the stream; None always can be left out.
+    """Check that a run with these arguments can train on the stream, or that there is no stream.
 
     Raises:
-        TypeError: If it is no AudioStream.
-        ValueError: If it was made for another batch size, or number of processes, or has an end; or `max_steps` is
-            missing.
+        TypeError: If the stream is not an AudioStream.
+        ValueError: If the stream was made for another batch size or number of processes or is not endless, or
+            `max_steps` is missing.
     """
     if stream is None:
         return
@@ -110,19 +109,19 @@ def check_stream(stream: Any, args: MTSLVRTrainingArguments) -> None:
         (stream.rank, args.process_index, "process_index"),
     ):
         if ours != theirs:
-            raise ValueError(f"The stream was made for {name} = {ours}, the training arguments say {theirs}.")
+            raise ValueError(
+                f"The stream was made for {name} = {ours}, the training arguments say {theirs}. Set both alike."
+            )
     if args.auto_find_batch_size:
-        raise ValueError("`auto_find_batch_size` cannot work: the stream makes batches of one size.")
+        raise ValueError("`auto_find_batch_size` cannot work: the stream's batches have one size. Set it to false.")
     if not stream.endless:
-        raise ValueError("The stream must be endless: processes that run out of clips at different times would hang.")
+        raise ValueError("The stream must be endless, or processes without clips would block the others.")
     if args.max_steps <= 0:
-        raise ValueError(
-            "`max_steps` is missing: the stream of clips has no end, so the run needs one (and the schedule)."
-        )
+        raise ValueError("`max_steps` is missing: the stream of clips has no end. Set the number of steps of the run.")
 
 
 def kind_of(value: Any) -> str:
-    """A value's type, and its shape if it has one, for messages."""
+    """Type of a value, with its shape if it has one, for messages."""
     shape = getattr(value, "shape", None)
     return type(value).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")
 

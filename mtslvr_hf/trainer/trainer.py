@@ -38,47 +38,37 @@ CARD_METRICS = (*LOSSES, "augmentation_map", *(f"{task}_spread" for task in TASK
 
 
 class SideStream:
-    """Makes a batch's views on a CUDA stream of their own, beside the steps that the host has queued before.
+    """CUDA stream of its own for the views of a batch, which the GPU makes while it still runs the step before.
 
-    The host is up to a step ahead of the GPU, as nothing in a step waits for it: when it asks for a batch's views, the
-    GPU is still at the step before, of which the views need nothing. On other devices there is no such stream, and
-    nothing is done beside anything else.
-
-    Args:
-        device: The model's.
+    The host waits for nothing in a step, so it is up to a step ahead. On other devices the views are made directly.
     """
 
     def __init__(self, device: torch.device):
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def make(self, function: Callable[[torch.Tensor], TwoViews], values: torch.Tensor) -> TwoViews:
-        """Calls `function(values)` on the side stream; the current one waits for the views, the host for nothing.
+        """Views of `values` (batch, samples), on the CPU or the device; the current stream waits for them.
 
-        All views are made here, those of evaluations too: the filters and windows that augmentations keep are then
-        written and read on one stream.
-
-        Args:
-            function: From clips to views.
-            values: (batch, samples), on the CPU or on the device.
+        Evaluations use it too: augmentations keep filters and windows, which one stream must write and read.
         """
         if self._stream is None:
             return function(values)
         current = torch.cuda.current_stream(self._stream.device)
         if values.is_cuda:
-            self._stream.wait_stream(current)  # there it may not have been written yet
-            values.record_stream(self._stream)  # and its memory must not be used again before it was read here
+            self._stream.wait_stream(current)  # which may not have written the values yet
+            values.record_stream(self._stream)  # keeps their memory until this stream has read them
         with torch.cuda.stream(self._stream):
             views = function(values)
         current.wait_stream(self._stream)  # an event behind the last kernel of the views
-        # The memory of the views belongs to the side stream: without this, the next views could be written there as
-        # soon as Python has dropped these, which is before the GPU's current stream has read them.
+        # The views' memory belongs to the side stream. Without this, the side stream could write the next views there
+        # as soon as Python drops these, before the current stream has read them.
         views.views.record_stream(current)
         views.labels.record_stream(current)
         return views
 
 
 class SaveBestCallback(TrainerCallback):
-    """Asks for a checkpoint whenever an evaluation is the best so far, so that it can be loaded at the end."""
+    """Checkpoint after each evaluation that is the best so far, so that it can be loaded at the end."""
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -94,11 +84,7 @@ class SaveBestCallback(TrainerCallback):
 
 
 class StepEndCallback(TrainerCallback):
-    """Calls a function after each step that no evaluation follows.
-
-    Args:
-        function: What to call.
-    """
+    """Call of a function after each step that no evaluation follows."""
 
     def __init__(self, function: Callable[[], None]):
         self.function = function
@@ -111,32 +97,28 @@ class StepEndCallback(TrainerCallback):
 
 
 class MTSLVRTrainer(Trainer):
-    """Pre-trains MTSLVRForPreTraining on a stream of clips: makes two views of each on the model's device.
+    """Trainer of MTSLVRForPreTraining on a stream of clips; makes two views of each clip on the model's device.
 
-    Each step, every process reads a batch of its share of the stream, normalizes it as the feature extractor says,
-    augments it twice, and runs one forward pass over both views. The draws of the augmentations depend on the seed
-    and the step alone: P processes draw what one with the whole batch would, and a resumed run what an uninterrupted
-    one would. A checkpoint also holds where each process's stream stands, and what was skipped so far.
+    In each step, every process reads a batch of its share of the stream, normalizes it, augments it twice, and runs
+    one forward pass over both views. The augmentations' draws depend on the seed and the step only: they are the same
+    with P processes as with one that has the whole batch, and the same in a resumed run as without interruption.
+    Checkpoints also hold each process's position in its stream and its count of skipped rows.
 
     Args:
-        model: The model.
-        args: Its training arguments.
+        model, args, callbacks, optimizers: As for Trainer.
         train_dataset: Endless stream of batches of this process's share; not needed for evaluation.
         eval_dataset: This process's share of the held-out clips (N, samples), not normalized; or several by name. Only
             full batches are used, with the same augmentations in each evaluation, so that losses can be compared.
-        processing_class: The feature extractor that is saved beside the model and names the normalization; AudioSet's
-            statistics unless given.
-        callbacks: As for Trainer.
-        optimizers: As for Trainer.
-        augmentation: What makes the two views; all of `model.config.augmentations` unless given.
-        summary: Facts for the model card that the Trainer cannot know: the data set's name.
-        probes: Evaluators of the embeddings, of different names. The process that saves the model calls them, as part
-            of evaluations or between, and logs beside their metrics `eval_{name}_seconds`, what this call took, and
-            `eval_{name}_total_seconds`, all so far.
+        processing_class: The feature extractor. It sets the normalization (default: AudioSet's statistics) and is
+            saved with the model.
+        augmentation: Makes the two views; default: all of `model.config.augmentations`.
+        summary: Facts for the model card that the Trainer cannot know, such as the data set's name.
+        probes: Evaluators of the embeddings, each with its own name. Process 0 calls them. Their metrics are logged
+            with `eval_{name}_seconds` (of this call) and `eval_{name}_total_seconds` (of all calls).
 
     Raises:
-        TypeError: If the data sets are of other kinds.
-        ValueError: If the stream was made for another batch size, or number of processes; `max_steps` is missing; or
+        TypeError: If a data set has the wrong type.
+        ValueError: If the stream was made for another batch size or number of processes, `max_steps` is missing, or
             two probes have the same name.
     """
 
@@ -162,7 +144,7 @@ class MTSLVRTrainer(Trainer):
         check_stream(train_dataset, args)
         names = [probe.name for probe in probes]
         if len(set(names)) < len(names):
-            raise ValueError(f"The probes are named {', '.join(names)}; give each a `name` of its own.")
+            raise ValueError(f"The probes are named {', '.join(names)}; give each a `name` that no other has.")
         own_callbacks: list[TrainerCallback] = [StepEndCallback(self._probe_at_step_end)]
         if args.load_best_model_at_end:
             own_callbacks.append(SaveBestCallback())
@@ -180,8 +162,9 @@ class MTSLVRTrainer(Trainer):
             optimizers=optimizers,
         )
         vars(model.config).pop("use_cache", None)  # Trainer's, for text generation; not to be saved
+        seed = args.seed if args.data_seed is None else args.data_seed
         self.augmentation = augmentation or TwoViewAugmentation(
-            model.config.augmentations, sampling_rate=model.config.sampling_rate, seed=_data_seed(args)
+            model.config.augmentations, sampling_rate=model.config.sampling_rate, seed=seed
         )
         self.summary = summary or TrainingSummary()
         self.probes = probes
@@ -198,10 +181,7 @@ class MTSLVRTrainer(Trainer):
     # Data
 
     def get_train_dataloader(self) -> DataLoader:
-        """The stream's batches, from where the checkpoint that is being resumed left off.
-
-        It is not prepared by accelerate: each process reads its own share already.
-        """
+        """Batches of the stream, from the resumed checkpoint's position on; accelerate need not divide them."""
         if self.train_dataset is None:
             raise ValueError("Training needs a `train_dataset`.")
         self.progress = StreamProgress(self.train_dataset, cast(int, self.args.dataloader_num_workers))
@@ -217,12 +197,7 @@ class MTSLVRTrainer(Trainer):
         )
 
     def get_eval_dataloader(self, eval_dataset: str | torch.Tensor | Dataset | None = None) -> DataLoader:
-        """The full batches of this process's evaluation clips, as many as every process has.
-
-        Raises:
-            TypeError: If the clips are no tensor.
-            ValueError: If they do not fill one batch in every process.
-        """
+        """Full batches of this process's evaluation clips (clips, samples), the same number in every process."""
         clips = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(clips, str) and isinstance(self.eval_dataset, dict):
             clips = self.eval_dataset[clips]
@@ -240,20 +215,14 @@ class MTSLVRTrainer(Trainer):
         batches = clips[: fewest // batch * batch].unflatten(0, (-1, batch))  # (batches, B, samples)
         return DataLoader(batches, batch_size=None)
 
-    def _check_eval_clips(self) -> None:
-        """Raises before the first step what the first evaluation would, which may come after the last."""
-        if self.eval_dataset is not None:
-            for clips in self.eval_dataset if isinstance(self.eval_dataset, dict) else [self.eval_dataset]:
-                self.get_eval_dataloader(clips)
-
     def make_views(self, values: torch.Tensor, step: int, split: str, scales: torch.Tensor | None = None) -> TwoViews:
-        """Normalizes and augments this process's share of a batch on the model's device.
+        """Two augmented views of this process's share of a batch, normalized, on the model's device.
 
         Args:
-            values: (B, samples), not normalized: waveforms, or the int16 of a stream's batch.
-            step: Number of the batch, which with the seed and the split decides the draws.
+            values: (B, samples), not normalized: float waveforms, or int16 from the stream.
+            step: Number of the batch. The seed, the step and the split decide the draws.
             split: `"train"` or `"eval"`.
-            scales: (B,) of int16 values, as the stream gives them.
+            scales: (B,) scales of int16 values.
         """
         extractor, batch = self.processing_class, len(values)
         offset, total = self.args.process_index * batch, self.args.world_size * batch
@@ -275,18 +244,20 @@ class MTSLVRTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> Any:
-        """Trains, from the start or from a checkpoint: a folder, or True for the last complete one of `output_dir`.
+        """Training from the start or from a checkpoint: a folder, or True for the last complete one in `output_dir`.
 
         Raises:
-            ValueError: If there is no complete checkpoint to resume from, or it was written by another number of
-                processes; the evaluation clips do not fill a batch in every process; or a probe cannot work.
-            TooManyBadRowsError: If more rows of the stream than its `max_bad_share` cannot be used.
+            ValueError: If there is no complete checkpoint, another number of processes wrote it, the evaluation clips
+                do not fill a batch in every process, or a probe cannot work.
+            TooManyBadRowsError: If the share of unusable rows exceeds the stream's `max_bad_share`.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(output_folder(self.args))
             if resume_from_checkpoint is None:
                 raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
-        self._check_eval_clips()
+        if self.eval_dataset is not None:  # raises the errors of the first evaluation before the first step
+            for clips in self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]:
+                self.get_eval_dataloader(clips)
         for probe in self.probes:
             probe.check(self.args, self.model.config)
             if self.is_world_process_zero():
@@ -298,10 +269,7 @@ class MTSLVRTrainer(Trainer):
         return output
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Adam with L2 weight decay on every parameter, or one of transformers' optimizers.
-
-        Source: torch.optim.Adam's `weight_decay`, as the paper's authors use it.
-        """
+        """Adam with L2 weight decay on every parameter, as the paper's authors use; or a transformers optimizer."""
         if self.args.optim != ADAM or self.optimizer is not None:
             return super().create_optimizer() if model is None else super().create_optimizer(model)
         self.optimizer = torch.optim.Adam(
@@ -310,23 +278,23 @@ class MTSLVRTrainer(Trainer):
             betas=(self.args.adam_beta1, self.args.adam_beta2),
             eps=self.args.adam_epsilon,
             weight_decay=self.args.weight_decay,
-            fused=True,  # on a CPU too: a third of the time, and 2e-8 from the loop over parameters after 5 steps
+            fused=True,  # on a CPU too: three times faster, differs by 2e-8 from the unfused one after 5 steps
         )
         return self.optimizer
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Trainer's step on one batch of the stream, whose record is noted as consumed."""
+        """Trainer's step on one batch of the stream, whose record is stored."""
         self._watch.start()
-        assert self.progress is not None  # its batch this is
+        assert self.progress is not None  # get_train_dataloader set it
         self.progress.add(inputs["stream"])
         step, batch = self._micro_step
         self._micro_step = (step, batch + 1) if step == self.state.global_step else (self.state.global_step, 0)
         step, batch = self._micro_step
         draw = step * self.args.gradient_accumulation_steps + batch
         views = self.make_views(inputs["input_values"], draw, "train", inputs["scales"])
-        # Trainer moves to the device what is not there yet, and waits for it: so the views are made before it can.
+        # Trainer would move the batch to the device and wait for it, so the views are made first.
         inputs = {"input_values": views.views, "augmentation_labels": views.labels}
         return super().training_step(model, inputs, num_items_in_batch)
 
@@ -337,15 +305,14 @@ class MTSLVRTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """The loss of one batch: two views, one forward pass. Negatives are the views of this batch alone, also when
-        gradients are accumulated over several."""
+        """Loss of one batch of two views. Negatives come from this batch only, also with gradient accumulation."""
         outputs = model(**inputs)
         self._averages.add(outputs, inputs["augmentation_labels"])
         self._clips += len(inputs["augmentation_labels"])
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Not counted: Trainer's estimate is one for transformers, far off for convolutions."""
+        """0: Trainer's estimate is for transformers and wrong for convolutions."""
         return 0
 
     # Evaluation
@@ -358,7 +325,7 @@ class MTSLVRTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Averages of the losses and of the other measures over the batches, and over the processes."""
+        """Averages of the losses and other metrics over the batches and the processes; and the probes' metrics."""
         with self._watch.paused():
             self.model.eval()
             _share_buffers(self.model)
@@ -376,12 +343,12 @@ class MTSLVRTrainer(Trainer):
             if metric_key_prefix == self._first_prefix():
                 step = self.state.global_step
                 metrics.update(self._measure([p for p in self.probes if not self.is_in_train or p.is_due(step)]))
-        return EvalLoopOutput(None, label_ids=None, metrics=metrics, num_samples=clips)  # type: ignore[arg-type]  # Trainer's loop gives None, too
+        return EvalLoopOutput(None, label_ids=None, metrics=metrics, num_samples=clips)  # type: ignore[arg-type]  # Trainer's loop returns None, too
 
     # Probes
 
     def _measure(self, probes: Sequence[Probe]) -> dict[str, float]:
-        """Metrics of the probes and what they cost, the same in every process; each must call it."""
+        """Metrics and times of the probes, the same in every process; every process must call it."""
         metrics: dict[str, float] = {}
         if probes and self.is_world_process_zero():
             for probe in probes:
@@ -396,26 +363,26 @@ class MTSLVRTrainer(Trainer):
         return broadcast_object_list([metrics])[0] if probes else {}
 
     def _probe_at_step_end(self) -> None:
-        """Calls and logs probes that have steps of their own."""
+        """Calls probes that have their own `steps`, and logs their metrics."""
         due = [probe for probe in self.probes if probe.steps and probe.is_due(self.state.global_step)]
         if due:
             with self._watch.paused():
                 metrics = self._measure(due)
             should_log = self.control.should_log
-            self.log(metrics)  # which takes the step's own log for done
+            self.log(metrics)  # resets should_log
             self.control.should_log = should_log
 
     def _first_prefix(self) -> str:
-        """Prefix of the first data set's measures in an evaluation of all: probes belong to the whole of it."""
+        """Prefix of the first data set's metrics: with several data sets, the probes run with the first one only."""
         return f"eval_{next(iter(self.eval_dataset))}" if isinstance(self.eval_dataset, dict) else "eval"
 
     # Logging
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's logs; to those of training steps it adds the window's averages and what the stream did.
+        """Trainer's logs; logs of training steps also hold averages since the last log and the stream's counts.
 
         Raises:
-            TooManyBadRowsError: If more rows of all processes than the stream's `max_bad_share` cannot be used.
+            TooManyBadRowsError: If the share of unusable rows of all processes exceeds the stream's `max_bad_share`.
         """
         if self.progress is None:
             return super().log(logs, start_time)
@@ -434,7 +401,7 @@ class MTSLVRTrainer(Trainer):
     # Checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        assert self.progress is not None  # it was trained
+        assert self.progress is not None  # get_train_dataloader set it
         with self._watch.paused():
             folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             state = {
@@ -443,34 +410,34 @@ class MTSLVRTrainer(Trainer):
                 "probe_seconds": self._probe_seconds,
             }
             save_run_state(folder, self.args.process_index, self.args.world_size, state)
-            self.accelerator.wait_for_everyone()  # so that transformers' state, written last, completes it
+            self.accelerator.wait_for_everyone()  # transformers' state must be written last: see `is_complete`
             super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = Path(output_dir or output_folder(self.args))
-            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing here reads
+            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing here reads
             self.create_model_card(folder=folder)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
         self._weights_step = self.state.best_global_step
 
-    def create_model_card(  # type: ignore[override]  # a card of other facts than Trainer's
+    def create_model_card(  # type: ignore[override]  # other facts than Trainer's card
         self,
         model_name: str | None = None,
         license: str = "apache-2.0",
         tags: Sequence[str] = (),
         folder: str | Path | None = None,
     ) -> None:
-        """Writes README.md: what the model is, how it was trained, and what the run measured of itself.
+        """Writes the model card README.md: the model, its training, and the run's metrics.
 
         Args:
-            model_name: The card's title; the variant's name in the paper unless given.
+            model_name: Title; default: the variant's name in the paper.
             license: License of the weights, as the Hub spells it.
-            tags: Tags beside those of every MT-SLVR model.
-            folder: Where to; the output folder unless given.
+            tags: Added to the tags of every MT-SLVR model.
+            folder: Folder of the card; default: the output folder.
         """
         if not self.is_world_process_zero():
             return
@@ -486,7 +453,7 @@ class MTSLVRTrainer(Trainer):
         card.save(Path(folder or output_folder(self.args)) / "README.md")
 
     def _summary(self) -> TrainingSummary:
-        """Summary of the run for its card. With the best weights loaded, steps and figures are theirs."""
+        """Summary of the run for its card; with the best weights loaded, steps and metrics are those of their step."""
         args, steps = self.args, self._weights_step or self.state.global_step
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         stream, precision = self.train_dataset, self.accelerator.mixed_precision
@@ -512,7 +479,7 @@ class MTSLVRTrainer(Trainer):
         )
 
     def _figures(self, step: int) -> dict[str, float]:
-        """The last value of each measure that was logged up to a step."""
+        """Last value of each metric that was logged up to a step."""
         names = {f"{prefix}{name}" for prefix in ("", "eval_") for name in CARD_METRICS}
         names.update(name for probe in self.probes for name in probe.metric_names(self.model.config))
         figures: dict[str, float] = {}
@@ -522,8 +489,7 @@ class MTSLVRTrainer(Trainer):
         return figures
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Publishes a checkpoint while training goes on, with the code, extractor and card that transformers leaves
-        out."""
+        """Publishes a checkpoint during training; adds the code and the card, which transformers leaves out."""
         if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
             for pattern in ("*.py", "README.md"):
                 for file in Path(checkpoint_folder).glob(pattern):
@@ -531,12 +497,8 @@ class MTSLVRTrainer(Trainer):
         super()._push_from_checkpoint(checkpoint_folder)
 
 
-def _data_seed(args: MTSLVRTrainingArguments) -> int:
-    return args.seed if args.data_seed is None else args.data_seed
-
-
 def _share_buffers(model: nn.Module) -> None:
-    """BatchNorm's statistics of process 0, which are the ones that are saved, to all processes."""
+    """Copies BatchNorm's statistics of process 0, which are saved, to all processes."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)

@@ -209,7 +209,9 @@ class TestSplits:
     def test_other_settings(self, tmp_path, options, message):
         source, out = self.source(tmp_path), tmp_path / "out"
         cache_audio(source, out, split="train")
-        with pytest.raises(ValueError, match=f"holds audio made otherwise: {message}.* Choose another output folder"):
+        with pytest.raises(
+            ValueError, match=f"holds audio made with other settings: {message}.* Choose another output folder"
+        ):
             cache_audio(source, out, **options)
 
     def test_another_source(self, tmp_path):

@@ -123,7 +123,9 @@ def test_mistakes(source, out, tmp_path, capsys):
     command = ["cache", str(source), "--output", str(out)]
     assert main([*command, "--columns", "labels"]) == 0
     capsys.readouterr()
-    assert f"mtslvr cache: error: {out}/balanced/train holds audio made otherwise: columns" in failure(command, capsys)
+    assert f"mtslvr cache: error: {out}/balanced/train holds audio made with other settings: columns" in failure(
+        command, capsys
+    )
     assert "no such file or folder: ./nowhere" in failure(["cache", "./nowhere", *command[2:]], capsys)
     assert "`num_workers` must be at least 0" in failure([*command, "--num-workers", "-1"], capsys)
     (tmp_path / "bad").mkdir()

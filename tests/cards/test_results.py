@@ -135,9 +135,7 @@ def test_again_is_the_same_and_later_results_replace_earlier_ones(folder):
 def test_the_name_in_the_report(folder, capsys):
     change(folder, lambda report: [row.update(model="me/model") for row in rows_of(report)])
     message = failure(capsys, "model", "--report", "report.json")
-    assert (
-        "has no model model; say which of these is meant: log-mel statistics, untrained network, me/model." in message
-    )
+    assert "has no model model; choose one of these: log-mel statistics, untrained network, me/model." in message
     assert main(["card", "model", "--report", "report.json", "--name", "me/model"]) == 0
 
 

@@ -195,7 +195,7 @@ def test_audio_column_is_not_found():
         audio_rows(columns(label=text, text=text))
     with pytest.raises(ValueError, match=r"several audio columns \(a, b\)"):
         audio_rows(columns(a=undecoded, b=undecoded))
-    with pytest.raises(ValueError, match="does not say what its columns are"):
+    with pytest.raises(ValueError, match="columns of the data set are unknown"):
         audio_rows(columns(a=text).to_iterable_dataset().map(lambda example: example))
 
 

@@ -70,7 +70,10 @@ def test_mistakes(command, folder, tmp_path, capsys, monkeypatch):
     assert main(command) == 0
     capsys.readouterr()
     message = failure([*command, "--normalize"], capsys)
-    assert f"mtslvr embed: error: {tmp_path / 'out'} holds embeddings made otherwise: normalize was False" in message
+    assert (
+        f"mtslvr embed: error: {tmp_path / 'out'} holds embeddings made with other settings: normalize was False"
+        in message
+    )
     assert "no such file or folder: ./nowhere" in failure(["embed", "./nowhere", *command[2:]], capsys)
     assert "no model in ./nowhere" in failure([*command, "--model", "./nowhere"], capsys)
     assert "cannot use the device 'gpu0'" in failure([*command, "--device", "gpu0"], capsys)

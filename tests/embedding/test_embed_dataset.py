@@ -271,7 +271,7 @@ class TestBadRows:
         embed_dataset(model, source, out)
         assert [row["id"] for row in rows_in(out)] == ["0.wav", "2.wav"]
         assert errors_in(out)[0] == {
-            "id": "0-1", "partition": 0, "row": 1, "reason": "empty", "message": "0-1 is None; leave it out"
+            "id": "0-1", "partition": 0, "row": 1, "reason": "empty", "message": "0-1 is None; leave it out."
         }  # fmt: skip
 
     def test_nothing_but_bad_rows(self, model, tmp_path, out):
@@ -288,8 +288,8 @@ class TestMistakes:
             ({"rows_per_shard": 0}, "`rows_per_shard` must be at least 1; got 0"),
             ({"batch_size": 0}, "batch_size"),
             ({"tasks": ["cooking"]}, "cooking"),
-            ({"columns": ["speaker"]}, "a folder of audio files has no column 'speaker'; it has: file, label"),
-            ({"columns": ["id"]}, "rename it in the source, or name the rows by it with `id_column`"),
+            ({"columns": ["speaker"]}, "A folder of audio files has no column 'speaker'; it has: file, label"),
+            ({"columns": ["id"]}, "rename it in the source, or use it as `id_column`"),
             ({"config": "balanced"}, "holds audio files and has no configuration 'balanced'"),
             ({"split": "test"}, "not divided into splits"),
         ],
@@ -316,7 +316,7 @@ class TestMistakes:
         [
             ({"columns": ["speaker"]}, "no column 'speaker'; it has: name, audio, kind, tags"),
             ({"id_column": "speaker"}, "no column 'speaker'"),
-            ({"columns": ["audio"]}, "the column 'audio' holds Audio and is not copied"),
+            ({"columns": ["audio"]}, "the column 'audio' holds Audio and cannot be copied"),
             ({"audio_column": "sound"}, "no column 'sound'"),
         ],
     )

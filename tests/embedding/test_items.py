@@ -144,5 +144,5 @@ class TestKindsOfItems:
         )
         assert_close(encode(model, decoder), encode(model, sound, RATE))
         assert asked == [(0, 60), (60, 120), (120, 180)]
-        with pytest.raises(ValueError, match="Clip 0 says it is at 16000 Hz, `sampling_rate` says 8000 Hz"):
+        with pytest.raises(ValueError, match="Clip 0 is at 16000 Hz, but `sampling_rate` is 8000 Hz"):
             encode(model, decoder, 8_000)

@@ -275,7 +275,7 @@ def test_classes_that_are_not_trained_are_named(tmp_path, model, caplog):
     [
         ({"model": None}, "--model is missing"),
         ({"method": "knn"}, "--method must be one of linear_probe, adapters, everything; got 'knn'"),
-        ({"fold": 1}, "--fold and --folds are given together"),
+        ({"fold": 1}, "--fold and --folds need each other"),
         ({"fold": 3, "folds": 3}, "--fold must lie in 0..2, got 3"),
         ({"fold": 0, "folds": 3, "eval_fraction": 0.1}, "exclude each other"),
         ({"eval_fraction": 1.0}, "must lie in [0, 1), got 1.0"),
