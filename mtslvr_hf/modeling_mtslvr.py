@@ -644,9 +644,7 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         init_from = config.tasks[0] if init_from is None else init_from
         config.check_tasks([init_from])
         model.encoder.add_adapter(name, adapter_type, init_from)
-        head = nn.Linear(config.hidden_size, config.head_size)
-        head.load_state_dict(model.head(init_from).state_dict())
-        model.heads[name] = head.to(model.head(init_from).weight.device, model.head(init_from).weight.dtype)
+        model.heads[name] = copy.deepcopy(model.head(init_from)).requires_grad_(True)
         config.added_adapters = {**config.added_adapters, name: adapter_type}
         model.keep_frozen()
 
@@ -782,13 +780,9 @@ class ClipWindows(NamedTuple):
     @classmethod
     def same_for_all(cls, batch: int, count: int, device: torch.device) -> ClipWindows:
         """`count` windows for each of `batch` clips."""
-        number = torch.arange(count, device=device)
-        return cls(
-            torch.arange(batch, device=device).repeat_interleave(count),
-            number.repeat(batch),
-            torch.full((batch,), count, device=device),
-            count,
-        )
+        clip = torch.arange(batch, device=device).repeat_interleave(count)
+        number = torch.arange(count, device=device).repeat(batch)
+        return cls(clip, number, torch.full((batch,), count, device=device), count)
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of each clip's windows: (windows, D) -> (batch, D)."""
@@ -1178,8 +1172,8 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
             return [{name: inputs}]
         if inputs.ndim != single + 1 or inputs.shape[1] != 2:
             raise ValueError(
-                f"`{name}` has the shape {tuple(inputs.shape)}; two views stand on axis 1 of {single + 1} axes, a "
-                f"single view has {single} axes."
+                f"`{name}` has the shape {tuple(inputs.shape)}; expected {single + 1} axes with two views on axis 1, "
+                f"or {single} axes for a single view."
             )
         return [{name: inputs[:, 0]}, {name: inputs[:, 1]}]
 
@@ -1196,9 +1190,8 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
                     f"`augmentation_labels` has the shape {tuple(labels.shape)}; expected {len(logits)} clips x "
                     f"{logits.shape[-1]} augmentations ({', '.join(self.config.augmentations)})."
                 )
-            predictive_loss = AugmentationPredictionLoss()(
-                torch.cat([logits[:, 0], logits[:, 1]]), labels.repeat(2, 1)
-            )
+            flat = logits.transpose(0, 1).flatten(0, 1)  # (V x B, A)
+            predictive_loss = AugmentationPredictionLoss()(flat, labels.repeat(2, 1))
         return contrastive_loss, predictive_loss
 
     def contrastive_objective(self, z1: Tensor, z2: Tensor) -> Tensor:
@@ -1248,7 +1241,7 @@ class MTSLVRForAudioClassification(MTSLVRPreTrainedModel):
         super().set_adapter(names)
         size = self.config.embedding_size_of()
         if size != self.classifier.in_features:
-            logger.warning("The embedding has %d dimensions now: the classifier starts anew.", size)
+            logger.warning("The embedding now has %d dimensions: the classifier is initialized again.", size)
             old, self.classifier = self.classifier, _classifier(self.config)
             self.classifier.to(old.weight.device, old.weight.dtype)
 
