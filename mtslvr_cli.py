@@ -66,7 +66,7 @@ def _add_embed(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--tasks", metavar="A,B", type=_names, help="tasks of the embedding (default: the model's)")
     parser.add_argument("--normalize", action="store_true", help="give embeddings L2 norm 1")
     parser.add_argument("--batch-size", type=int, default=32, help="windows embedded at once (default: %(default)s)")
-    parser.add_argument("--num-workers", type=int, default=2, help="threads that decode ahead (default: %(default)s)")
+    parser.add_argument("--num-workers", type=int, default=2, help="decoding threads (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one, else cpu)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="data type (default: the model's)")
     parser.add_argument("--compile", action="store_true", help="compile the network first, which takes some seconds")
@@ -106,7 +106,7 @@ def _embed(options: argparse.Namespace) -> None:
     names = "config split audio_column columns id_column tasks normalize batch_size rows_per_shard num_workers"
     settings = _settings(options, f"{names} compile faiss verify")
     report = embed_dataset(model, options.source, options.output, **settings)
-    _end(report, state, f"nothing could be embedded; {options.output / 'errors.jsonl'} says why.")
+    _end(report, state, f"nothing could be embedded; see {options.output / 'errors.jsonl'}.")
 
 
 def _settings(options: argparse.Namespace, names: str) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def _cache(options: argparse.Namespace) -> None:
     names = "config split audio_column columns sampling_rate rows_per_shard num_workers verify"
     report = cache_audio(options.source, options.output, **_settings(options, names))
     errors = options.output / report.config / report.split / "errors.jsonl"
-    _end(report, PartialState(), f"nothing could be decoded; {errors} says why.")
+    _end(report, PartialState(), f"nothing could be decoded; see {errors}.")
 
 
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:

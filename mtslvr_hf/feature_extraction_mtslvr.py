@@ -137,7 +137,7 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
         if rate is None:
             raise ValueError(f"Clip {number} came without a sampling rate: pass `sampling_rate` in Hz.")
         if own_rate not in (None, rate):
-            raise ValueError(f"Clip {number} says it is at {own_rate} Hz, `sampling_rate` says {sampling_rate} Hz.")
+            raise ValueError(f"Clip {number} has {own_rate} Hz, but `sampling_rate` is {sampling_rate} Hz: drop one.")
         waveform = _mono(samples, number)
         if rate != self.sampling_rate:
             waveform = self._resample(waveform, rate, number)

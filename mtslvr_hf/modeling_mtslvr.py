@@ -570,7 +570,7 @@ def _of_package(name: str) -> ModuleType:
 
 
 class MTSLVRPreTrainedModel(PreTrainedModel):
-    """Base class of the models: initialization, adapters, `encode`, and what transformers asks of every model."""
+    """Base class of the models: initialization, loading, adapters and `encode`."""
 
     config: MTSLVRConfig
     config_class = MTSLVRConfig
