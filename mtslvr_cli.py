@@ -1,7 +1,6 @@
-"""The `mtslvr` command line.
+"""Command line `mtslvr`.
 
-This module stands outside of the package, which imports torch and transformers, so that `--help` needs neither. A
-subcommand imports what it needs when it runs.
+This module is not in the package, so `--help` does not import torch. Subcommands import modules when they run.
 """
 
 import argparse
@@ -9,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -18,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; 0 if all went well, 1 if the work failed. Wrong arguments exit with 2."""
+    """Runs a command; returns 0 for success and 1 for a failure. Wrong arguments exit with 2."""
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except BrokenPipeError:  # `mtslvr ... | head`: nobody reads the rest
+    except BrokenPipeError:  # as in `mtslvr ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.stderr.write(f"mtslvr {options.command}: error: {' '.join(str(error).split())}\n")
         return 1
     except KeyboardInterrupt:
@@ -54,26 +53,24 @@ def _add_embed(commands: argparse._SubParsersAction) -> None:
         "embed",
         help="audio of a folder or data set to a data set of embeddings",
         description="Embeds all audio of a source into parquet shards that datasets.load_dataset reads. Run it again "
-        "to go on after an interruption: finished shards are kept. Bad files are listed in errors.jsonl. "
-        "Under `accelerate launch` each process takes its share.",
+        "to continue after an interruption. Bad files are listed in errors.jsonl. Under `accelerate launch` each "
+        "process does a part.",
         epilog="example: mtslvr embed sounds --model outputs/my-model --output embeddings --columns file,label",
     )
     _add_shard_options(parser)
     parser.add_argument("--model", required=True, metavar="FOLDER_OR_NAME", help="a model's folder or name on the Hub")
     parser.add_argument(
-        "--columns", metavar="A,B", type=_names, default=[], help="columns to copy (a folder of files: file,label)"
+        "--columns", metavar="A,B", type=_names, default=[], help="columns to copy (folder of files: file,label)"
     )
-    parser.add_argument("--id-column", metavar="NAME", help="column that names the rows (default: the audio's path)")
+    parser.add_argument("--id-column", metavar="NAME", help="column of the rows' names (default: the audio's path)")
     parser.add_argument("--tasks", metavar="A,B", type=_names, help="tasks of the embedding (default: the model's)")
     parser.add_argument("--normalize", action="store_true", help="give embeddings L2 norm 1")
     parser.add_argument("--batch-size", type=int, default=32, help="windows embedded at once (default: %(default)s)")
-    parser.add_argument("--num-workers", type=int, default=2, help="threads that decode ahead (default: %(default)s)")
+    parser.add_argument("--num-workers", type=int, default=2, help="decoding threads (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one, else cpu)")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the computation (default: the model's)"
-    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="data type (default: the model's)")
     parser.add_argument("--compile", action="store_true", help="compile the network first, which takes some seconds")
-    parser.add_argument("--faiss", action="store_true", help="write an index for get_nearest_examples, too")
+    parser.add_argument("--faiss", action="store_true", help="also write an index for get_nearest_examples")
     parser.set_defaults(run=_embed)
 
 
@@ -82,17 +79,15 @@ def _add_shard_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="a folder of audio files, of parquet or of tar shards, a parquet or tar file, or a data set on the Hub",
+        help="folder of audio files, of parquet or of tar shards, a parquet or tar file, or a data set on the Hub",
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="the folder to write")
+    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="folder to write")
     parser.add_argument("--config", help="configuration of the data set")
-    parser.add_argument("--split", help="its split (default: its only one; all files of a folder)")
-    parser.add_argument("--audio-column", metavar="NAME", help="needed where several columns could be meant")
-    parser.add_argument("--rows-per-shard", type=int, default=1000, help="most rows of a file (default: %(default)s)")
+    parser.add_argument("--split", help="split of the data set (default: its only one; all files of a folder)")
+    parser.add_argument("--audio-column", metavar="NAME", help="audio column, if there are several")
+    parser.add_argument("--rows-per-shard", type=int, default=1000, help="rows of a full shard (default: %(default)s)")
     parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="compare the checksums of finished shards, which reads all of them, and make damaged ones again",
+        "--verify", action="store_true", help="read all finished shards, check their checksums, replace damaged ones"
     )
 
 
@@ -109,18 +104,17 @@ def _embed(options: argparse.Namespace) -> None:
         device = state.device
     model = AutoModel.from_pretrained(options.model, dtype=options.dtype or "auto").to(device).eval()
     names = "config split audio_column columns id_column tasks normalize batch_size rows_per_shard num_workers"
-    names += " compile faiss verify"
-    try:
-        report = embed_dataset(
-            model, options.source, options.output, **{name: getattr(options, name) for name in names.split()}
-        )
-    except ImportError as error:
-        raise ValueError(str(error)) from error
-    _end(report, state, f"nothing could be embedded; {options.output / 'errors.jsonl'} says why.")
+    settings = _settings(options, f"{names} compile faiss verify")
+    report = embed_dataset(model, options.source, options.output, **settings)
+    _end(report, state, f"nothing could be embedded; see {options.output / 'errors.jsonl'}.")
+
+
+def _settings(options: argparse.Namespace, names: str) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names.split()}
 
 
 def _end(report: "ShardReport", state: "PartialState", empty: str) -> None:
-    """Prints a report and ends the process if it was one of several; fails if rows are missing, or all are."""
+    """Prints a report; fails if rows are missing; ends the process if it is one of several."""
     if state.is_main_process:
         sys.stdout.write(f"{report}\n")
     if report.failures:
@@ -130,8 +124,8 @@ def _end(report: "ShardReport", state: "PartialState", empty: str) -> None:
     if state.num_processes > 1:
         state.destroy_process_group()
         sys.stdout.flush()
-        # PyTorch 2.14's gloo threads abort one in thirty interpreters that shut down after their use, and the launcher
-        # would take a finished run for a failed one.
+        # In PyTorch 2.14, gloo threads abort one of thirty interpreters at their end. The launcher would report an
+        # error of a finished run.
         os._exit(0)
 
 
@@ -139,11 +133,10 @@ def _add_cache(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "cache",
         help="data set of any audio to 16 kHz mono FLAC shards, which pre-training reads faster",
-        description="Decodes all audio of a source once, to parquet shards of 16 bit mono FLAC beside the source's "
-        "other columns, which load_audio, pretrain.py, mtslvr embed and datasets.load_dataset read. Run it again to "
-        "go on after an interruption: finished shards are kept. Other splits of the source go into the "
-        "same folder by further runs. Bad rows are listed in errors.jsonl. Under `accelerate launch` each process "
-        "takes its share.",
+        description="Decodes all audio of a source once, to parquet shards of 16 bit mono FLAC with its other "
+        "columns. load_audio, pretrain.py, mtslvr embed and datasets.load_dataset read them. Run it again to continue "
+        "after an interruption, or to add other splits to the folder. Bad rows are listed in errors.jsonl. Under "
+        "`accelerate launch` each process does a part.",
         epilog="example: mtslvr cache agkphysics/AudioSet --config balanced --split train --output audioset-16k",
     )
     _add_shard_options(parser)
@@ -159,19 +152,19 @@ def _cache(options: argparse.Namespace) -> None:
     from mtslvr_hf.caching import cache_audio
 
     names = "config split audio_column columns sampling_rate rows_per_shard num_workers verify"
-    report = cache_audio(options.source, options.output, **{name: getattr(options, name) for name in names.split()})
+    report = cache_audio(options.source, options.output, **_settings(options, names))
     errors = options.output / report.config / report.split / "errors.jsonl"
-    _end(report, PartialState(), f"nothing could be decoded; {errors} says why.")
+    _end(report, PartialState(), f"nothing could be decoded; see {errors}.")
 
 
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "evaluate",
-        help="models side by side on labelled audio: few-shot accuracy, probes, invariance",
-        description="Prints the few-shot accuracy of each model's embeddings on each data set, beside that of log-mel "
-        "statistics and of an untrained network, with 95 % intervals, average ranks and differences on the same "
-        "episodes, as Markdown. With --output, writes report.md, report.json, report.html and heat maps (needs `pip "
-        "install 'mtslvr-hf[evaluation]'`), and keeps embeddings, so that an interrupted run goes on where it was.",
+        help="comparison of models on labelled audio: few-shot accuracy, probes, invariance",
+        description="Prints the few-shot accuracy of each model on each data set as Markdown, with 95 % intervals, "
+        "average ranks and differences on the same episodes. Log-mel statistics and an untrained network are "
+        "baselines. With --output, writes report.md, report.json, report.html and heat maps (needs `pip install "
+        "'mtslvr-hf[evaluation]'`), and keeps embeddings, so that an interrupted run continues.",
         epilog="example: mtslvr evaluate --model outputs/my-model --model facebook/wav2vec2-base --data sounds "
         "--data esc50 --output outputs/report",
     )
@@ -180,16 +173,16 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         action="append",
         default=[],
         metavar="FOLDER_OR_NAME",
-        help="a model's folder or its name on the Hub: ours, or any audio model of transformers; may be repeated. "
-        "Embeddings that are given as data need none",
+        help="a model's folder or name on the Hub: MT-SLVR or any audio model of transformers; may be repeated. "
+        "Data of mtslvr embed need no model",
     )
     parser.add_argument(
         "--data",
         action="append",
         required=True,
         metavar="DATA",
-        help="a folder with a folder of audio files per class, a folder that mtslvr embed wrote, a data set on the "
-        "Hub, a name of the registry, or a suite of it: paper, labelled (--list-data shows them); may be repeated",
+        help="folder with a folder of audio files per class, output folder of mtslvr embed, data set on the Hub, name "
+        "in the registry (see --list-data), or suite of the registry: paper, labelled; may be repeated",
     )
     parser.add_argument("--list-data", action=_ListData, nargs=0, help="list the registry of data sets and exit")
     _add_data_options(parser)
@@ -199,22 +192,20 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         action="append",
         choices=("linear", "knn"),
         default=[],
-        help="measure a linear probe or nearest neighbors on 30 %% of each data set as well; may be repeated",
+        help="also test a linear probe or nearest neighbors on 30 %% of each data set; may be repeated",
     )
     parser.add_argument(
         "--invariance",
         type=int,
         metavar="CLIPS",
         default=0,
-        help="measure what each augmentation does to the embeddings of so many clips (default: not at all)",
+        help="also measure the effect of each augmentation on the embeddings of so many clips (default: 0)",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one, else cpu)")
     parser.add_argument("--batch-size", type=int, default=16, help="windows embedded at once (default: %(default)s)")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write the report there")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="folder of the report")
     parser.add_argument(
-        "--cache",
-        metavar="FOLDER",
-        help="keep embeddings there, and reuse those that are there (default: OUTPUT/embeddings)",
+        "--cache", metavar="FOLDER", help="folder of embeddings to keep and reuse (default: OUTPUT/embeddings)"
     )
     parser.set_defaults(run=_evaluate)
 
@@ -223,18 +214,15 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     """Options of data sets: place, columns, splits."""
     own = parser.add_argument_group("data sets that are not in the registry")
     own.add_argument("--config", help="configuration of the data set")
-    own.add_argument("--split", help="its split (default: train)")
+    own.add_argument("--split", help="split of the data set (default: train)")
     own.add_argument("--revision", help="branch, tag or commit on the Hub")
-    own.add_argument("--audio-column", metavar="NAME", help="needed where several columns could be meant")
+    own.add_argument("--audio-column", metavar="NAME", help="audio column, if there are several")
     own.add_argument(
         "--label-column", metavar="NAME", help="(default: label, labels, human_labels, target, category, class)"
     )
     own.add_argument("--group-column", metavar="NAME", help="speaker, recording, ... (default of folders: group)")
     parser.add_argument(
-        "--data-root",
-        type=Path,
-        metavar="FOLDER",
-        help="holds the registry's local sets (default: MTSLVR_EVALUATION_DATA)",
+        "--data-root", type=Path, metavar="FOLDER", help="root of local data sets (default: MTSLVR_EVALUATION_DATA)"
     )
 
 
@@ -245,13 +233,13 @@ def _add_few_shot_options(parser: argparse.ArgumentParser) -> None:
     classes.add_argument("--class-list", metavar="FILE", help="text file of the classes to use, a name per line")
     parser.add_argument("--ways", type=int, default=5, help="classes in an episode (default: %(default)s)")
     parser.add_argument("--shots", type=int, default=1, help="labelled clips of each class (default: %(default)s)")
-    parser.add_argument("--queries", type=int, default=5, help="clips of each class to tell (default: %(default)s)")
+    parser.add_argument("--queries", type=int, default=5, help="test clips of each class (default: %(default)s)")
     parser.add_argument("--episodes", type=int, default=10_000, help="number of episodes (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="draws the episodes (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the episodes (default: %(default)s)")
     parser.add_argument(
         "--group-disjoint",
         action=argparse.BooleanOptionalAction,
-        help="keep the groups of an episode's queries out of its support (default: as the registry says, else no)",
+        help="no group has both queries and support clips of an episode (default: as in the registry, else no)",
     )
     parser.add_argument(
         "--classifier", choices=("centroid", "logistic"), default="centroid", help="(default: %(default)s)"
@@ -269,7 +257,7 @@ class _Version(argparse.Action):
 
 
 class _ListData(argparse.Action):
-    """Prints the registry, like --help, whatever else was given."""
+    """Prints the registry and exits, like --help."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from mtslvr_hf.evaluation.registry import describe_registry
@@ -283,10 +271,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from mtslvr_hf.evaluation.report.plots import check_matplotlib
 
     if options.output:
-        try:
-            check_matplotlib()
-        except ImportError as error:
-            raise ValueError(str(error)) from error
+        check_matplotlib()
     for model in options.model:
         _check_model_folder(model)
     names = "ways shots queries episodes seed group_disjoint"
@@ -294,7 +279,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     report = evaluate(
         options.model,
         options.data,
-        FewShotProtocol(**{name: getattr(options, name) for name in names.split()}),
+        FewShotProtocol(**_settings(options, names)),
         classifier=options.classifier,
         classes=read_class_list(options.class_list) if options.class_list else options.classes,
         probes=options.probe,
@@ -303,7 +288,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         cache=options.cache or (options.output and options.output / "embeddings"),
         root=options.data_root,
-        **{name: getattr(options, name) for name in columns.split()},
+        **_settings(options, columns),
     )
     if options.output:
         write_report(report, options.output)
@@ -317,13 +302,13 @@ def _device(name: str | None) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
-    except (AssertionError, RuntimeError) as error:  # torch raises the former where it was built without CUDA
+    except (AssertionError, RuntimeError) as error:  # AssertionError: torch without CUDA
         raise ValueError(f"cannot use the device {name!r}: {str(error).splitlines()[0]}") from error
     return name
 
 
 def _check_model_folder(source: str) -> None:
-    """Tells a mistyped path from a Hub name, which transformers would go and look for on the network."""
+    """Raises a ValueError for a wrong path, which transformers would search on the Hub."""
     looks_like_a_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or os.path.exists(source)
     if looks_like_a_path and not os.path.isfile(os.path.join(source, "config.json")):
         raise ValueError(f"no model in {source}: there is no {os.path.join(source, 'config.json')}.")
@@ -332,9 +317,9 @@ def _check_model_folder(source: str) -> None:
 def _add_card(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "card",
-        help="results of mtslvr evaluate into a model's card",
+        help="results of mtslvr evaluate into a model card",
         description="Writes the few-shot accuracies and probes of a report into the README.md of a pre-trained "
-        "model's folder: its section Results and its metadata, in place of all earlier results.",
+        "model's folder: its section Results and its metadata. It replaces earlier results.",
         epilog="example: mtslvr card outputs/my-model --report outputs/report/report.json",
     )
     parser.add_argument("model", metavar="MODEL", help="the model's folder")
@@ -355,18 +340,17 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "convert",
         help="original checkpoint to a folder that from_pretrained loads",
-        description="Turns a checkpoint of the MT-SLVR authors' code into a folder that from_pretrained loads. "
-        "Architecture, input, depth and heads are read from the checkpoint; nothing is written unless every tensor "
-        "has a place.",
+        description="Converts a checkpoint of the MT-SLVR authors' code to a folder that from_pretrained loads. "
+        "Architecture, input, depth and heads come from the checkpoint. If a tensor has no place, nothing is written.",
         epilog="example: mtslvr convert original.pt outputs/converted",
     )
-    parser.add_argument("source", metavar="SOURCE.pt", help="the original checkpoint")
-    parser.add_argument("destination", metavar="DESTINATION", help="the folder to write")
+    parser.add_argument("source", metavar="SOURCE.pt", help="original checkpoint")
+    parser.add_argument("destination", metavar="DESTINATION", help="folder to write")
     parser.add_argument(
         "--tasks",
         metavar="A,B",
         type=_names,
-        help="what a backbone with a single head was trained on, which its tensors do not say: contrastive (default), "
+        help="training tasks of a backbone with a single head, which its tensors do not show: contrastive (default), "
         "predictive, or contrastive,predictive for MT-Simple's shared head",
     )
     parser.set_defaults(run=_convert)
@@ -391,9 +375,9 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
         epilog="example: mtslvr export outputs/my-model --output my-model.onnx",
     )
     parser.add_argument("model", metavar="MODEL", help="a model's folder or its name on the Hub")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE.onnx", help="the file to write")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE.onnx", help="file to write")
     parser.add_argument(
-        "--input", choices=("waveform", "spectrogram"), default="waveform", help="what goes in (default: %(default)s)"
+        "--input", choices=("waveform", "spectrogram"), default="waveform", help="kind of input (default: %(default)s)"
     )
     parser.add_argument("--tasks", metavar="A,B", type=_names, help="tasks of the embedding (default: the model's)")
     parser.add_argument("--opset", type=int, help="ONNX operator set, 18 or higher (default: torch's)")
@@ -407,10 +391,7 @@ def _export(options: argparse.Namespace) -> None:
 
     _check_model_folder(options.model)
     model = AutoModel.from_pretrained(options.model)
-    try:
-        report = export_onnx(model, options.output, options.input, options.tasks, options.opset)
-    except ImportError as error:
-        raise ValueError(str(error)) from error
+    report = export_onnx(model, options.output, options.input, options.tasks, options.opset)
     sys.stdout.write(
         f"Wrote {report.path}: {report.input} to embeddings of {report.embedding_size} ({', '.join(report.tasks)}), "
         f"opset {report.opset}, {report.size / 1e6:.1f} MB.\n"

@@ -1,8 +1,7 @@
-"""The method computed as its authors' code computes it, with our modules: what the benchmarks compare with.
+"""Baseline of the benchmarks: the computation of the authors' code, with our modules.
 
-Each task runs the whole network from the waveform, a parallel adapter is a convolution of its own, and the frontend
-takes two STFTs and multiplies by the mel filters with all their zeros. The results are the same, only dearer;
-`benchmarks/*.py` check that before they time anything.
+Each task runs the whole network from the waveform, a parallel adapter is a separate convolution, and the frontend
+computes two STFTs and full products with the mel filters. Results are the same; the benchmarks check that first.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ def _two_stfts(frontend: MTSLVRFrontend, waveforms: torch.Tensor) -> torch.Tenso
     power = torch.stft(waveforms, size, hop, window=hann, return_complex=True).abs().square()
     spectrum = torch.stft(waveforms, size, hop, window=rectangle, return_complex=True)
     real, imaginary = filters @ spectrum.real, filters @ spectrum.imag
-    imaginary[..., 0] = 0  # as ours, so that what is compared has no phase that rounding decides
+    imaginary[..., 0] = 0  # as ours: no phase depends on rounding
     phase = torch.atan2(imaginary, real)
     return torch.stack([decibels(filters @ power), decibels(torch.hypot(real, imaginary)), phase], dim=1)
 
 
 @contextmanager
 def unfolded(model: torch.nn.Module) -> Iterator[None]:
-    """Runs convolution, parallel adapter and batch normalization one by one, in torch's default memory layout."""
+    """Context in which convolution, adapter and batch normalization run one by one, in the default memory layout."""
     layers = [m for m in model.modules() if isinstance(m, MTSLVRConvLayer)]
     stem = next(m for m in model.modules() if isinstance(m, MTSLVREncoder)).stem
     frontend = next(m for m in model.modules() if isinstance(m, MTSLVRFrontend))
@@ -65,19 +64,12 @@ def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def task_by_task(model: MTSLVRModel, waveforms: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Each task's embedding (batch, head_size), from the waveform each time."""
-    embeds = {}
-    for task in model.config.tasks:
-        embeds[task] = getattr(model(waveforms, tasks=(task,)), f"{task}_embeds")
-    return embeds
+    """Embedding of each task (batch, head_size), each from the waveform."""
+    return {task: getattr(model(waveforms, tasks=(task,)), f"{task}_embeds") for task in model.config.tasks}
 
 
 def augment_clip_by_clip(waveforms: torch.Tensor, sampling_rate: int, generator: torch.Generator) -> torch.Tensor:
-    """One view of each clip in a Python loop: torch-audiomentations where it has the augmentation, else torchaudio.
-
-    Args:
-        waveforms: (batch, samples).
-    """
+    """View of each clip (batch, samples) in a Python loop, by torch-audiomentations or else torchaudio."""
     from torch_audiomentations import AddColoredNoise, PitchShift, Shift
 
     rate = {"sample_rate": sampling_rate, "p": 1.0, "output_type": "tensor"}
@@ -120,12 +112,12 @@ def _stretch(clip: torch.Tensor, rate: float = 0.8) -> torch.Tensor:
 def seconds_each(
     functions: dict[str, Callable[[], object]], rounds: int, synchronize: Callable[[], None] = lambda: None
 ) -> dict[str, float]:
-    """Median wall time of each function; they take turns, so that a drifting machine slows all of them.
+    """Median wall time of each function in seconds; functions alternate, so that machine load affects all of them.
 
     Args:
-        functions: What to time, by name.
-        rounds: How often each is timed, after one round that warms up.
-        synchronize: Waits until the device has done what was asked of it.
+        functions: Functions by name.
+        rounds: Number of measurements, after one warm-up round.
+        synchronize: Waits for the device.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(rounds + 1):
@@ -140,13 +132,7 @@ def seconds_each(
 
 
 def print_operators(function: Callable[[], object], rounds: int, clips: int) -> None:
-    """Prints torch's operators by the time they take themselves.
-
-    Args:
-        function: What to watch; it is called `rounds` times after two that warm up.
-        rounds: How often.
-        clips: How many a call works on.
-    """
+    """Prints torch's operators by self time, over `rounds` calls for `clips` clips each, after two warm-up calls."""
     function(), function()
     with profile(activities=[ProfilerActivity.CPU]) as record:
         for _ in range(rounds):
@@ -161,5 +147,5 @@ def print_operators(function: Callable[[], object], rounds: int, clips: int) -> 
 
 
 def machine() -> str:
-    """Machine of a measurement, in words."""
+    """Description of the machine."""
     return f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"

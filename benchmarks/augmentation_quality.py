@@ -19,12 +19,12 @@ SEMITONES = (-15.0, -12.0, -7.0, -0.5, 3.3, 7.0, 12.0, 15.0)
 RATES = (0.5, 0.7, 0.9, 1.2, 1.5)
 HERTZ = (110.0, 220.0, 440.0, 1000.0, 2500.0)
 CHORD = (220.0, 277.2, 329.6, 440.0)
-EDGE = 2000  # samples at both ends that are not looked at
+EDGE = 2000  # ignored samples at both ends
 Change = Callable[[Tensor], list[tuple[Tensor, float]]]
 
 
 def main() -> None:
-    """Prints the worst of each."""
+    """Prints the table of worst results."""
     print(f"Clips of {SECONDS} s; {machine()}\n")
     print("| worst of all shifts or rates, dB | PitchShift | TimeStretch |\n| --- | --- | --- |")
     tones = [tone(hertz) for hertz in HERTZ]
@@ -47,19 +47,19 @@ def tone(hertz: float) -> Tensor:
 
 
 def shifts(clip: Tensor) -> list[tuple[Tensor, float]]:
-    """The clip at each shift, with the factor of its frequencies."""
+    """Clip at each shift, with the factor of its frequencies."""
     changed = PitchShift().apply(clip.expand(len(SEMITONES), -1), {"semitones": torch.tensor(SEMITONES)})
     return [(own, 2 ** (semitones / 12)) for own, semitones in zip(changed, SEMITONES)]
 
 
 def stretches(clip: Tensor) -> list[tuple[Tensor, float]]:
-    """The clip at each rate, once, with the factor of its frequencies."""
+    """Clip at each rate, with the factor of its frequencies."""
     changed = TimeStretch().apply(clip.expand(len(RATES), -1), {"rate": torch.tensor(RATES)})
     return [(own[: int(len(clip) / max(rate, 1))], 1.0) for own, rate in zip(changed, RATES)]
 
 
 def rest(clip: Tensor, partials: Sequence[float], change: Change) -> float:
-    """Power further than 8 Hz (or 2 %) from the partials, below that of all, in dB; the worst change's."""
+    """Power further than 8 Hz (or 2 %) from the partials, relative to all power, in dB; the worst of all changes."""
     worst = -math.inf
     for changed, factor in change(clip):
         inside = changed[EDGE:-EDGE].double()

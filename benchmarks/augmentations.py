@@ -1,11 +1,11 @@
-"""Time of each augmentation and of the two views, beside torch-audiomentations and beside what cannot be saved.
+"""Time of each augmentation and of two views, compared with torch-audiomentations and with lower bounds.
 
 pip install torch-audiomentations
 python benchmarks/augmentations.py
-python benchmarks/augmentations.py --profile    # where the pipeline's time goes, by torch operator
+python benchmarks/augmentations.py --profile    # time of the pipeline by torch operator
 
-The floor of an augmentation is the time, in the same run, of its Fourier transforms, of the multiplications that its
-resampler cannot do without, at a large matrix product's speed, and of reading and writing the clip once.
+The floor (lower bound) of an augmentation is the time of its Fourier transforms, of the multiplications of its
+resampler at the speed of a large matrix product, and of one copy of the clip, in the same run.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a clip")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4, help="batches of two views in a round, each drawn anew")
+    parser.add_argument("--steps", type=int, default=4, help="batches of two views in a round")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--profile", action="store_true", help="print the pipeline's operators by time instead")
+    parser.add_argument("--profile", action="store_true", help="print the operators of the pipeline by time instead")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     waveforms = 0.1 * torch.randn(arguments.batch_size, round(arguments.seconds * RATE))
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def print_each(waveforms: Tensor, rounds: int) -> None:
-    """One augmentation after the other, for all clips."""
+    """Prints the table of single augmentations."""
     pipeline, generator = TwoViewAugmentation(), torch.Generator().manual_seed(0)
     peers = peers_by_name()
     functions: dict[str, Callable[[], object]] = parts(waveforms)
@@ -74,7 +74,7 @@ def print_each(waveforms: Tensor, rounds: int) -> None:
 
 
 def peers_by_name() -> dict[str, Callable[[Tensor], Tensor]]:
-    """Peers in torch-audiomentations, by name, on (clips, 1, samples)."""
+    """Augmentations of torch-audiomentations by our names, on (clips, 1, samples)."""
     from torch_audiomentations import AddColoredNoise, PitchShift, Shift
 
     options = {"sample_rate": RATE, "p": 1.0, "output_type": "tensor"}
@@ -107,13 +107,13 @@ def parts(waveforms: Tensor, n_fft: int = 1280) -> dict[str, Callable[[], object
 
 
 def floor(augmentation: Augmentation, samples: int, milliseconds: dict[str, float]) -> float:
-    """Milliseconds a clip that an augmentation cannot save, from those of its parts."""
+    """Lower bound of an augmentation in milliseconds per clip, from those of its parts."""
     least = milliseconds["copy"]
     if augmentation.name in ("pitch_shift", "time_stretch"):
         least += milliseconds["vocoder"]
     if augmentation.name in ("white_noise", "mixed_noise"):
         least += milliseconds["noise"]
-    if augmentation.name == "pitch_shift":  # a slower reading makes more outputs, a faster one needs a longer filter
+    if augmentation.name == "pitch_shift":  # slower clips have more outputs, faster clips need longer filters
         semitones = torch.linspace(augmentation.min_semitones, augmentation.max_semitones, 61)
         ratios = torch.exp2(semitones / 12)
         products = samples / ratios * (2 * CROSSINGS / CUTOFF * ratios.clamp(min=1))
@@ -122,7 +122,7 @@ def floor(augmentation: Augmentation, samples: int, milliseconds: dict[str, floa
 
 
 def print_two_views(waveforms: Tensor, rounds: int, steps: int) -> None:
-    """The pipeline, against the same composition clip by clip."""
+    """Prints the table of the pipeline and of the same augmentations clip by clip."""
     pipeline, generator = TwoViewAugmentation(), torch.Generator().manual_seed(0)
     functions = {
         "clip by clip": lambda: [augment_clip_by_clip(waveforms, RATE, generator) for _ in range(2 * steps)],

@@ -1,4 +1,4 @@
-"""Clips per second of embedding both heads, beside what a user would use instead, all in one run.
+"""Clips per second of embedding both heads, compared with alternatives in one run.
 
 python benchmarks/embedding.py                                  # the published computation, ours, AST-base
 python benchmarks/embedding.py --compile --onnx                 # and other ways to run ours (pip install '.[onnx]')
@@ -22,7 +22,7 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
 from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRModel
 
-ENCODED_BATCHES = 8  # in one call of encode, which checks the weights and starts threads once
+ENCODED_BATCHES = 8  # per call of encode, which checks the weights and starts threads once
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
@@ -69,7 +69,7 @@ def main() -> None:
 def ours(
     model: MTSLVRModel, waveforms: torch.Tensor, clips: list[np.ndarray], options: argparse.Namespace
 ) -> dict[str, Callable[[], torch.Tensor]]:
-    """Ways to compute the same embeddings, (batch, D), the published one first."""
+    """Functions for the same embeddings, (batch, D), the published computation first."""
 
     def published() -> torch.Tensor:
         with unfolded(model):
@@ -119,7 +119,7 @@ def onnx_session(
 
 
 def ast(clips: list[np.ndarray], options: argparse.Namespace, dtype: torch.dtype) -> dict[str, Callable]:
-    """AST-base as transformers has it; its speed does not depend on its weights."""
+    """AST-base of transformers with random weights."""
     network = ASTModel(ASTConfig()).eval().to(options.device, dtype)
     extractor = ASTFeatureExtractor()
 
@@ -139,7 +139,7 @@ def synchronize(device: str) -> Callable[[], None]:
 
 
 def matmul_rate(options: argparse.Namespace) -> float:
-    """Operations per second of a large matrix product, in the dtype that is timed."""
+    """Operations per second of a large matrix product in the same dtype."""
     size = 8192 if options.device.startswith("cuda") else 2048
     matrix = torch.randn(size, size, device=options.device, dtype=getattr(torch, options.dtype))
     seconds = seconds_each({"": lambda: matrix @ matrix}, options.rounds, synchronize(options.device))[""]

@@ -3,8 +3,8 @@
 python benchmarks/feed.py                              # the demo's sounds, repeated to 10 s
 python benchmarks/feed.py --audio FOLDER --workers 15  # any audio
 
-Against `datasets` streaming with `Audio(sampling_rate=16000)` in a DataLoader of as many workers, if torchcodec and
-FFmpeg's libraries are there (pip install torchcodec; apt install ffmpeg).
+The baseline is `datasets` streaming with `Audio(sampling_rate=16000)` in a DataLoader with as many workers, if
+torchcodec and FFmpeg are installed (pip install torchcodec; apt install ffmpeg).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ DEMO = Path(__file__).parent.parent / "demo" / "audio"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--audio", type=Path, default=DEMO, help="folder of audio files, at any depth")
-    parser.add_argument("--clips", type=int, default=256, help="clips of each worker that are timed each time")
+    parser.add_argument("--clips", type=int, default=256, help="clips per worker and measurement")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=default_workers(on_cpu=False))
     parser.add_argument("--rounds", type=int, default=3)
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def encode(folder: Path, kind: str, rows: int) -> list[bytes]:
-    """FLAC files of 10 s made of a folder's sounds; shorter ones are repeated, and the silent left out."""
+    """FLAC files of 10 s from the sounds of a folder; short sounds are repeated, silent sounds are left out."""
     rate, channels, subtype = KINDS[kind]
     files: list[bytes] = []
     for path in find_audio_files(folder)[:rows]:
@@ -75,7 +75,7 @@ def encode(folder: Path, kind: str, rows: int) -> list[bytes]:
             clip = decode_clip({"path": str(path)}, SECONDS, rate)
         except BadClipError:
             continue
-        sides = [clip, 0.8 * np.roll(clip, 37)][:channels]  # what a second microphone would hear
+        sides = [clip, 0.8 * np.roll(clip, 37)][:channels]  # the second channel is delayed, as in a stereo recording
         buffer = io.BytesIO()
         soundfile.write(buffer, 0.9 * np.stack(sides, axis=1), rate, format="FLAC", subtype=subtype)
         files.append(buffer.getvalue())
@@ -85,7 +85,7 @@ def encode(folder: Path, kind: str, rows: int) -> list[bytes]:
 
 
 def write_shards(files: list[bytes], folder: Path) -> None:
-    """Parquet shards, as many as there are workers or more."""
+    """Writes parquet shards of `ROWS_PER_SHARD` files."""
     for n in range(0, len(files), ROWS_PER_SHARD):
         audio = [{"bytes": file, "path": None} for file in files[n : n + ROWS_PER_SHARD]]
         shard = datasets.Dataset.from_dict({"audio": audio}).cast_column("audio", datasets.Audio(decode=False))
@@ -93,7 +93,7 @@ def write_shards(files: list[bytes], folder: Path) -> None:
 
 
 def check(files: list[bytes], folder: Path) -> None:
-    """The stream's clips are those that decoding alone gives, up to rounding to 16 bits of their peak."""
+    """Asserts that the clips of the stream equal the decoded clips, up to rounding to 16 bits of their peak."""
     batch = next(iter(AudioStream(load_audio(folder), SECONDS, RATE, batch_size=4, shuffle_buffer=8)))
     known = np.stack([decode_clip({"bytes": file}, SECONDS, RATE) for file in dict.fromkeys(files)])
     for clip in dequantize_clips(batch["input_values"], batch["scales"]).numpy():
@@ -103,7 +103,7 @@ def check(files: list[bytes], folder: Path) -> None:
 def ways_to_feed(
     files: list[bytes], folder: Path, options: argparse.Namespace, with_peer: bool
 ) -> dict[str, Callable[[], Iterator[int]]]:
-    """By name, what starts to yield how many clips have come."""
+    """Feeds by name; each yields numbers of clips."""
 
     def stream(workers: int) -> Iterator[int]:
         made = AudioStream(
@@ -120,7 +120,7 @@ def ways_to_feed(
     def peer() -> Iterator[int]:
         rows = datasets.load_dataset("parquet", data_files=str(folder / "*.parquet"), split="train", streaming=True)
         rows = rows.cast_column("audio", datasets.Audio(sampling_rate=RATE)).repeat(None)
-        # With one shard at a time, as otherwise datasets sleeps five seconds at the end of each pass.
+        # One shard at a time; otherwise datasets sleeps five seconds at the end of each pass.
         rows = rows.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER, max_buffer_input_shards=1)
         loader = DataLoader(rows, options.batch_size, num_workers=options.workers, collate_fn=collate)
         return map(len, loader)
@@ -148,13 +148,13 @@ def why_no_torchcodec() -> str | None:
 
 
 def clips_per_second(ways: dict[str, Callable[[], Iterable[int]]], options: argparse.Namespace) -> dict[str, float]:
-    """Medians over rounds; the ways take turns, and each starts anew, so that nothing works ahead while others run."""
+    """Medians over rounds. Feeds alternate, and each starts again, so that none works while others run."""
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(options.rounds):
         for name, start in ways.items():
             counts = iter(start())
             processes = max(1, options.workers) if name in ("workers", "peer") else 1
-            take(counts, 3 * processes * options.batch_size)  # with what the first turns have decoded ahead
+            take(counts, 3 * processes * options.batch_size)  # clips decoded in advance
             began = time.perf_counter()
             rates[name].append(take(counts, options.clips * processes) / (time.perf_counter() - began))
             del counts  # ends its workers

@@ -1,9 +1,9 @@
-"""Seconds and accuracy of few-shot episodes: all at once, beside scikit-learn's classifiers episode by episode.
+"""Seconds and accuracy of few-shot episodes: all at once, compared with scikit-learn episode by episode.
 
 python benchmarks/few_shot.py
 
-Embeddings are Gaussian classes. scikit-learn gets the first episodes of the same list, and its seconds are scaled up
-to all of them; ours is also given for these first episodes alone, so that accuracies can be compared.
+Classes are Gaussian. scikit-learn gets the first episodes, and its seconds are scaled to all of them. Our classifiers
+run on the first episodes too, so that accuracies can be compared.
 """
 
 from __future__ import annotations
@@ -27,13 +27,11 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=1)
     parser.add_argument("--queries", type=int, default=5, help="of each class")
     parser.add_argument("--episodes", type=int, default=10_000)
-    parser.add_argument("--sample", type=int, default=500, help="episodes that scikit-learn gets")
+    parser.add_argument("--sample", type=int, default=500, help="episodes for scikit-learn")
     parser.add_argument("--classes", type=int, default=50)
     parser.add_argument("--clips", type=int, default=40, help="of each class")
     parser.add_argument("--size", type=int, default=1000, help="of an embedding")
-    parser.add_argument(
-        "--distance", type=float, default=0.25, help="deviation of class means; of clips about them, 1"
-    )
+    parser.add_argument("--distance", type=float, default=0.25, help="deviation of class means (of clips: 1)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     embeddings, labels = make_embeddings(arguments)
@@ -54,7 +52,7 @@ def main() -> None:
 
 
 def make_embeddings(arguments: argparse.Namespace) -> tuple[torch.Tensor, list[int]]:
-    """Gaussian classes, (classes * clips, size), and the class of each."""
+    """Gaussian embeddings, (classes * clips, size), and their classes."""
     generator = torch.Generator().manual_seed(arguments.seed)
     labels = torch.arange(arguments.classes).repeat_interleave(arguments.clips)
     means = arguments.distance * torch.randn(arguments.classes, arguments.size, generator=generator)
@@ -62,7 +60,7 @@ def make_embeddings(arguments: argparse.Namespace) -> tuple[torch.Tensor, list[i
 
 
 def measure(embeddings: torch.Tensor, episodes: Episodes, sample: Episodes) -> None:
-    """Prints a line for each way to score episodes; SGDClassifier, which the others are compared with, is first."""
+    """Prints a row for each classifier; the first, SGDClassifier, is the baseline."""
 
     def ours(classifier: str) -> Callable[[Episodes], torch.Tensor]:
         return lambda some: score_episodes(embeddings, some, standardize=False, classifier=classifier)
@@ -71,12 +69,9 @@ def measure(embeddings: torch.Tensor, episodes: Episodes, sample: Episodes) -> N
         units = normalize(embeddings, dim=-1).numpy()
         return lambda some: one_by_one(units, some, make)
 
+    sgd = theirs(lambda: SGDClassifier(loss="log_loss", random_state=0))
     runs = [
-        (
-            "scikit-learn SGDClassifier(log_loss)",
-            theirs(lambda: SGDClassifier(loss="log_loss", random_state=0)),
-            False,
-        ),
+        ("scikit-learn SGDClassifier(log_loss)", sgd, False),
         ("scikit-learn LogisticRegression", theirs(LogisticRegression), False),
         ("ours, logistic", ours("logistic"), True),
         ("ours, centroid", ours("centroid"), True),
@@ -95,7 +90,7 @@ def measure(embeddings: torch.Tensor, episodes: Episodes, sample: Episodes) -> N
 def one_by_one(
     embeddings: np.ndarray, episodes: Episodes, make: Callable[[], SGDClassifier | LogisticRegression]
 ) -> torch.Tensor:
-    """Each episode's accuracy by a scikit-learn classifier, (episodes,)."""
+    """Accuracy of a scikit-learn classifier on each episode, (episodes,)."""
     ways, shots = episodes.support.shape[1:]
     classes, target = np.arange(ways).repeat(shots), np.arange(ways).repeat(episodes.query.shape[2])
     accuracies = []

@@ -1,4 +1,4 @@
-"""Cross-validated accuracy of the three ways to train a classifier, beside logistic regression on log-mel statistics.
+"""Cross-validated accuracy of three methods of fine-tuning, compared with logistic regression on log-mel statistics.
 
 python benchmarks/finetuning.py --model demo/output/model
 """
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def report(name: str, results: list[tuple[float, float]], seconds: float, sizes: np.ndarray) -> None:
-    """A row: means over all clips, with the 95 % interval of that many independent clips."""
+    """Prints a row: means over all clips, with the 95 % interval of as many independent clips."""
     accuracy, f1 = np.average(results, axis=0, weights=sizes)
     interval = 1.96 * math.sqrt(accuracy * (1 - accuracy) / sizes.sum())
     print(
@@ -84,7 +84,7 @@ def timed(run: Callable[[int], tuple[float, float]], folds: int) -> tuple[list[t
 
 
 def log_mel(data: LabelledAudio, folds: np.ndarray) -> tuple[list[tuple[float, float]], float]:
-    """Accuracy and macro F1 on each fold, and the seconds of all."""
+    """Accuracy and macro F1 on each fold, and the seconds of all folds."""
     start = time.perf_counter()
     features = LogMelStatistics().embed(data.audio)[""].numpy()
     labels = data.labels.argmax(1)
@@ -100,7 +100,7 @@ def log_mel(data: LabelledAudio, folds: np.ndarray) -> tuple[list[tuple[float, f
 def fine_tuned(
     model: str | Path, method: str, arguments: argparse.Namespace, folder: Path
 ) -> tuple[list[tuple[float, float]], float]:
-    """The same of `training/finetune.py`, with its defaults."""
+    """Same results for `training/finetune.py`, with its defaults."""
     options = ["--model", model, "--data", arguments.data, "--method", method, "--folds", arguments.folds]
     options += ["--split_seed", arguments.split_seed, "--seed", arguments.seed, "--disable_tqdm", "true"]
     options += ["--logging_strategy", "no", "--save_strategy", "no"]
@@ -115,7 +115,7 @@ def fine_tuned(
 
 
 class muted:
-    """Keeps Trainer's prints and the script's log out of the table; warnings stay."""
+    """Context without output of Trainer and log of the script; warnings stay."""
 
     def __enter__(self) -> None:
         self.stdout, sys.stdout = sys.stdout, sys.stderr
@@ -127,7 +127,7 @@ class muted:
 
 
 def untrained(model: str, seed: int, folder: Path) -> Path:
-    """A model of the same configuration with random weights, saved beside its feature extractor."""
+    """Saved model of the same configuration with random weights, and its feature extractor."""
     destination = folder / "untrained"
     torch.manual_seed(seed)
     AutoModelForPreTraining.from_config(AutoConfig.from_pretrained(model)).save_pretrained(destination)

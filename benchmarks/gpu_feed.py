@@ -1,4 +1,4 @@
-"""Sections of `gpu_pretraining.py` that read audio: the feed, end to end, memory, and a real run with loss curves."""
+"""Sections of `gpu_pretraining.py` that read audio: feed, end to end, memory, and a real run with loss curves."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ datasets.disable_progress_bars()
 
 @contextmanager
 def shards_of(files: list[bytes], shards: int, rows: int) -> Iterator[Path]:
-    """A folder of parquet shards, at least `shards`, so that each worker has one; files repeat to make the rows."""
+    """Folder of at least `shards` parquet shards, one for each worker; files repeat up to `rows`."""
     files = list(itertools.islice(itertools.cycle(files), rows))
     with tempfile.TemporaryDirectory() as folder:
         parts = -(-shards // 4)  # `write_shards` makes four each time
@@ -38,7 +38,7 @@ def shards_of(files: list[bytes], shards: int, rows: int) -> Iterator[Path]:
 
 
 def feed(options: argparse.Namespace, say: Say) -> None:
-    """Decoding alone on one core, and the stream with all workers."""
+    """Speed of decoding on one core, and of the stream with all workers."""
     workers = options.workers
     torch.set_num_threads(1)  # as in a DataLoader worker
     clips = 32 if options.quick else 128
@@ -54,7 +54,7 @@ def feed(options: argparse.Namespace, say: Say) -> None:
             stream = AudioStream(load_audio(folder), SECONDS, RATE, batch_size=16, shuffle_buffer=32)
             batches = iter(DataLoader(stream, batch_size=None, num_workers=workers))
             counts = (len(batch["input_values"]) for batch in batches)
-            take(counts, 16 * 3 * workers)  # what was decoded ahead
+            take(counts, 16 * 3 * workers)  # clips decoded in advance
             began = time.perf_counter()
             rate = take(counts, clips * workers) / (time.perf_counter() - began)
             del counts, batches  # ends the workers
@@ -62,7 +62,7 @@ def feed(options: argparse.Namespace, say: Say) -> None:
 
 
 class Until(TrainerCallback):
-    """Ends a run at a time, and keeps what it logged, with the seconds since it began."""
+    """Callback that ends a run at a deadline, and keeps its logs with the seconds since its start."""
 
     def __init__(self, deadline: float):
         self.deadline, self.began, self.logs = deadline, time.monotonic(), []
@@ -78,7 +78,7 @@ class Until(TrainerCallback):
 def trained(
     folder: Path, options: argparse.Namespace, batch: int, seconds: float, log_every: int, rate: float = 5e-5
 ) -> Until:
-    """A run of the real trainer for some seconds, in bf16 on a GPU."""
+    """Run of the real trainer for some seconds, in bf16 on a GPU."""
     run = argparse.Namespace(
         device=options.device, steps=6 if options.quick else 100_000, batch_size=batch, workers=options.workers
     )
@@ -90,11 +90,11 @@ def trained(
 
 
 def end_to_end(options: argparse.Namespace, say: Say) -> None:
-    """Clips a second of the real trainer, from each kind of shard."""
+    """Clips per second of the real trainer, from each kind of shard."""
     batch, log_every = options.batch_sizes[-1], 2 if options.quick else 10
     say(f"Batches of {batch} clips of {options.samples / RATE:g} s, {options.workers} workers\n")
     say("| shards | clips/s, median of the logs but the first two | of how many logs |\n| --- | --- | --- |")
-    for kind in list(KINDS)[::2]:  # mono: 48 kHz as AudioSet's, 16 kHz as `mtslvr cache` makes them
+    for kind in list(KINDS)[::2]:  # mono: 48 kHz as AudioSet, 16 kHz as from `mtslvr cache`
         files = encode(options.audio, kind, options.files)
         with shards_of(files, options.workers, options.rows) as folder:
             logs = trained(folder, options, batch, options.seconds_left / 4, log_every).logs
@@ -107,7 +107,7 @@ def end_to_end(options: argparse.Namespace, say: Say) -> None:
 
 
 def memory(options: argparse.Namespace, say: Say) -> None:
-    """Memory over a long run of a small network."""
+    """Memory in a long run of a small network."""
     run = argparse.Namespace(
         device=options.device, steps=40 if options.quick else 1000, batch_size=8, seconds=1.0, workers=1
     )
@@ -116,9 +116,9 @@ def memory(options: argparse.Namespace, say: Say) -> None:
 
 
 def run(options: argparse.Namespace, say: Say) -> None:
-    """Loss curves on real audio, each file once an epoch; in the time that is left."""
+    """Loss curves on real audio, each file once per epoch, in the remaining time."""
     files = list(dict.fromkeys(encode(options.audio, pretraining_memory.CACHED, options.files)))
-    batch = min(64, len(files) // 2)  # so that a clip is not among its own negatives
+    batch = min(64, len(files) // 2)  # a clip is not its own negative
     with shards_of(files, 1, len(files)) as folder:
         logs = trained(folder, options, batch, options.seconds_left - 25, 1 if options.quick else 20, 3e-4).logs
     names = (

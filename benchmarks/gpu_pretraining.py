@@ -1,13 +1,13 @@
-"""Everything about pre-training that needs a GPU to be known, in one command of at most ten minutes.
+"""Benchmarks and checks of pre-training on a GPU, in one command of at most ten minutes.
 
 python benchmarks/gpu_pretraining.py --output gpu.md       # on a machine with a GPU
 python benchmarks/gpu_pretraining.py --quick --device cpu  # a rehearsal at small size, in two minutes
 PYTHONPATH=. python benchmarks/gpu_pretraining.py          # where the package is not installed
 
-Sections run one after the other, each in a process and with a time of its own, and print Markdown as soon as there is
-some. What a section needs and the machine lacks is said, and the section left out; a section that fails or takes too
-long does not stop the others. torch, transformers and accelerate are enough for half of them; the feed, the trainer
-and the real run also need datasets, soundfile and soxr, and the comparison clip by clip torch_audiomentations.
+Each section runs in its own process with its own time limit, and prints Markdown at once. Sections that lack a package
+are left out; a section that fails or takes too long does not stop the others. Half of the sections need only torch,
+transformers and accelerate; feed, trainer and real run also need datasets, soundfile and soxr, and the comparison clip
+by clip needs torch_audiomentations.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ SCRIPT = Path(__file__)
 DEMO = SCRIPT.parent.parent / "demo" / "audio"
 FEED = ("datasets", "soundfile", "soxr")
 PACKAGES = ("torch", "transformers", "accelerate", "torchaudio", *FEED, "torch_audiomentations")
-# Seconds that each may take, and the packages without which there is no section. The real run takes what is left, and
-# RUN_SECONDS are kept for it.
+# Time limit in seconds and packages of each section. The real run gets the remaining time, at least RUN_SECONDS.
 SECTIONS: dict[str, tuple[float, tuple[str, ...]]] = {
     "device": (20, ()),
     "correctness": (50, ()),
@@ -44,7 +43,7 @@ SECTIONS: dict[str, tuple[float, tuple[str, ...]]] = {
     "run": (300, FEED),
 }
 RUN_SECONDS = 150
-LEAST_SECONDS = 15  # with less left, a section is not begun
+LEAST_SECONDS = 15  # to start a section
 
 
 def main() -> None:
@@ -71,9 +70,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="small network, batches and clips: a rehearsal")
     parser.add_argument("--audio", type=Path, default=DEMO, help="folder of audio files, at any depth")
-    parser.add_argument("--output", type=Path, help="file to which everything is appended as it is printed")
+    parser.add_argument("--output", type=Path, help="file to which the output is appended too")
     parser.add_argument("--minutes", type=float, default=9.5, help="time for all sections together")
-    parser.add_argument("--workers", type=int, help="processes that decode; default: all cores but one")
+    parser.add_argument("--workers", type=int, help="processes that decode (default: all cores but one)")
     parser.add_argument("--section", choices=SECTIONS, help="only this one")
     parser.add_argument("--seconds-left", type=float, default=300.0, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -92,7 +91,7 @@ def parse() -> argparse.Namespace:
 
 
 def writer(options: argparse.Namespace) -> Callable[[str], None]:
-    """A `print` that writes to the output file, too, at once."""
+    """`print` that also appends to the output file."""
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -104,14 +103,14 @@ def writer(options: argparse.Namespace) -> Callable[[str], None]:
 
 
 def start_section(name: str, seconds: float, say: Callable[[str], None]) -> None:
-    """Runs a section in a process group of its own, which ends when its time is over."""
+    """Runs a section in its own process group until its time limit."""
     began = time.monotonic()
     command = [sys.executable, str(SCRIPT), *sys.argv[1:], "--section", name, "--seconds-left", str(seconds)]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
     try:
         errors = process.communicate(timeout=seconds)[1]
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # its workers, too
+        os.killpg(process.pid, signal.SIGKILL)  # also its workers
         errors = process.communicate()[1]
         say(f"\nCut off after {seconds:.0f} s.")
     if process.returncode:
@@ -121,7 +120,7 @@ def start_section(name: str, seconds: float, say: Callable[[str], None]) -> None
 
 
 def run_section(options: argparse.Namespace) -> None:
-    """Calls a section; what needs more packages than torch is imported only there."""
+    """Calls a section, and imports only its packages."""
     say = writer(options)
     if options.section == "device":
         device(options, say)
@@ -136,7 +135,7 @@ def run_section(options: argparse.Namespace) -> None:
 
 
 def device(options: argparse.Namespace, say: Callable[[str], None]) -> None:
-    """GPU of a measurement, in words."""
+    """Description of the machine, its GPU and its packages."""
     say(f"- {time.strftime('%Y-%m-%d')}, {platform.machine()}, {len(os.sched_getaffinity(0))} cores")
     if options.device == "cuda":
         facts = torch.cuda.get_device_properties(0)

@@ -1,6 +1,6 @@
-"""Sections of `gpu_pretraining.py` that need torch and transformers alone: correctness, augmentations, the step.
+"""Sections of `gpu_pretraining.py` that need only torch and transformers: correctness, augmentations, step.
 
-Data are in (pinned) memory as the stream hands them over: int16 with a scale for each clip.
+Data are in (pinned) memory as from the stream: int16 with a scale for each clip.
 
 Shapes: B clips, S samples.
 """
@@ -23,7 +23,7 @@ from mtslvr_hf import MTSLVRConfig, MTSLVRForPreTraining
 from mtslvr_hf.augmentations import TwoViewAugmentation
 
 Say = Callable[[str], None]
-KERNELS = {  # class -> what its kernels' names contain, in lower case; the first that fits counts
+KERNELS = {  # class: parts of kernel names in lower case; the first match counts
     "copies": ("memcpy", "memset"),
     "FFT": ("fft", "vector_", "regular_"),
     "optimizer": ("fused_adam", "fusedadam", "multi_tensor"),
@@ -37,7 +37,7 @@ KERNELS = {  # class -> what its kernels' names contain, in lower case; the firs
 
 
 def waveforms_of(batch: int, samples: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Decaying chords in noise as the stream gives them: int16 (B, S) and scales (B,), pinned for a GPU."""
+    """Decaying chords in noise as from the stream: int16 (B, S) and scales (B,), pinned for a GPU."""
     generator = torch.Generator().manual_seed(0)
     seconds = torch.arange(samples) / 16_000
     frequency = 80 * 32 ** torch.rand(batch, 3, 1, generator=generator)  # (B, 3, 1)
@@ -51,7 +51,7 @@ def waveforms_of(batch: int, samples: int, device: torch.device) -> tuple[torch.
 def views_of(
     pipeline: TwoViewAugmentation, batch: tuple[torch.Tensor, torch.Tensor], device: torch.device, step: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Views (B, 2, S) and labels of a batch of the stream, made on the device without waiting for it."""
+    """Views (B, 2, S) and labels of a batch of the stream, made on the device without synchronization."""
     values, scales = (part.to(device, non_blocking=True) for part in batch)
     views, labels, _ = pipeline(values * scales[:, None], step=step)
     return views, labels
@@ -66,7 +66,7 @@ def wait(device: torch.device) -> None:
 
 
 def correctness(options: argparse.Namespace, say: Say) -> None:
-    """Views, loss and gradients on the device against the CPU's, from the same seed."""
+    """Comparison of views, loss and gradients on the device and on the CPU, from the same seed."""
     device, batch = torch.device(options.device), 4 if options.quick else 16
     torch.backends.cudnn.allow_tf32 = False  # matrix products do not use it by default
     clips = waveforms_of(batch, 80_000 if not options.quick else 16_000, torch.device("cpu"))
@@ -84,7 +84,7 @@ def correctness(options: argparse.Namespace, say: Say) -> None:
         found = loss_and_gradients(config, views.to(device), labels.to(device), dtype)
         for part, ours, theirs in zip(("loss", "gradients"), found, expected):
             errors[f"{part}, {name}"] = relative_error(ours, theirs)
-    # Spectrograms in dB and phases of next to nothing make gradients as uncertain as this, on any device.
+    # Spectrograms in dB and phases of near-zero values make gradients uncertain on any device.
     errors["gradients, float32, on the CPU, of views that differ by 1e-7"] = own[1]
     limits = {"views, the worst clip": 1e-3, "loss, float32": 1e-4, "loss, bf16": 5e-2}
     limits["gradients, float32"] = 3 * own[1]
@@ -99,7 +99,7 @@ def correctness(options: argparse.Namespace, say: Say) -> None:
 def loss_and_gradients(
     config: MTSLVRConfig, views: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss, and all gradients one after the other, on the CPU."""
+    """Loss, and all gradients in one vector, on the CPU."""
     torch.manual_seed(0)
     model = MTSLVRForPreTraining(config).to(views.device)
     with torch.autocast(views.device.type, dtype=dtype, enabled=dtype is not None):
@@ -109,7 +109,7 @@ def loss_and_gradients(
 
 
 def where_a_step_waits(config: MTSLVRConfig, clips: tuple[torch.Tensor, ...], device: torch.device) -> str:
-    """Synchronizations of a step, augmentations included, as torch warns of them."""
+    """First synchronization in a step with augmentations, as reported by torch."""
     if device.type != "cuda":
         return "cannot be seen without a GPU"
     step = Step(config, tuple(part.pin_memory() for part in clips), device, torch.bfloat16)
@@ -134,7 +134,7 @@ def where_a_step_waits(config: MTSLVRConfig, clips: tuple[torch.Tensor, ...], de
 
 
 def augmentations(options: argparse.Namespace, say: Say) -> None:
-    """The pipeline, each augmentation alone, and the composition that works clip by clip."""
+    """Time of the pipeline, of each augmentation, and of the composition clip by clip."""
     device, batch = torch.device(options.device), options.batch_sizes[-1]
     clips, pipeline = waveforms_of(batch, options.samples, device), TwoViewAugmentation(seed=1)
     steps = iter(range(10**9))
@@ -160,7 +160,7 @@ def augmentations(options: argparse.Namespace, say: Say) -> None:
 
 
 def clip_by_clip(clips: torch.Tensor, device: torch.device, options: argparse.Namespace) -> tuple[float | None, str]:
-    """Seconds for two views of a clip with torch-audiomentations, one clip after the other; or why not."""
+    """Seconds for two views of a clip with torch-audiomentations, clip by clip; or the reason of no measurement."""
     if importlib.util.find_spec("torch_audiomentations") is None:
         return None, "\nClip by clip: not timed, torch_audiomentations is missing (carry its wheels)."
     generator = torch.Generator().manual_seed(0)
@@ -184,7 +184,7 @@ def memory(device: torch.device) -> str:
 
 
 class Step:
-    """One step with data in memory: two views, forward, backward, Adam."""
+    """Training step with data in memory: two views, forward, backward, Adam."""
 
     def __init__(
         self,
@@ -223,7 +223,7 @@ class Step:
         return self.side.make(make, self.clips[0])[:2]
 
     def network(self) -> None:
-        """Everything but the views."""
+        """Step without the views."""
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             loss = self.model(self.views, augmentation_labels=self.labels).loss
         loss.backward()
@@ -236,7 +236,7 @@ class Step:
 
 
 def seconds_of_many(function: Callable[[], None], device: torch.device, rounds: int) -> float:
-    """Seconds a call, of calls that follow each other without waiting."""
+    """Seconds per call, without synchronization between calls."""
     for _ in range(min(3, rounds)):
         function()
     wait(device)
@@ -248,7 +248,7 @@ def seconds_of_many(function: Callable[[], None], device: torch.device, rounds: 
 
 
 def step(options: argparse.Namespace, say: Say) -> None:
-    """The step in float32 and bf16, at several batch sizes, and with what may make it faster."""
+    """Time of the step in float32 and bf16, at several batch sizes, and with possible accelerations."""
     biggest, trainer = options.batch_sizes[-1], find_missing()
     head = "| step | batch | clips/s | ms | network alone, ms | views' share | peak |"
     say(f"Clips of {options.samples / 16_000:g} s, data in pinned memory\n\n{head}\n{'| --- ' * 7}|")
@@ -267,7 +267,7 @@ def step(options: argparse.Namespace, say: Say) -> None:
 
 
 def compiled(options: argparse.Namespace, say: Say) -> None:
-    """The same with torch.compile, which takes a minute or more to begin with; the rehearsal only traces."""
+    """Time of the step with torch.compile, which needs a minute or more to start; the rehearsal only traces."""
     backend = "aot_eager" if options.quick else "inductor"
     say(f"| step | batch | clips/s | ms | network alone, ms | views' share | peak |\n{'| --- ' * 7}|")
     biggest = options.batch_sizes[-1]
@@ -302,7 +302,7 @@ def time_step(
     dtype: torch.dtype | None = torch.bfloat16,
     **changes: Any,
 ) -> None:
-    """Says one row of the table."""
+    """Prints one row of the table."""
     device = torch.device(options.device)
     memory(device)
     one = Step(config_of(options), waveforms_of(batch, options.samples, device), device, dtype, **changes)
@@ -325,7 +325,7 @@ def profile(options: argparse.Namespace, say: Say, batch: int) -> None:
         if not spent or (on_gpu and event.device_type != torch.autograd.DeviceType.CUDA):
             continue
         kind = next((k for k, parts in KERNELS.items() if any(p in event.key.lower() for p in parts)), "other")
-        times[kind] += spent / 6e6  # of 3 steps that warm up and 3 that are timed
+        times[kind] += spent / 6e6  # 3 warm-up and 3 measured steps
         counts[kind] += event.count / 6
     say(f"\nA bf16 step of {batch} clips, profiled: {1e3 * whole:.1f} ms, of which the device was busy")
     say(f"{1e3 * sum(times.values()):.1f} ms in {sum(counts.values()):.0f} {'kernels' if on_gpu else 'operators'}\n")

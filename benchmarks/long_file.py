@@ -1,4 +1,4 @@
-"""Time and memory of embedding one long file with `encode`, beside reading all of it into memory.
+"""Time and memory to embed one long file with `encode`, compared with the size of the decoded file.
 
 python benchmarks/long_file.py --hours 3
 """
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=3.0)
     parser.add_argument("--base-width", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=32, help="windows at once")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # in a process of its own, for its peak
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # runs in a separate process
     options = parser.parse_args()
     if options.measure:
         sys.stdout.write(json.dumps(measure(options)))
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def write(path: Path, hours: float) -> None:
-    """A minute of sweeps in noise, over and over."""
+    """Writes a minute of sweeps in noise, repeated."""
     generator = np.random.default_rng(0)
     seconds = np.arange(BLOCK_SECONDS * RATE) / RATE
     block = 0.01 * generator.standard_normal((len(seconds), CHANNELS)) + 0.3 * np.sin(800 * seconds**1.3)[:, None]
@@ -61,7 +61,7 @@ def write(path: Path, hours: float) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Embeds once; what was in memory before is the peak after a short array was embedded."""
+    """Seconds and peak memory of one embedding; `before` is the peak after a short array."""
     torch.manual_seed(0)
     model = MTSLVRModel(MTSLVRConfig(base_width=options.base_width))
     model.encode(np.zeros(16_000, dtype=np.float32), 16_000)
@@ -73,7 +73,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
 
 def peak() -> int:
-    """Largest resident size of this process so far, in bytes."""
+    """Peak resident size of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

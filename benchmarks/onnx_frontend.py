@@ -1,4 +1,4 @@
-"""Accuracy and speed in ONNX Runtime of the exported front end: torch's operators and the package's.
+"""Accuracy and speed of the exported front end in ONNX Runtime: operators of torch and of the package.
 
 python benchmarks/onnx_frontend.py                                    # needs pip install '.[onnx]'
 python benchmarks/onnx_frontend.py --music FOLDER --speech FOLDER     # any audio files
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def transforms() -> dict[str, dict[Any, Callable]]:
-    """Ways to export the STFT; all use the package's atan2, hypot and pooling, without which nothing is right."""
+    """Decompositions for exports of the STFT; all have the package's atan2, hypot and pooling, which are needed."""
     return {
         "STFT (torch)": without(ATEN.stft.default),
         DFT: {**DECOMPOSITIONS, ATEN.stft.default: stft_by_dft},
@@ -68,7 +68,7 @@ def transforms() -> dict[str, dict[Any, Callable]]:
 def stft_by_dft(
     waveforms: torch.Tensor, n_fft: int, hop_length: int, win_length: int, window: torch.Tensor, *_: Any
 ) -> torch.Tensor:
-    """By torch's DFT operator, of frames less their first sample, so that constant frames are exactly 0."""
+    """STFT by torch's DFT operator; frames minus their first sample, so that constant frames are exactly 0."""
     starts = torch.arange(0, waveforms.shape[1] - n_fft + 1, hop_length)
     frames = waveforms[:, starts[:, None] + torch.arange(n_fft)] * window  # (batch, frames, n_fft)
     offset = frames[..., :1]
@@ -78,7 +78,7 @@ def stft_by_dft(
 
 
 class FrontendGraph(EmbeddingGraph):
-    """The front end alone."""
+    """Front end alone."""
 
     dynamic_axes = {"input_values": {0: "batch", 1: "samples"}}
 
@@ -87,7 +87,7 @@ class FrontendGraph(EmbeddingGraph):
 
 
 class ForwardGraph(WaveformGraph):
-    """The model's own forward, with the windows as it cuts them."""
+    """Forward of the model, with its own windows."""
 
     def forward(self, input_values: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return self.network(input_values, attention_mask, tasks=self.tasks).pooler_output
@@ -110,7 +110,7 @@ def make_inputs(options: argparse.Namespace) -> dict[str, dict[str, torch.Tensor
 
 
 def from_folder(folder: Path) -> np.ndarray:
-    """A folder's files one after the other, as (clips, samples) float32."""
+    """Audio of a folder's files in a row, as (clips, samples) float32."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix in (".flac", ".wav", ".ogg", ".mp3"))
     if not paths:
         raise SystemExit(f"{folder} holds no .flac, .wav, .ogg or .mp3: name a folder of audio.")
@@ -141,7 +141,7 @@ def synthetic_speech() -> np.ndarray:
 
 
 def make_model(base_width: int, inputs: dict[str, torch.Tensor]) -> MTSLVRModel:
-    """A network whose batch normalization holds the statistics of these clips."""
+    """Network whose batch normalization has the statistics of these clips."""
     model = MTSLVRModel(MTSLVRConfig(base_width=base_width)).train()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -152,7 +152,7 @@ def make_model(base_width: int, inputs: dict[str, torch.Tensor]) -> MTSLVRModel:
 
 
 def export_both(model: MTSLVRModel, table: dict[Any, Callable], folder: Path) -> dict[str, bytes]:
-    """ONNX of the front end alone and of the whole network."""
+    """ONNX files of the front end and of the whole network."""
     network, tasks = model.inference_network(), model.config.embedding_tasks
     example = {"input_values": torch.randn(3, SAMPLES // 2)}
     return {
@@ -171,7 +171,7 @@ def export(graph: EmbeddingGraph, example: dict[str, torch.Tensor], table: dict[
 def session(content: bytes, threads: int) -> onnxruntime.InferenceSession:
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")  # or one session slows the next
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")  # otherwise sessions slow each other
     return onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
 
 
@@ -215,7 +215,7 @@ def report_speed(files: dict[str, dict[str, bytes]], rounds: int) -> None:
 
 
 def report_others(path: Path) -> None:
-    """The other decompositions of the package, each left to torch, on a narrow network."""
+    """Prints results of exports without one of the other decompositions, on a narrow network."""
     cases = {
         "`hypot`": (WaveformGraph, without(ATEN.hypot.default), 1024),
         "`atan2`": (WaveformGraph, without(ATEN.atan2.default), 1024),
@@ -232,7 +232,7 @@ def report_others(path: Path) -> None:
         try:
             export(graph(network, model.config.embedding_tasks), batches[-1], table, path.parent)
             outcome = f"largest relative error {max(compare(path, model, batches)):.1e}"
-        except Exception as error:  # of torch, onnxscript or onnxruntime, each with classes of its own
+        except Exception as error:  # torch, onnxscript and onnxruntime have different classes
             cause = error
             while cause.__cause__ is not None:
                 cause = cause.__cause__
@@ -241,7 +241,7 @@ def report_others(path: Path) -> None:
 
 
 def without(operator: Any) -> dict[Any, Callable]:
-    """The package's decompositions but for one operator's."""
+    """Decompositions of the package without one operator."""
     return {name: function for name, function in DECOMPOSITIONS.items() if name is not operator}
 
 

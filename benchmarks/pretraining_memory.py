@@ -1,11 +1,10 @@
-"""Memory of a pre-training run: the real trainer, feed and augmentations, and a small network, for 2,000 steps.
+"""Memory of a pre-training run: real trainer, feed and augmentations, and a small network, for 2,000 steps.
 
 python benchmarks/pretraining_memory.py
 python benchmarks/pretraining_memory.py --device cpu --steps 300
 
-Prints what the trainer's process and its workers hold (resident memory, from /proc, so Linux alone), and on a GPU what
-is allocated there, as averages over a twentieth of the run each, since memory comes and goes within a step; and how
-fast each of them grows over the second half of the run.
+Prints the resident memory of the trainer's process and of its workers (from /proc: Linux only) and the memory used on
+a GPU, as averages over a twentieth of the run, and their growth over the second half.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ CACHED = next(kind for kind, (rate, _, _) in KINDS.items() if rate == 16_000)
 
 
 class Sample(NamedTuple):
-    """Memory after a step, or on average after several, in MB."""
+    """Memory after a step in MB."""
 
     step: int
     trainer: float
@@ -57,7 +56,7 @@ def main() -> None:
 
 
 def watch_memory(shards: Path, options: argparse.Namespace) -> list[Sample]:
-    """Trains a small network on a folder of shards, and samples its memory after each step."""
+    """Memory after each step of training a small network on a folder of shards."""
     config = MTSLVRConfig(base_width=8, window_seconds=options.seconds, embedding_size=32)
     watch = Watch()
     train(shards, config, options, callbacks=[watch], logging_steps=50)
@@ -74,10 +73,10 @@ def train(
     """Trains on a folder of shards without evaluations or checkpoints.
 
     Args:
-        shards: What `load_audio` opens.
-        config: The network; clips are as long as its windows.
+        shards: Folder for `load_audio`.
+        config: Network; clips are as long as its windows.
         options: With `device`, `steps`, `batch_size` and `workers`.
-        callbacks: What watches the run.
+        callbacks: Callbacks of the trainer.
         changes: Other training arguments.
     """
     torch.manual_seed(0)
@@ -104,7 +103,7 @@ def train(
 
 
 class Watch(TrainerCallback):
-    """Samples memory after each step."""
+    """Callback that records memory after each step."""
 
     def __init__(self):
         self.samples = []
@@ -129,13 +128,13 @@ def resident(process: int | str) -> float:
 
 
 def growth(samples: list[Sample], name: str) -> float:
-    """MB per 1,000 steps: the slope of the line nearest to the samples of the second half."""
+    """Growth in MB per 1,000 steps: slope of a line fitted to the second half of the samples."""
     half = samples[len(samples) // 2 :]
     return 1000 * np.polyfit([s.step for s in half], [getattr(s, name) for s in half], 1)[0]
 
 
 def report(samples: list[Sample], say: Callable[[str], None] = print) -> None:
-    """Says the samples and their growth as a table."""
+    """Prints a table of the samples and their growth."""
     say("| to step | trainer, MB | workers, MB | GPU allocated, MB | GPU peak, MB |\n| --- | --- | --- | --- | --- |")
     for part in np.array_split(np.array(samples), min(20, len(samples))):  # (steps, fields)
         say(f"| {part[-1, 0]:.0f} | {' | '.join(f'{value:.1f}' for value in part[:, 1:].mean(axis=0))} |")

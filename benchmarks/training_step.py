@@ -1,9 +1,9 @@
-"""Clips per second of one pre-training step, beside the same step computed as the authors' code does.
+"""Clips per second of one pre-training step, compared with the computation of the authors' code.
 
-python benchmarks/training_step.py                 # the network's part: forward, backward, Adam
+python benchmarks/training_step.py                 # network: forward, backward, Adam
 pip install torch-audiomentations
-python benchmarks/training_step.py --augmentation  # the augmentations' part too
-python benchmarks/training_step.py --profile       # our whole step by torch operator
+python benchmarks/training_step.py --augmentation  # and augmentations
+python benchmarks/training_step.py --profile       # whole step by torch operator
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mtslvr_hf.augmentations import TwoViewAugmentation
 
 
 def loss_as_published(model: MTSLVRForPreTraining, views: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Views (batch, 2, samples) -> the loss, each view and task through the whole network."""
+    """Loss of views (batch, 2, samples), with the whole network for each view and task."""
     embeds = [task_by_task(model.mtslvr, views[:, view]) for view in (0, 1)]
     contrastive = torch.stack([embed["contrastive"] for embed in embeds], dim=1)
     flat = torch.cat([embed["predictive"] for embed in embeds])
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def report(seconds: dict[str, float], batch_size: int) -> None:
-    """Prints each part, and the steps that the parts make up."""
+    """Prints the parts and the whole steps."""
     totals = dict(seconds)
     if "two views, ours" in seconds:
         totals["whole step, as published"] = seconds["network, as published"] + seconds["two views, clip by clip"]

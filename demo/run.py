@@ -1,7 +1,7 @@
-"""MT-SLVR from sounds to embeddings in a few minutes: cache, pre-train, evaluate on classes the training never heard.
+"""Demo of MT-SLVR in a few minutes: cache, pre-train, evaluate on classes that were not in training.
 
-`make demo` runs it. Everything it writes is in demo/output, which it empties first. Each step is a command you could
-type; they are printed as they run, from the repository's root.
+`make demo` runs it. It empties demo/output, and writes there only. Each step prints its command, to run in the root of
+the repository.
 """
 
 import os
@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 AUDIO = Path("demo/audio")
 OUTPUT = Path("demo/output")
-# Three kinds of drum and three instruments. The other eight classes are what the training hears.
+# Three drums and three instruments for evaluation. The other eight classes are for training.
 UNSEEN = "flute,kick,nylon_guitar,snare,tabla,vibraphone"
 NEXT = f"""
 The model is in {OUTPUT / "model"}: load it with AutoModel.from_pretrained and AutoFeatureExtractor.from_pretrained.
@@ -26,12 +26,12 @@ Next:
   - your own sounds: mtslvr evaluate --model {OUTPUT / "model"} --data FOLDER_WITH_A_FOLDER_PER_CLASS
   - a longer run: the command of step 2 with --max_steps 2000 --output_dir outputs/longer
   - the paper's runs on AudioSet: training/README.md
-(`make demo` made the commands mtslvr and accelerate in .venv/bin.)
+(The commands mtslvr and accelerate are in .venv/bin.)
 """
 
 
 def main() -> int:
-    """Runs the three steps; stops at the first that fails, with its exit code."""
+    """Runs the three steps; returns the exit code of the first failure."""
     os.chdir(ROOT)
     shutil.rmtree(OUTPUT, ignore_errors=True)
     start = time.monotonic()
@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def cache() -> None:
-    """Parquet shards of the clips whose classes are not held out, in random order."""
+    """Caches the clips of the training classes, in random order."""
     heading("1. Decode the training sounds once, into parquet shards")
     files = [file for file in sorted(AUDIO.glob("*/*.flac")) if file.parent.name not in UNSEEN.split(",")]
     random.Random(0).shuffle(files)
@@ -59,17 +59,17 @@ def cache() -> None:
 
 
 def pretrain() -> None:
-    """Both objectives on the unlabelled stream."""
+    """Pre-trains with both objectives, without labels."""
     heading("2. Pre-train a narrow ResNet-18 with parallel adapters on them (at most 4 minutes on 2 cores)")
     launch = ["accelerate", "launch", "--num_processes", 1, "--num_machines", 1, "--mixed_precision", "no"]
-    # Unless told, accelerate gives a process a single thread.
+    # By default, accelerate gives a process a single thread.
     launch += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", os.cpu_count() or 1]
     run(*launch, "training/pretrain.py", "demo/demo.yaml")
 
 
 def evaluate() -> None:
-    """In a new process: nothing is left of the training but the folder it saved."""
-    heading("3. Reload it in a new process, and tell classes it never heard apart from one example each")
+    """Evaluates the saved model in a new process."""
+    heading("3. Reload it in a new process, and classify sounds of new classes from one example each")
     report = OUTPUT / "evaluation"
     run("mtslvr", "evaluate", "--model", OUTPUT / "model", "--data", AUDIO, "--classes", UNSEEN, "--output", report)
 
@@ -79,10 +79,10 @@ def heading(text: str) -> None:
 
 
 def run(program: str, *arguments: object) -> None:
-    """Runs a program of the virtual environment this script runs in."""
+    """Runs a program of this virtual environment."""
     command = [str(Path(sys.executable).parent / program), *map(str, arguments)]
     print("$ " + shlex.join([program, *command[1:]]), flush=True)
-    # Waiting threads sleep: those that spin slow training down tenfold and more when anything else uses the cores.
+    # Waiting threads must sleep: spinning threads make training ten times slower when other programs use the cores.
     subprocess.run(command, check=True, env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ})
 
 

@@ -1,8 +1,8 @@
 """MT-SLVR for the Hugging Face ecosystem: multi-task self-supervised audio representations.
 
-Importing the package registers its classes with transformers' Auto classes. All else is imported from its own module:
-`mtslvr_hf.embedding`, `.adapters`, `.export` and `.harnesses` (embeddings); `.classification`; `.trainer`,
-`.augmentations`, `.losses_mtslvr` and `.data` (pre-training); `.evaluation`.
+The import registers the classes with transformers' Auto classes. Other modules: `mtslvr_hf.embedding`, `.adapters`,
+`.export` and `.harnesses` (embeddings); `.classification`; `.trainer`, `.augmentations`, `.losses_mtslvr` and `.data`
+(pre-training); `.evaluation`.
 """
 
 from transformers import (

@@ -1,4 +1,4 @@
-"""One task's adapters in a file of their own: small to share, and exact for the network they were trained in."""
+"""Adapter files: the adapters and head of one task, small to share, exact for the network they were trained in."""
 
 from __future__ import annotations
 
@@ -21,31 +21,28 @@ logger = logging.get_logger(__name__)
 ADAPTER_FILE = "adapter.safetensors"
 METADATA_KEY = "mtslvr_adapter"
 FORMAT_VERSION = 1
-# Fields of the configuration that decide the shapes and the meaning of an adapter's tensors.
+# Fields of the configuration that define the shapes and the meaning of an adapter's tensors.
 ARCHITECTURE = ("frontend", "depth", "base_width", "adapter_type", "n_fft", "hop_length", "num_mel_bins")
 
 
 def save_adapter(model: MTSLVRPreTrainedModel, folder: str | os.PathLike, name: str) -> str:
-    """Writes one task's adapters, their batch normalization's statistics and its head to `adapter.safetensors`.
+    """Writes the adapters, batch normalization and head of one task to `adapter.safetensors`.
 
-    A classifier that reads this task alone is written too, with its labels.
+    A classifier that reads only this task is written too, with its labels.
 
     Args:
-        model: Any MT-SLVR model that has the task.
-        folder: Where to write; made if it is not there. An `adapter.safetensors` in it is replaced, at once or not.
-        name: The task; one of pre-training works as well, if its adapters and head are its own.
+        model: Any MT-SLVR model.
+        folder: Output folder, made if it is missing. An existing file is replaced as a whole.
+        name: A task with adapters and a head of its own.
 
     Returns:
-        The file's path.
+        Path of the file.
 
     Raises:
-        ValueError: If there is no such task, it shares its weights with others, or the model is merged.
+        ValueError: If there is no such task, it shares weights with other tasks, or the model is merged.
     """
     network = model.base_model
-    network.refuse_if_merged("save an adapter of")
-    model.config.check_tasks([name])
-    if network.encoder.branch(name) == SHARED or name not in network.heads:
-        raise ValueError(f"{name!r} shares adapters or head with other tasks, so there is nothing of its own to save.")
+    network.check_own_adapter("save", name)
     tensors = _tensors(network, name)
     description = {
         "version": FORMAT_VERSION,
@@ -69,23 +66,23 @@ def save_adapter(model: MTSLVRPreTrainedModel, folder: str | os.PathLike, name: 
 def load_adapter(
     model: MTSLVRPreTrainedModel, source: str | os.PathLike, name: str | None = None, **options: Any
 ) -> str:
-    """Adds a task from what `save_adapter` wrote. It is not made active: `set_adapter` or `tasks=` do that.
+    """Adds a task from a file of `save_adapter`. Activate it with `set_adapter` or `tasks=`.
 
-    A model with a classifier takes the file's classifier and labels too, and then the task is the active one.
+    A model with a classifier takes classifier and labels from the file too, and activates the task.
 
     Args:
-        model: Any MT-SLVR model of the same architecture, with the trunk that the adapter was trained in (another
-            trunk is a warning, since a change of precision is one, too).
-        source: The folder or the file that was written, or the name of a repository on the Hub.
-        name: What to call the task here; its own name unless given.
+        model: Any MT-SLVR model of the same architecture and trunk. (Another trunk causes a warning only, because
+            another precision has another trunk too.)
+        source: Folder, file, or name of a repository on the Hub.
+        name: New name of the task; default: the name in the file.
         options: For the Hub: `revision`, `token`, `cache_dir`, `subfolder`, `local_files_only`, `force_download`.
 
     Returns:
-        The task's name.
+        Name of the task.
 
     Raises:
         OSError: If there is no such file, or the Hub cannot be reached.
-        ValueError: If it is no adapter of this kind of model, its architecture is another, or the name is taken.
+        ValueError: If the file is not an adapter for this architecture, or the name is taken.
     """
     source = os.fspath(source)
     path = source if os.path.isfile(source) else cached_file(source, ADAPTER_FILE, **options)
@@ -108,13 +105,12 @@ def load_adapter(
 
 
 def trunk_fingerprint(network: MTSLVRModel) -> str:
-    """Identifies what all tasks share: a hash of stem, layer1 and the convolutions, the same on every machine."""
+    """SHA-256 of the weights that all tasks share (stem, layer1, convolutions), the same on every machine."""
     digest = hashlib.sha256()
-    shared = [f"encoder.{name}.conv.weight" for name, _ in network.encoder.task_layers()]
+    convolutions = [f"encoder.{name}.conv.weight" for name, _ in network.encoder.task_layers()]
     for name, tensor in sorted(network.encoder.state_dict(prefix="encoder.").items()):
-        if name in shared or f".{SHARED}." in name or name.startswith(("encoder.stem.", "encoder.layer1.")):
-            if name.endswith("num_batches_tracked"):
-                continue
+        shared = name in convolutions or f".{SHARED}." in name or name.startswith(("encoder.stem.", "encoder.layer1."))
+        if shared and not name.endswith("num_batches_tracked"):
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -14,20 +14,12 @@ DEPTHS = (18, 34, 50, 101, 152)
 ADAPTER_TYPES = ["none", "bn", "series", "parallel"]  # `register_adapter_type` adds to it
 TASKS = ("contrastive", "predictive")
 CONTRASTIVE_METHODS = ("simclr", "simsiam")
-AUGMENTATIONS = (
-    "pitch_shift",
-    "fade",
-    "white_noise",
-    "mixed_noise",
-    "time_stretch",
-    "time_masking",
-    "time_shift",
-)
+AUGMENTATIONS = ("pitch_shift", "fade", "white_noise", "mixed_noise", "time_stretch", "time_masking", "time_shift")
 
-# Names that keep adapters apart (shared, the tasks of pre-training) or that torch.nn.ModuleDict uses itself.
+# Names of other adapters, and names that torch.nn.ModuleDict uses.
 RESERVED_NAMES = frozenset(("shared", *TASKS, *dir(ModuleDict()), *vars(ModuleDict())))
 
-# Every class a checkpoint can be loaded as without the package, whichever of them saved it.
+# All classes that load a checkpoint without the package, whichever class saved it.
 AUTO_MAP = {
     "AutoConfig": "configuration_mtslvr.MTSLVRConfig",
     "AutoModel": "modeling_mtslvr.MTSLVRModel",
@@ -37,38 +29,35 @@ AUTO_MAP = {
 
 
 class MTSLVRConfig(PreTrainedConfig):
-    """Everything that rebuilds an MT-SLVR network and its pre-training heads.
+    """Configuration of an MT-SLVR network and its pre-training heads.
 
     Args:
-        frontend: What the network sees: `"mel_stft"` (log-mel, and magnitude and phase of a complex mel STFT: three
-            channels), `"mel"` (log-mel alone) or `"waveform"` (1-D convolutions on the raw signal).
+        frontend: Input of the network: `"mel_stft"` (log-mel, and magnitude and phase of a complex mel STFT: three
+            channels), `"mel"` (log-mel) or `"waveform"` (1-D convolutions on the raw signal).
         sampling_rate: Sampling rate of the input in Hz.
         n_fft: Length of the STFT in samples.
         hop_length: Distance of two STFT frames in samples.
         num_mel_bins: Number of HTK mel bands between 0 Hz and half the sampling rate.
-        window_seconds: Stretch of audio the network sees at once. Longer audio is cut into windows, shorter audio is
-            repeated to fill one.
+        window_seconds: Length of a window. Longer audio is cut into windows, shorter audio is repeated to fill one.
         depth: Layers of the ResNet: 18 and 34 have basic blocks; 50, 101 and 152 have bottlenecks.
         base_width: Channels of the stem and of layer1; layer4 has eight times as many (times four with bottlenecks).
-        adapter_type: Parameters each task has of its own in layer2 to layer4: `"none"`, `"bn"` (batch
-            normalization), `"series"` or `"parallel"` (1x1 convolutions and batch normalization).
-        tasks: `"contrastive"` and `"predictive"`, or one of them. Their order is that of the embedding's parts.
+        adapter_type: Adapters of each task in layer2 to layer4: `"none"`, `"bn"` (batch normalization), `"series"` or
+            `"parallel"` (1x1 convolutions and batch normalization).
+        tasks: `"contrastive"` and `"predictive"`, or one of them, in the order of the embedding's parts.
         shared_head: One head of `embedding_size` for all tasks instead of one head each.
         embedding_size: Size of all heads together; split evenly over the tasks unless the head is shared.
         contrastive_method: `"simclr"` (NT-Xent) or `"simsiam"` (negative cosine with stop-gradient).
         temperature: Temperature of NT-Xent.
         predictive_weight: Weight of the predictive loss in the sum of both.
-        augmentations: Names of the augmentations that the predictive task tells apart, in the order of the labels.
-        added_adapters: Tasks added after pre-training, each name with the type of its adapters. `model.add_adapter`
-            and `model.delete_adapter` keep it.
-        active_adapters: Tasks that the embedding is made of, in its order; `tasks` unless given. `model.set_adapter`
-            keeps it.
-        merged_adapters: Tasks of a network whose adapters and batch normalization were merged into its convolutions,
-            which no longer holds others; None if it was not merged. `model.merge_adapters` keeps it.
-        kwargs: What every transformers configuration takes (`num_labels`, `id2label`, `problem_type`, ...).
+        augmentations: Augmentations that the predictive task predicts, in the order of the labels.
+        added_adapters: Added tasks with their adapter types; set by `model.add_adapter` and `model.delete_adapter`.
+        active_adapters: Tasks of the embedding, in its order; default: `tasks`. Set by `model.set_adapter`.
+        merged_adapters: Tasks whose adapters were merged into the convolutions, the only tasks of a merged network;
+            None without a merge. Set by `model.merge_adapters`.
+        kwargs: Arguments of every transformers configuration (`num_labels`, `id2label`, `problem_type`, ...).
 
     Raises:
-        ValueError: If a value is not one of those listed, or values do not fit together.
+        ValueError: If a value is not allowed, or values do not fit together.
 
     Source: Heggan et al., "MT-SLVR", Interspeech 2023, sections 3 and 4.
 
@@ -82,7 +71,7 @@ class MTSLVRConfig(PreTrainedConfig):
     """
 
     model_type = "mtslvr"
-    temperature: float | int = 0.07  # declared, or transformers takes it for a stray parameter of text generation
+    temperature: float | int = 0.07  # undeclared, transformers takes it for a parameter of text generation
 
     def __init__(
         self,
@@ -168,55 +157,55 @@ class MTSLVRConfig(PreTrainedConfig):
             )
 
     def check_new_adapter(self, name: str, adapter_type: str) -> None:
-        """Raises a ValueError if a task cannot be added by this name and type."""
+        """Raises a ValueError if the name or the type of a new task is not allowed."""
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-            raise ValueError(f"An adapter's name is made of letters, digits, _ and -; got {name!r}.")
+            raise ValueError(f"An adapter's name must consist of letters, digits, _ and -; got {name!r}.")
         if name in RESERVED_NAMES:
-            raise ValueError(f"An adapter cannot be named {name!r}, which means something else here: choose another.")
+            raise ValueError(f"The adapter name {name!r} is reserved: choose another.")
         _check_choice("adapter_type", adapter_type, ADAPTER_TYPES[1:])
 
     def check_tasks(self, tasks: Sequence[str], available: Sequence[str] | None = None) -> None:
-        """Raises a ValueError unless `tasks` names some of the network's tasks, each once."""
+        """Raises a ValueError unless `tasks` holds tasks of the network, each once."""
         available = self.available_tasks if available is None else available
         if not tasks or len(set(tasks)) != len(tasks) or not set(tasks) <= set(available):
             raise ValueError(f"`tasks` must name some of {list(available)}, each once; got {list(tasks)}.")
 
     def resolve_tasks(self, tasks: Sequence[str] | str | None = None) -> list[str]:
-        """Task names of an embedding, in its order: those given, or the configured ones.
+        """Tasks of an embedding as a list; `embedding_tasks` for None.
 
         Raises:
-            ValueError: If the network has no such task, or one is named twice.
+            ValueError: If the network has no such task, or a task is named twice.
         """
         names = self.embedding_tasks if tasks is None else [tasks] if isinstance(tasks, str) else list(tasks)
         self.check_tasks(names)
         return names
 
     def embedding_size_of(self, tasks: Sequence[str] | str | None = None) -> int:
-        """Size of the embedding of these tasks: `head_size` for each distinct head. See [`resolve_tasks`]."""
+        """Size of the embedding of tasks: `head_size` for each distinct head. See [`resolve_tasks`]."""
         parts = self.embedding_parts
         return self.head_size * len({parts[task] for task in self.resolve_tasks(tasks)})
 
     def architecture(self) -> dict[str, Any]:
-        """Fields that define the network (input, layers, adapters, heads), not its training or its active tasks."""
+        """Fields that define the network (input, layers, adapters, heads), without training and active tasks."""
         names = "frontend sampling_rate n_fft hop_length num_mel_bins window_seconds depth base_width adapter_type"
         names += " tasks shared_head embedding_size added_adapters merged_adapters"
         return {name: getattr(self, name) for name in names.split()}
 
     @property
     def available_tasks(self) -> list[str]:
-        """Every task the network can compute: those of pre-training and those added, or those it was merged for."""
+        """Tasks that the network can compute: those of pre-training and the added ones, or the merged ones."""
         return [*self.tasks, *self.added_adapters] if self.merged_adapters is None else list(self.merged_adapters)
 
     @property
     def embedding_tasks(self) -> list[str]:
-        """Tasks that the embedding is made of unless a call names others, in the embedding's order."""
+        """Tasks of the embedding by default, in its order."""
         if self.active_adapters is not None:
             return list(self.active_adapters)
         return list(self.tasks if self.merged_adapters is None else self.merged_adapters)
 
     @property
     def embedding_parts(self) -> dict[str, str]:
-        """Head of each available task's embedding, by task: tasks with the same head have the same embedding."""
+        """Head of each available task. Tasks with the same head have the same embedding."""
         one_for_all = self.shared_head and self.adapter_type == "none"
         return {task: "shared" if one_for_all and task in self.tasks else task for task in self.available_tasks}
 
@@ -227,12 +216,12 @@ class MTSLVRConfig(PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """Channels of layer4, which is what one task's head reads."""
+        """Channels of layer4, the input size of a head."""
         return self.base_width * 8 * (1 if self.depth < 50 else 4)
 
     @property
     def num_hidden_layers(self) -> int:
-        """The ResNet's stages, layer1 to layer4."""
+        """Stages of the ResNet, layer1 to layer4."""
         return 4
 
     @property

@@ -1,7 +1,7 @@
-"""Original MT-SLVR checkpoints (a pickled state dict) to a folder that `from_pretrained` loads.
+"""Conversion of original MT-SLVR checkpoints (a pickled state dict) to a folder that `from_pretrained` loads.
 
-Everything is read from the names and shapes in the file. Each target tensor is filled from one source tensor of the
-same shape and each source tensor is used once; otherwise the conversion fails and writes nothing.
+The names and shapes in the file define the model. Each target tensor needs one source tensor of the same shape, and
+each source tensor is used once; otherwise the conversion fails and writes nothing.
 
     original                                   here
     conv1, bn1                                 encoder.stem.conv, encoder.stem.adapters.shared.norm
@@ -38,10 +38,10 @@ logger = logging.getLogger(__name__)
 StateDict = Mapping[str, torch.Tensor]
 
 SIGNATURES = (b"PK\x03\x04", b"\x80")  # torch.save's zip archive, and the plain pickle before torch 1.6
-UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError)  # of a damaged file
+UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError)  # damaged file
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "backbone")
 FRAMEWORK_PREFIXES = ("backbone.", "cont_projector.", "cont_predictor.", "predict_projector.")
-SHOWN_KEYS = 8  # per kind of complaint
+SHOWN_KEYS = 8  # per kind of error
 
 # Our module in a Sequential -> the original's module of that projector.
 PROJECTORS = {
@@ -66,15 +66,14 @@ def convert_checkpoint(
     """Converts an original checkpoint into a folder with model, configuration, code and feature extractor.
 
     A backbone becomes an [`MTSLVRModel`], a whole framework (`backbone.*` and projectors) an
-    [`MTSLVRForPreTraining`]. What a file does not tell has the default of [`MTSLVRConfig`] and
+    [`MTSLVRForPreTraining`]. Settings that the file lacks get the defaults of [`MTSLVRConfig`] and
     [`MTSLVRFeatureExtractor`]: window, temperature, weight of the predictive loss, normalization (`"global"`).
 
     Args:
-        source: The original's file: a state dict, or a dictionary that holds one as `state_dict`, `model` or the like.
-        destination: Folder to make. It must not exist, or be empty.
-        tasks: What a network with a single head was trained on, which its file does not tell: `("contrastive",)`
-            (assumed, with a warning, unless given), `("predictive",)`, or both for MT-Simple. For all other files it
-            is known, and what is given here must agree.
+        source: Original checkpoint: a state dict, or a dictionary that holds one as `state_dict`, `model` or similar.
+        destination: Folder to make; it must be missing or empty.
+        tasks: Training tasks of a network with a single head, which its file lacks: `("contrastive",)` (the default,
+            with a warning), `("predictive",)`, or both for MT-Simple. Other files contain them; `tasks` must agree.
 
     Returns:
         The model, in eval mode.
@@ -87,25 +86,24 @@ def convert_checkpoint(
     """
     source, destination = Path(source), Path(destination)
     if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
-        raise FileExistsError(f"The destination {destination} exists and is not an empty folder; choose another.")
-    state = read_state_dict(source)
-    model = model_from_state_dict(state, tasks)
+        raise FileExistsError(f"The destination {destination} exists and is not an empty folder: choose another.")
+    model = model_from_state_dict(read_state_dict(source), tasks)
     _save_all_or_nothing(model, destination)
     return model
 
 
 def read_state_dict(source: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """Reads the tensors of an original checkpoint, without running any code that the file may hold.
+    """Reads the tensors of an original checkpoint, without running code from the file.
 
     Args:
-        source: A file that `torch.save` wrote.
+        source: File from `torch.save`.
 
     Returns:
-        Tensors on the CPU by name, without `DataParallel`'s prefixes, and without `backbone.` if all have it.
+        Tensors on the CPU by name, without prefixes of `DataParallel`, and without `backbone.` if all names have it.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not such a file, holds more than tensors, or no state dict.
+        ValueError: If `torch.save` did not write it, it holds more than tensors, or no state dict.
     """
     with open(source, "rb") as file:
         if not file.read(4).startswith(SIGNATURES):
@@ -115,13 +113,13 @@ def read_state_dict(source: str | os.PathLike) -> dict[str, torch.Tensor]:
     except UNREADABLE as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{source} could not be read as tensors only ({reason}). A state dict is needed: where a whole pickled "
-            "model was saved, load it with the code that wrote it and save `model.state_dict()`."
+            f"{source} could not be read as tensors only ({reason}); expected a state dict. If it holds a whole "
+            "model, load it with the code that wrote it and save `model.state_dict()`."
         ) from error
     state = _find_state_dict(content, source)
     plain = {re.sub(r"(^|\.)module\.", r"\1", key): value for key, value in state.items()}
     if len(plain) != len(state):
-        raise ValueError(f"{source} holds some tensors twice: with and without the prefix `module.`.")
+        raise ValueError(f"{source} holds tensors twice: with and without the prefix `module.`. Keep one of each.")
     if all(key.startswith("backbone.") for key in plain):
         plain = {key.removeprefix("backbone."): value for key, value in plain.items()}
     return plain
@@ -135,8 +133,8 @@ def _find_state_dict(content: object, source: str | os.PathLike) -> dict[str, to
     if len(candidates) != 1:
         holds = ", ".join(map(repr, list(found)[:SHOWN_KEYS])) or f"a {type(content).__name__}"
         raise ValueError(
-            f"{source} holds {holds}; expected a state dict (tensors by name), or a dictionary with one of them under "
-            f"one of {', '.join(WRAPPERS)}."
+            f"{source} holds {holds}; expected a state dict (tensors by name), or a dictionary with one state dict "
+            f"under one of {', '.join(WRAPPERS)}."
         )
     return dict(found[candidates[0]])
 
@@ -150,14 +148,11 @@ def _is_state_dict(content: object) -> TypeGuard[StateDict]:
 
 
 def model_from_state_dict(state: StateDict, tasks: Sequence[str] | None = None) -> MTSLVRModel | MTSLVRForPreTraining:
-    """Builds the model that an original state dict belongs to and fills it.
+    """Model of an original state dict, in eval mode.
 
     Args:
         state: Original tensors by name.
         tasks: As for [`convert_checkpoint`].
-
-    Returns:
-        The model, in eval mode.
 
     Raises:
         ValueError: If tensors are missing, left over or of another shape; or if `tasks` contradicts the file.
@@ -172,7 +167,7 @@ def model_from_state_dict(state: StateDict, tasks: Sequence[str] | None = None) 
 
 
 def infer_config(state: StateDict, tasks: Sequence[str] | None = None) -> MTSLVRConfig:
-    """Reads the architecture from the names and shapes of an original state dict.
+    """Configuration from the names and shapes of an original state dict.
 
     Args:
         state: Original tensors by name.
@@ -181,11 +176,9 @@ def infer_config(state: StateDict, tasks: Sequence[str] | None = None) -> MTSLVR
     Raises:
         ValueError: If these are not the tensors of an original network, or `tasks` contradicts them.
     """
-    backbone = state
+    backbone, prefix = state, "backbone."
     if _is_framework(state):
-        backbone = {
-            key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")
-        }
+        backbone = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     stem = backbone.get("conv1.weight")
     if stem is None or stem.ndim not in (3, 4) or not any(key.startswith("layer1.0.") for key in backbone):
         shown = ", ".join(list(state)[:SHOWN_KEYS])
@@ -193,8 +186,8 @@ def infer_config(state: StateDict, tasks: Sequence[str] | None = None) -> MTSLVR
     frontend = {(3, 1): "waveform", (4, 1): "mel", (4, 3): "mel_stft"}.get((stem.ndim, stem.shape[1]))
     if frontend is None:
         raise ValueError(
-            f"`conv1.weight` has the shape {tuple(stem.shape)}: no input has {stem.shape[1]} channels in "
-            f"{stem.ndim - 2} dimensions (waveform: 1 in 1, mel: 1 in 2, mel_stft: 3 in 2)."
+            f"`conv1.weight` has the shape {tuple(stem.shape)}, {stem.shape[1]} channels in {stem.ndim - 2} "
+            "dimensions; expected 1 in 1 (waveform), 1 in 2 (mel) or 3 in 2 (mel_stft)."
         )
     method, known_tasks = _objectives(state)
     return MTSLVRConfig(
@@ -230,12 +223,12 @@ def _depth(backbone: StateDict) -> int:
 
 
 def _count(names: Iterable[str], pattern: str) -> int:
-    """Number of different numbers at the pattern's group."""
+    """Number of different values of the pattern's group."""
     return len({match.group(1) for name in names if (match := re.match(pattern, name))})
 
 
 def _objectives(state: StateDict) -> tuple[str, tuple[str, ...] | None]:
-    """Contrastive method, and the tasks that have a projector; None for a backbone alone."""
+    """Contrastive method, and the tasks with a projector; no tasks (None) for a backbone alone."""
     if not _is_framework(state):
         return "simclr", None
     simsiam = any(key.startswith(("cont_predictor.", "cont_projector.layer3.")) for key in state)
@@ -244,14 +237,14 @@ def _objectives(state: StateDict) -> tuple[str, tuple[str, ...] | None]:
     labels = state.get("predict_projector.layer4.0.weight")
     if labels is not None and labels.shape[:1] != (len(AUGMENTATIONS),):
         raise ValueError(
-            f"`predict_projector.layer4.0.weight` has the shape {tuple(labels.shape)}, a row per augmentation; only "
-            f"the paper's {len(AUGMENTATIONS)} have names here: {', '.join(AUGMENTATIONS)}."
+            f"`predict_projector.layer4.0.weight` has the shape {tuple(labels.shape)}; expected a row for each of the "
+            f"paper's {len(AUGMENTATIONS)} augmentations: {', '.join(AUGMENTATIONS)}."
         )
     return "simsiam" if simsiam else "simclr", tasks
 
 
 def _heads(backbone: StateDict, known_tasks: Sequence[str] | None, asked: Sequence[str] | None) -> dict:
-    """The configuration's `tasks`, `shared_head` and `embedding_size`."""
+    """Fields `tasks`, `shared_head` and `embedding_size` of the configuration."""
     weights = {key: value for key, value in backbone.items() if re.fullmatch(r"fc(_layers\.\d+)?\.weight", key)}
     heads = {key: value.shape[0] for key, value in weights.items() if value.ndim == 2}
     sizes = list(heads.values())
@@ -267,8 +260,8 @@ def _heads(backbone: StateDict, known_tasks: Sequence[str] | None, asked: Sequen
     if tasks is None:
         tasks = TASKS[:1]
         logger.warning(
-            "The file has one head and does not tell what it was trained on; taking it as contrastive. For Pred Only "
-            "or MT-Simple, say so: tasks=('predictive',) or tasks=('contrastive', 'predictive')."
+            "The file has one head and lacks its tasks; taking it as contrastive. For Pred Only pass "
+            "tasks=('predictive',), for MT-Simple tasks=('contrastive', 'predictive')."
         )
     tasks = [task for task in TASKS if task in tasks] if set(tasks) <= set(TASKS) else list(tasks)
     shared = len(sizes) < len(tasks)
@@ -276,7 +269,7 @@ def _heads(backbone: StateDict, known_tasks: Sequence[str] | None, asked: Sequen
 
 
 def _original_name(name: str, config: MTSLVRConfig, state: StateDict) -> str:
-    """The original's name of one of our tensors."""
+    """Original name of one of our tensors."""
     module, _, rest = name.partition(".")
     projectors = {**PROJECTORS[config.contrastive_method], "predictive_projector": PREDICTIVE_PROJECTOR}
     if module in projectors:
@@ -317,7 +310,7 @@ def _task_number(task: str, config: MTSLVRConfig) -> int:
 
 
 def _check_complete(state: StateDict, targets: StateDict, sources: Mapping[str, str]) -> None:
-    """Raises unless every tensor on either side has its partner, of the same shape and kind of number."""
+    """Raises a ValueError unless each tensor has a partner of the same shape and kind of number."""
     wanted = set(sources.values())
     assert len(wanted) == len(sources), "two tensors of the model have one original"
     complaints = {
@@ -344,7 +337,7 @@ def _shown(keys: Sequence[str]) -> str:
 
 
 def _save_all_or_nothing(model: MTSLVRModel | MTSLVRForPreTraining, destination: Path) -> None:
-    """Saves beside the destination and renames, so that an interrupted conversion leaves no half a folder."""
+    """Saves beside the destination and renames, so that an interruption leaves no incomplete folder."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     unfinished = destination.parent / f".{destination.name}.{os.getpid()}.unfinished"
     try:

@@ -1,4 +1,4 @@
-"""Audio of any rate, type and number of channels to the normalized mono waveforms that MT-SLVR models take."""
+"""Feature extractor: audio of any rate, type and number of channels to normalized mono waveforms."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 from transformers import BatchFeature, SequenceFeatureExtractor
 
 NORMALIZATIONS = ("global", "sample", "none")
 AUDIOSET_MEAN = -0.00029522
 AUDIOSET_STD = 0.11652075
-MAX_CHANNELS = 64  # more rows than this are no channels
+MAX_CHANNELS = 64  # an array with more rows is not (channels, samples)
 
 
 def normalize_waveforms(
     waveforms: torch.Tensor, normalization: str, mean: float = AUDIOSET_MEAN, std: float = AUDIOSET_STD
 ) -> torch.Tensor:
-    """Shifts and scales waveforms, each row by itself.
+    """Normalization of waveforms, each row by itself.
 
     Args:
         waveforms: (..., samples).
-        normalization: `"global"` (by `mean` and `std`), `"sample"` (each row by its own) or `"none"`.
-        mean: Mean of all audio, AudioSet's by default.
-        std: Standard deviation of all audio, AudioSet's by default.
+        normalization: `"global"` (by `mean` and `std`), `"sample"` (by the mean and std of each row) or `"none"`.
+        mean, std: Mean and standard deviation of all audio, AudioSet's by default.
     """
     if normalization == "global":
         return (waveforms - mean) / std
@@ -35,16 +35,15 @@ def normalize_waveforms(
 
 
 class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
-    """Mixes down, resamples, normalizes and pads audio; the spectrogram is the model's own first layer.
+    """Feature extractor: mixes down, resamples, normalizes and pads audio. The model computes spectrograms itself.
 
     Args:
-        sampling_rate: Rate of what it returns, in Hz.
-        normalization: `"global"` (x - mean) / std, `"sample"` (each clip by its own mean and deviation) or `"none"`.
-        mean: Mean for `"global"`, AudioSet's by default.
-        std: Standard deviation for `"global"`, AudioSet's by default.
-        do_resample: Whether audio of another rate is resampled; otherwise it is a ValueError.
-        return_attention_mask: Whether calls return the mask unless they say otherwise.
-        kwargs: What every transformers feature extractor takes.
+        sampling_rate: Sampling rate of the output in Hz.
+        normalization: `"global"` (x - mean) / std, `"sample"` (by mean and std of each clip) or `"none"`.
+        mean, std: For `"global"`; AudioSet's by default.
+        do_resample: Whether to resample audio of another rate; otherwise it raises a ValueError.
+        return_attention_mask: Whether calls return the mask by default.
+        kwargs: Arguments of every transformers feature extractor.
 
     Source: Heggan et al., "MT-SLVR", Interspeech 2023, section 4 (normalization by AudioSet's statistics).
 
@@ -91,27 +90,27 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
         return_attention_mask: bool | None = None,
         return_tensors: str | None = None,
     ) -> BatchFeature:
-        """Prepares one clip or a list of clips. Nothing here is random.
+        """Prepares one clip or a list of clips; nothing is random.
 
         Args:
-            raw_speech: One clip or a list of them. A clip is (samples,), or (channels, samples), which is mixed down,
-                as a numpy array, torch tensor (its device is kept) or list of floats; a dictionary with `array` and
-                `sampling_rate`; or a decoder with `get_all_samples()`, as `datasets` and torchcodec have. Integers
-                of 8, 16 and 32 bits are taken as PCM. So a batch is a list or a 3-D array: a 2-D array is one clip.
-            sampling_rate: Rate of the clips in Hz; not needed for clips that carry theirs.
+            raw_speech: One clip or a list of clips. A clip is a numpy array, torch tensor (its device is kept) or list
+                of floats, (samples,) or (channels, samples); a dictionary with `array` and `sampling_rate`; or a
+                decoder with `get_all_samples()`, as in `datasets` and torchcodec. Integers of 8, 16 and 32 bits are
+                PCM. A 2-D array is one clip; a batch is a list or a 3-D array.
+            sampling_rate: Rate of the clips in Hz; not needed for clips that have a rate.
             padding: `True` or `"longest"` pads with zeros on the right to the longest clip, `"max_length"` to
-                `max_length`; `False` leaves the lengths as they are.
+                `max_length`; `False` does not pad.
             max_length: Samples at `self.sampling_rate`, for `padding="max_length"` and `truncation`.
-            truncation: Whether clips longer than `max_length` are cut.
+            truncation: Whether to cut clips longer than `max_length`.
             return_attention_mask: Whether to return the mask, 1 for samples and 0 for padding.
-            return_tensors: `"pt"` or `"np"`; lists of numpy arrays unless given.
+            return_tensors: `"pt"` or `"np"`; default: lists of numpy arrays.
 
         Returns:
             `input_values` (batch, samples) float32 and `attention_mask` (batch, samples) int64.
 
         Raises:
-            ValueError: If a clip is empty, not finite, complex or not audio-shaped (it says which); if a rate is
-                missing, contradicts the clip's own, or differs from the extractor's while `do_resample` is off.
+            ValueError: If a clip is empty, not finite, complex or of a wrong shape; if a rate is missing, contradicts
+                the rate of the clip, or differs from the extractor's without `do_resample`. It names the clip.
         """
         clips = [self._prepare(clip, sampling_rate, number) for number, clip in enumerate(_clips_of(raw_speech))]
         length = self._padded_length(clips, padding, max_length, truncation)
@@ -119,10 +118,8 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
             clips = [clip[:max_length] for clip in clips]
         masks = [torch.ones(len(clip), dtype=torch.long, device=clip.device) for clip in clips]
         if length is not None:
-            clips = [
-                torch.nn.functional.pad(clip, (0, length - len(clip)), value=self.padding_value) for clip in clips
-            ]
-            masks = [torch.nn.functional.pad(mask, (0, length - len(mask))) for mask in masks]
+            clips = [pad(clip, (0, length - len(clip)), value=self.padding_value) for clip in clips]
+            masks = [pad(mask, (0, length - len(mask))) for mask in masks]
         features = {"input_values": clips, "attention_mask": masks}
         if not (self.return_attention_mask if return_attention_mask is None else return_attention_mask):
             del features["attention_mask"]
@@ -134,13 +131,13 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
         return BatchFeature(arrays, tensor_type=return_tensors)
 
     def _prepare(self, clip: Any, sampling_rate: int | None, number: int) -> torch.Tensor:
-        """One clip as normalized (samples,) float32 at `self.sampling_rate`."""
+        """Clip as normalized (samples,) float32 at `self.sampling_rate`."""
         samples, own_rate = _samples_and_rate(clip)
         rate = own_rate if sampling_rate is None else sampling_rate
         if rate is None:
-            raise ValueError(f"Clip {number} came without a sampling rate: pass `sampling_rate`, in Hz.")
+            raise ValueError(f"Clip {number} came without a sampling rate: pass `sampling_rate` in Hz.")
         if own_rate not in (None, rate):
-            raise ValueError(f"Clip {number} says it is at {own_rate} Hz, `sampling_rate` says {sampling_rate} Hz.")
+            raise ValueError(f"Clip {number} has {own_rate} Hz, but `sampling_rate` is {sampling_rate} Hz: drop one.")
         waveform = _mono(samples, number)
         if rate != self.sampling_rate:
             waveform = self._resample(waveform, rate, number)
@@ -172,7 +169,7 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
 
 
 def _clips_of(raw: Any) -> list[Any]:
-    """The clips of one argument, which is a single clip or several."""
+    """Clips of an argument that is one clip or several."""
     if isinstance(raw, (list, tuple)):
         if len(raw) == 0:
             raise ValueError("Got an empty list of clips.")
@@ -183,10 +180,10 @@ def _clips_of(raw: Any) -> list[Any]:
 
 
 def _samples_and_rate(clip: Any) -> tuple[Any, int | None]:
-    """Samples of a clip, and the rate that it carries."""
+    """Samples and sampling rate of a clip."""
     if isinstance(clip, Mapping):
         if "array" not in clip:
-            raise ValueError(f"A clip given as a dictionary needs `array` and `sampling_rate`; got {sorted(clip)}.")
+            raise ValueError(f"A clip in a dictionary needs `array` and `sampling_rate`; got {sorted(clip)}.")
         return clip["array"], clip.get("sampling_rate")
     if hasattr(clip, "get_all_samples"):
         decoded = clip.get_all_samples()
@@ -215,14 +212,13 @@ def _mono(samples: Any, number: int) -> torch.Tensor:
 
 def waveform_from_array(samples: Any, number: int) -> torch.Tensor:
     try:
-        is_list = isinstance(samples, (list, tuple))
-        array = np.asarray(samples, dtype=np.float32 if is_list else None)
-        array = np.ascontiguousarray(array)
-        return torch.from_numpy(array if array.flags.writeable else array.copy())  # torch warns of the former
+        dtype = np.float32 if isinstance(samples, (list, tuple)) else None
+        array = np.ascontiguousarray(np.asarray(samples, dtype=dtype))
+        return torch.from_numpy(array if array.flags.writeable else array.copy())  # torch warns of read-only arrays
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"Clip {number} is a {type(samples).__name__} that is no array of samples ({error}); expected an array, "
-            "tensor, list of floats, a dictionary with `array` and `sampling_rate`, or a decoder."
+            f"Clip {number} is a {type(samples).__name__} that is no array of samples ({error}); expected an array, a "
+            "tensor, a list of floats, a dictionary with `array` and `sampling_rate`, or a decoder."
         ) from error
 
 
@@ -233,9 +229,7 @@ def to_float(waveform: torch.Tensor, number: int) -> torch.Tensor:
         return (waveform.float() - 128) / 128
     if waveform.dtype in (torch.int8, torch.int16, torch.int32):
         return waveform.float() / -float(torch.iinfo(waveform.dtype).min)
-    raise ValueError(
-        f"Clip {number} holds {waveform.dtype}, which has no full scale that we could know; pass floats or 16-bit PCM."
-    )
+    raise ValueError(f"Clip {number} holds {waveform.dtype}, which has no full scale; pass floats or 16-bit PCM.")
 
 
 __all__ = ["MTSLVRFeatureExtractor"]

@@ -32,11 +32,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Temporary path for a file that appears whole or not at all.
-
-    The folder is made if it is missing. The file is renamed to `path` when the context ends, and removed if it ends by
-    an error.
-    """
+    """Temporary path that becomes `path` at the end of the context; an error removes it. Makes a missing folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
@@ -47,12 +43,12 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def temporary_name(path: Path) -> Path:
-    """A hidden name beside a file's, of no other process."""
+    """Hidden path beside a file, unique among processes."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
 
 
 def sha256_of(file: Path) -> str:
-    """A file's checksum."""
+    """SHA-256 of a file."""
     digest = hashlib.sha256()
     with open(file, "rb") as content:
         while block := content.read(2**20):
@@ -61,8 +57,8 @@ def sha256_of(file: Path) -> str:
 
 
 def output_folder(args: TrainingArguments) -> Path:
-    """The output folder of a run, for which TrainingArguments has a default of its own."""
-    assert args.output_dir is not None
+    """Output folder of a run."""
+    assert args.output_dir is not None  # TrainingArguments has a default
     return Path(args.output_dir)
 
 

@@ -1,4 +1,4 @@
-"""Digests of what decides a model's embeddings."""
+"""Fingerprints (SHA-256) of models and settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import __version__
 
 
 def model_fingerprint(model: PreTrainedModel, feature_extractor: Any, **constants: Any) -> str:
-    """Sha256 of weights, type, configuration, extractor, the versions of both packages, and constants of the code."""
+    """SHA-256 of all that defines a model's embeddings; `constants` are those of the code."""
     config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
     return settings_fingerprint(
         transformers=transformers.__version__,
@@ -27,13 +27,13 @@ def model_fingerprint(model: PreTrainedModel, feature_extractor: Any, **constant
 
 
 def settings_fingerprint(**settings: Any) -> str:
-    """Sha256 of settings and of this package's version."""
+    """SHA-256 of settings and of this package's version."""
     text = json.dumps({"version": __version__, **settings}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def weights_sha256(network: torch.nn.Module) -> str:
-    """Tells weights apart, their names, types and shapes included; the same on every machine."""
+    """SHA-256 of weights with their names, types and shapes, the same on every machine."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

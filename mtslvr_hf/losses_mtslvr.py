@@ -1,4 +1,4 @@
-"""The objectives of MT-SLVR. Pure modules over tensors, in float32 even under autocast.
+"""Losses of MT-SLVR, in float32 also under autocast.
 
 Shapes: B clips of this process, P processes, D size of a projection, A augmentations.
 """
@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 
 class NTXentLoss(nn.Module):
-    """Normalized temperature-scaled cross-entropy: each view must find its clip's other view among all views.
+    """Normalized temperature-scaled cross-entropy (NT-Xent): each view must find the other view of its clip.
 
-    The similarities of 2B views, for B = 2 clips a and b (+ the positive, - negatives, the diagonal is left out):
+    Similarities of 2B views for B = 2 clips a and b (+ positive, - negative, . left out):
 
             a1  b1  a2  b2
         a1   .   -   +   -
@@ -22,12 +22,12 @@ class NTXentLoss(nn.Module):
         a2   +   -   .   -
         b2   -   +   -   .
 
-    Under torch.distributed the negatives are the views of all processes, gathered with gradient, and each process
-    averages over its own views: the mean over processes, which is what DistributedDataParallel makes of gradients, is
-    the loss of one process with the whole batch.
+    Under torch.distributed the views of all processes are gathered with gradient as negatives, and each process
+    averages over its own views. The mean over processes, which DistributedDataParallel takes of gradients, equals the
+    loss of one process with the whole batch.
 
     Args:
-        temperature: What cosine similarities are divided by.
+        temperature: Divisor of cosine similarities.
 
     Source: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, eq. 1 and
     algorithm 1.
@@ -40,15 +40,13 @@ class NTXentLoss(nn.Module):
         self.temperature = temperature
 
     def forward(self, z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
-        """Args:
-            z1: (B, D) projections of the first views.
-            z2: (B, D) projections of the second views, in the same order.
+        """Mean loss () over the 2B views of this process.
 
-        Returns:
-            () mean over this process's 2B views.
+        Args:
+            z1, z2: (B, D) projections of the first and of the second views.
 
         Raises:
-            ValueError: If the shapes differ, or there is only one clip in all processes and so no negative.
+            ValueError: If the shapes differ, or all processes together have one clip only.
         """
         if z1.shape != z2.shape or z1.ndim != 2:
             raise ValueError(f"NT-Xent needs two (batch, size) tensors; got {tuple(z1.shape)} and {tuple(z2.shape)}.")
@@ -64,25 +62,22 @@ class NTXentLoss(nn.Module):
             own = torch.cat([own, own + clips])  # (2B,) column of the anchor itself
             positive = (own + clips) % (2 * clips)  # (2B,)
             others = torch.arange(2 * clips - 1, device=z1.device).expand(len(own), -1)  # (2B, 2PB - 1)
-            others = others + (others >= own[:, None])  # steps over the anchor's own column
+            others = others + (others >= own[:, None])  # skips the anchor's own column
             return F.cross_entropy(logits.gather(1, others), positive - (positive > own).long())
 
 
 class NegativeCosineLoss(nn.Module):
-    """Symmetric negative cosine similarity of predictions and projections, gradient stopped at the projections.
+    """Symmetric negative cosine similarity of predictions and projections, without gradient to the projections.
 
     Source: Chen and He, "Exploring Simple Siamese Representation Learning", CVPR 2021, eq. 1 to 4.
     """
 
     def forward(self, p1: torch.Tensor, p2: torch.Tensor, z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
-        """Args:
-            p1: (B, D) predictions from the first views.
-            p2: (B, D) predictions from the second views.
-            z1: (B, D) projections of the first views.
-            z2: (B, D) projections of the second views.
+        """Mean loss (), from -1 (predictions equal the projections of the other views) to 1.
 
-        Returns:
-            () between -1 (each prediction hits the other view's projection) and 1.
+        Args:
+            p1, p2: (B, D) predictions from the first and from the second views.
+            z1, z2: (B, D) projections of the first and of the second views.
         """
         with torch.autocast(device_type=p1.device.type, enabled=False):
             first = F.cosine_similarity(p1.float(), z2.detach().float(), dim=1).mean()
@@ -91,25 +86,24 @@ class NegativeCosineLoss(nn.Module):
 
 
 class AugmentationPredictionLoss(nn.Module):
-    """Binary cross-entropy over which augmentations a view got (multi-label augmentation prediction).
+    """Binary cross-entropy of the augmentations of a view (multi-label augmentation prediction).
 
     Source: Heggan et al., "MT-SLVR", Interspeech 2023, section 3.1.
     """
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Args:
-            logits: (2B, A) of the first views, then of the second.
-            labels: (2B, A) multi-hot; the two views of a clip got the same augmentations.
+        """Mean loss () over views and augmentations.
 
-        Returns:
-            () mean over views and augmentations.
+        Args:
+            logits: (2B, A) of the first views, then of the second.
+            labels: (2B, A) multi-hot; the two views of a clip have the same labels.
         """
         with torch.autocast(device_type=logits.device.type, enabled=False):
             return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
 
 
 def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
-    """(B, D) of this process -> (P x B, D) of all processes in the order of their ranks, with gradient to each."""
+    """Tensors (B, D) of all processes in the order of their ranks, (P x B, D), with gradient to each."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return tensor
     from torch.distributed.nn.functional import all_gather

@@ -1,4 +1,4 @@
-"""MT-SLVR: one ResNet for audio, pre-trained on a contrastive and a predictive task, with adapters for each.
+"""MT-SLVR models: one audio ResNet, pre-trained on a contrastive and a predictive task, with adapters for each.
 
 Shapes: B batch, V views, T tasks, W windows of all clips, S samples, C channels, F mel bands, N frames, D embedding.
 """
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -35,16 +35,16 @@ logger = logging.get_logger(__name__)
 
 SHARED = "shared"  # key of an adapter or a head that all tasks use
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-EPSILON = 2.220446049250313e-16  # added before the logarithm, float64's epsilon as in librosa-style code
+EPSILON = 2.220446049250313e-16  # float64's epsilon, added before the logarithm
 CONVOLUTION: dict[int, type[nn.Conv1d | nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
 BatchNorm = nn.modules.batchnorm._BatchNorm
 BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
 MAX_POOL = {1: partial(F.max_pool1d, kernel_size=9), 2: partial(F.max_pool2d, kernel_size=3)}
-AVERAGE_POOL: dict[int, Callable[..., torch.Tensor]] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d}
+AVERAGE_POOL: dict[int, Callable[..., Tensor]] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d}
 STEM_KERNEL = {1: 49, 2: 7}
 BLOCK_KERNEL = {1: 9, 2: 3}
 BATCH_NORM_ONLY = {SHARED: "bn"}  # the adapters of a plain convolution
-MERGE_DTYPE = torch.float64  # in which adapters are merged
+MERGE_DTYPE = torch.float64  # for the merge of adapters
 
 _inference_networks: weakref.WeakKeyDictionary[MTSLVRModel, tuple[Any, MTSLVRModel]] = weakref.WeakKeyDictionary()
 
@@ -54,62 +54,58 @@ class MTSLVRModelOutput(ModelOutput):
     """Output of [`MTSLVRModel`].
 
     Attributes:
-        last_hidden_state: (batch, frames, channels x tasks), float. Features over time, the mean over mel bands; one
-            frame per `hop_length` * 32 samples. Windows follow each other; frames after a clip's last window are 0.
-        pooler_output: (batch, D), float. The chosen tasks' embeddings, concatenated. Tasks that share both trunk and
-            head have one embedding between them, and it is here once.
-        contrastive_embeds: (batch, head_size), float, or None if that task was not chosen.
-        predictive_embeds: (batch, head_size), float, or None if that task was not chosen.
-        added_embeds: Those of the chosen tasks that `add_adapter` added, by name, each (batch, head_size), float; None
-            if there are none.
-        hidden_states: Feature maps of the windows, float: after the stem and after each of layer1 to layer4, (windows,
-            channels x tasks, bands, frames); without the axis of bands on `waveform` input.
+        last_hidden_state: (batch, frames, channels x tasks), float. Mean over mel bands; one frame per `hop_length` *
+            32 samples. Windows follow each other; frames after a clip's last window are 0.
+        pooler_output: (batch, D), float. Embeddings of the chosen tasks, concatenated; once for all tasks that share
+            both trunk and head.
+        contrastive_embeds, predictive_embeds: (batch, head_size), float; None if the task was not chosen.
+        added_embeds: Embeddings of the chosen added tasks by name, each (batch, head_size), float; None without any.
+        hidden_states: Feature maps of the windows after the stem and after layer1 to layer4, float: (windows, channels
+            x tasks, bands, frames); no axis of bands on `waveform` input.
     """
 
-    last_hidden_state: torch.Tensor | None = None
-    pooler_output: torch.Tensor | None = None
-    contrastive_embeds: torch.Tensor | None = None
-    predictive_embeds: torch.Tensor | None = None
-    added_embeds: dict[str, torch.Tensor] | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    contrastive_embeds: Tensor | None = None
+    predictive_embeds: Tensor | None = None
+    added_embeds: dict[str, Tensor] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 @dataclass
 class MTSLVRForPreTrainingOutput(ModelOutput):
-    """Output of [`MTSLVRForPreTraining`]. With a single view the axis of views is absent, and so are the losses.
+    """Output of [`MTSLVRForPreTraining`]. A single view has no axis of views and no losses.
 
     Attributes:
         loss: (), float. contrastive + `predictive_weight` * predictive, over the tasks of the configuration.
-        contrastive_loss: (), float.
-        predictive_loss: (), float.
-        augmentation_logits: (batch, views, A), float. Which augmentations a view got, before the sigmoid.
+        contrastive_loss, predictive_loss: (), float.
+        augmentation_logits: (batch, views, A), float. Augmentations of each view, before the sigmoid.
         pooler_output: (batch, views, D), float. As in [`MTSLVRModelOutput`].
-        contrastive_embeds: (batch, views, head_size), float.
-        predictive_embeds: (batch, views, head_size), float.
-        hidden_states: As in [`MTSLVRModelOutput`], the views' windows one after the other.
+        contrastive_embeds, predictive_embeds: (batch, views, head_size), float.
+        hidden_states: As in [`MTSLVRModelOutput`]; windows of the first view, then of the second.
     """
 
-    loss: torch.Tensor | None = None
-    contrastive_loss: torch.Tensor | None = None
-    predictive_loss: torch.Tensor | None = None
-    augmentation_logits: torch.Tensor | None = None
-    pooler_output: torch.Tensor | None = None
-    contrastive_embeds: torch.Tensor | None = None
-    predictive_embeds: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
+    loss: Tensor | None = None
+    contrastive_loss: Tensor | None = None
+    predictive_loss: Tensor | None = None
+    augmentation_logits: Tensor | None = None
+    pooler_output: Tensor | None = None
+    contrastive_embeds: Tensor | None = None
+    predictive_embeds: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 class MTSLVRFrontend(nn.Module):
-    """Waveforms to what the ResNet sees: a log-mel spectrogram, three spectrograms, or the waveform itself.
+    """Frontend: waveforms to a log-mel spectrogram, to three spectrograms, or unchanged.
 
-    Computes in float32 whatever the model's or autocast's dtype, since bfloat16 cannot hold a phase. There is one
-    STFT, with a rectangular window; the Hann window's spectrum is its convolution with (-1/4, 1/2, -1/4). The phase of
-    the first frame is 0 or pi.
+    It always computes in float32, because bfloat16 cannot hold a phase. One STFT with a rectangular window serves all
+    channels: the spectrum for the Hann window is its convolution with (-1/4, 1/2, -1/4). The phase of the first frame
+    is 0 or pi.
 
     Source: Al-Tahan and Mohsenzadeh, "CLAR", AISTATS 2021, section 3.2, as the MT-SLVR authors computed it.
     """
 
-    mel_filters: torch.Tensor
+    mel_filters: Tensor
 
     def __init__(self, config: MTSLVRConfig):
         super().__init__()
@@ -119,7 +115,7 @@ class MTSLVRFrontend(nn.Module):
             self.register_buffer("mel_filters", filters, persistent=False)  # (F, n_fft / 2 + 1)
             self.bands = list(_bands(filters.numpy()))
 
-    def _mel_filters(self) -> torch.Tensor:
+    def _mel_filters(self) -> Tensor:
         filters = mel_filter_bank(
             num_frequency_bins=self.config.n_fft // 2 + 1,
             num_mel_filters=self.config.num_mel_bins,
@@ -132,25 +128,24 @@ class MTSLVRFrontend(nn.Module):
         return torch.tensor(filters.T, dtype=torch.float32, device="cpu").contiguous()
 
     def reset_buffers(self) -> None:
-        """Fills the buffer, which is not in checkpoints and comes back from `from_pretrained` unset."""
+        """Fills `mel_filters`, which checkpoints do not hold and `from_pretrained` leaves unset."""
         if self.config.frontend != "waveform":
             init.copy_(self.mel_filters, self._mel_filters())
 
     def _apply(self, fn, recurse: bool = True):
-        """Moves with the model but stays float32: `model.to(torch.bfloat16)` must not round the mel filters."""
+        """Moves the mel filters with the model but keeps them in float32."""
         super()._apply(fn, recurse)
         moved = getattr(self, "mel_filters", None)
         if moved is not None and moved.dtype != torch.float32:
             self.mel_filters = moved.float() if moved.is_meta else self._mel_filters().to(moved.device)
         return self
 
-    def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
-        """Args:
-            waveforms: (batch, samples).
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """Features of waveforms (batch, samples), in float32.
 
         Returns:
             (batch, 3, mels, frames) for `mel_stft`, (batch, 1, mels, frames) for `mel`, (batch, 1, samples) for
-            `waveform`; float32. frames = 1 + samples // hop_length.
+            `waveform`; frames = 1 + samples // hop_length.
         """
         waveforms = waveforms.float()
         config = self.config
@@ -170,58 +165,49 @@ class MTSLVRFrontend(nn.Module):
             channels = [decibels(self._mel(power) / 16)]  # (B, N, F)
             if config.frontend == "mel_stft":
                 real, imaginary = self._mel(real), self._mel(imaginary)  # (B, N, F)
-                # Padding mirrors the first frame, so its imaginary part is 0: rounding must not choose between pi and
-                # -pi, which would move an embedding by up to a percent.
+                # Padding mirrors the first frame, so its imaginary part is 0. A rounding error would choose between pi
+                # and -pi and move an embedding by up to a percent.
                 imaginary = F.pad(imaginary[:, 1:], (0, 0, 1, 0))
                 channels += [decibels(torch.hypot(real, imaginary)), torch.atan2(imaginary, real)]
             channels = [channel.transpose(1, 2) for channel in channels]  # (B, F, N)
             return torch.stack(channels, dim=-1).permute(0, 3, 1, 2)  # (B, C, F, N) in channels last
 
-    def _mel(self, spectrum: torch.Tensor) -> torch.Tensor:
-        """(batch, frames, n_fft / 2 + 1) -> (batch, frames, mels), without most of the filters' zeros."""
+    def _mel(self, spectrum: Tensor) -> Tensor:
+        """(batch, frames, n_fft / 2 + 1) -> (batch, frames, mels), without products for most zeros of the filters."""
         bands = [spectrum[..., bins] @ self.mel_filters[rows, bins].T for rows, bins in self.bands]
         return torch.cat(bands, dim=-1)
 
 
-def _bands(filters: np.ndarray, count: int = 8) -> Iterator[tuple[slice, slice]]:
-    """Divides mel filters (F, n_fft / 2 + 1) into groups, each with the bins in which one of the group is not 0."""
-    for rows in np.array_split(np.arange(len(filters)), min(count, len(filters))):
-        bins = np.flatnonzero(filters[rows].any(axis=0))
-        yield (
-            slice(int(rows[0]), int(rows[-1]) + 1),
-            slice(*(bins[[0, -1]] + [0, 1]).tolist() if len(bins) else (0, 1)),
-        )
+def _bands(filters: np.ndarray) -> Iterator[tuple[slice, slice]]:
+    """Groups of mel filters (F, n_fft / 2 + 1): their rows, and the range of bins where they are not all 0."""
+    for rows in np.array_split(np.arange(len(filters)), min(8, len(filters))):
+        bins = np.flatnonzero(filters[rows].any(axis=0)).tolist() or [0]
+        yield slice(int(rows[0]), int(rows[-1]) + 1), slice(bins[0], bins[-1] + 1)
 
 
-def _four_times_hann(part: torch.Tensor, symmetry: int) -> torch.Tensor:
-    """Real or imaginary part of a rectangular STFT (..., bins) -> that of the Hann window's, times -4.
-
-    Args:
-        part: Bins 0 to n_fft / 2.
-        symmetry: 1 for the real part, -1 for the imaginary: what lies beyond either end is its mirror image.
-    """
+def _four_times_hann(part: Tensor, symmetry: int) -> Tensor:
+    """Real (symmetry 1) or imaginary (-1) part of a rectangular STFT (..., bins) -> of a Hann STFT, times -4."""
+    # Bins beyond either end are mirror images.
     mirrored = torch.cat([symmetry * part[..., 1:2], part, symmetry * part[..., -2:-1]], dim=-1)
     return torch.add(mirrored[..., :-2] + mirrored[..., 2:], part, alpha=-2)
 
 
-def decibels(magnitude: torch.Tensor) -> torch.Tensor:
+def decibels(magnitude: Tensor) -> Tensor:
     return 10.0 * torch.log10(magnitude + EPSILON)
 
 
-def _as_affine(norm: BatchNorm, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Batch normalization with its statistics fixed: scale and shift of each channel, (C,) each."""
+def _as_affine(norm: BatchNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Scale and shift of each channel, (C,) each, of batch normalization in eval mode."""
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight.to(dtype) * torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
     return scale, norm.bias.to(dtype) - norm.running_mean.to(dtype) * scale
 
 
-def _convolve(
-    conv: nn.Conv1d | nn.Conv2d, hidden_states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
-    """The convolution with another kernel and bias.
+def _convolve(conv: nn.Conv1d | nn.Conv2d, hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolution with another kernel and bias than `conv` has.
 
-    In half precision and stride 2, oneDNN's kernels for AMX read uninitialized memory where the input is one or two
-    frames wide (torch 2.14): such input is made wider by zeros, which the padding has there anyway.
+    In half precision and stride 2, oneDNN's AMX kernels read uninitialized memory if the input has one or two frames
+    (torch 2.14). Such input is widened by zeros, which equal the padding.
     """
     affected = hidden_states.device.type == "cpu" and hidden_states.element_size() == 2 and conv.stride[-1] == 2
     if affected and hidden_states.shape[-1] <= 2:
@@ -231,39 +217,37 @@ def _convolve(
 
 
 class MTSLVRAdapter(nn.Module):
-    """Adapter of one task at one convolution; this one, `bn`, is batch normalization alone: BN_t(conv(x)).
+    """Adapter of one task at one convolution. This type, `bn`, is batch normalization alone: BN_t(conv(x)).
 
-    A type of your own is a subclass, which [`register_adapter_type`] makes known.
+    Other types are subclasses; add yours with [`register_adapter_type`].
 
     Args:
-        dims: Axes of the convolution: 1 or 2.
-        in_channels: Channels of its input.
-        out_channels: Channels of its output.
-        stride: Its stride.
+        dims: Axes of the convolution, 1 or 2.
+        in_channels, out_channels, stride: Those of the convolution.
     """
 
     def __init__(self, dims: int, in_channels: int, out_channels: int, stride: int):
         super().__init__()
         self.norm = BATCH_NORM[dims](out_channels)
 
-    def forward(self, conv: nn.Conv1d | nn.Conv2d, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Output of the convolution and the adapter."""
+    def forward(self, conv: nn.Conv1d | nn.Conv2d, hidden_states: Tensor) -> Tensor:
+        """Output of convolution and adapter."""
         if self.norm.training:
             return self.norm(_convolve(conv, hidden_states, self.kernel(conv.weight), None))
         return _convolve(conv, hidden_states, *self.folded(conv.weight))
 
-    def kernel(self, weight: torch.Tensor) -> torch.Tensor:
-        """Kernel of the convolution before the batch normalization, given the trunk's."""
+    def kernel(self, weight: Tensor) -> Tensor:
+        """Kernel of trunk and adapter before batch normalization; `weight` is the trunk's."""
         return weight
 
-    def folded(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Kernel and bias of the one convolution that equals trunk and adapter in eval mode, in `weight`'s dtype."""
+    def folded(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Kernel and bias of a convolution that equals trunk and adapter in eval mode, in `weight`'s dtype."""
         scale, bias = _as_affine(self.norm, weight.dtype)  # (C,)
         return self.kernel(weight) * scale.view(-1, *[1] * (weight.ndim - 1)), bias
 
     @torch.no_grad()
     def start_from(self, other: MTSLVRAdapter) -> None:
-        """Takes another task's values; parts that the other type does not have must add nothing at first."""
+        """Copies the values of another task's adapter; parts that the other type lacks add nothing at first."""
         if type(self) is type(other):
             self.load_state_dict(other.state_dict())
         else:
@@ -271,7 +255,7 @@ class MTSLVRAdapter(nn.Module):
             self.add_nothing(other)
 
     def add_nothing(self, other: MTSLVRAdapter) -> None:
-        """Sets all parts but `norm` so that the adapter computes what batch normalization alone would."""
+        """Sets all parts but `norm` so that the output equals that of batch normalization alone."""
 
 
 class MTSLVRParallelAdapter(MTSLVRAdapter):
@@ -281,8 +265,8 @@ class MTSLVRParallelAdapter(MTSLVRAdapter):
         super().__init__(dims, in_channels, out_channels, stride)
         self.conv = CONVOLUTION[dims](in_channels, out_channels, 1, stride=stride, bias=False)
 
-    def kernel(self, weight: torch.Tensor) -> torch.Tensor:
-        """The kernel with the adapter added to its center tap: one convolution computes both."""
+    def kernel(self, weight: Tensor) -> Tensor:
+        """Trunk's kernel with the adapter added to its center tap."""
         around = [size // 2 for size in weight.shape[2:] for _ in range(2)]
         return weight + F.pad(self.conv.weight.to(weight.dtype), around)
 
@@ -298,11 +282,11 @@ class MTSLVRSeriesAdapter(MTSLVRAdapter):
         self.input_norm = BATCH_NORM[dims](out_channels)
         self.conv = CONVOLUTION[dims](out_channels, out_channels, 1, bias=False)
 
-    def forward(self, conv: nn.Conv1d | nn.Conv2d, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, conv: nn.Conv1d | nn.Conv2d, hidden_states: Tensor) -> Tensor:
         hidden_states = _convolve(conv, hidden_states, conv.weight, None)
         return self.norm(self.conv(self.input_norm(hidden_states)) + hidden_states)
 
-    def folded(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def folded(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         scale, bias = _as_affine(self.norm, weight.dtype)
         inner_scale, inner_bias = _as_affine(self.input_norm, weight.dtype)
         matrix = self.conv.weight.to(weight.dtype).flatten(1)  # (C, C)
@@ -325,12 +309,12 @@ _ADAPTERS: dict[str, type[MTSLVRAdapter]] = {
 
 
 def register_adapter_type(name: str, adapter: type[MTSLVRAdapter]) -> None:
-    """Registers a type of adapter, for `MTSLVRConfig(adapter_type=name)` and `model.add_adapter(..., name)`.
+    """Registers an adapter type for `MTSLVRConfig(adapter_type=name)` and `model.add_adapter(..., name)`.
 
-    Register it again, in every process, before a model that has it is loaded.
+    Each process must register it before it loads a model that has it.
 
     Raises:
-        ValueError: If there is such a type already.
+        ValueError: If the name is taken.
     """
     if name in ADAPTER_TYPES:
         raise ValueError(f"There is an adapter type {name!r} already: choose another name.")
@@ -339,30 +323,23 @@ def register_adapter_type(name: str, adapter: type[MTSLVRAdapter]) -> None:
 
 
 class MTSLVRConvLayer(nn.Module):
-    """A convolution of the trunk with its adapters. A plain convolution + BN is a `bn` adapter that all tasks share.
+    """Convolution of the trunk with its adapters. A plain convolution + BN has one `bn` adapter that all tasks share.
 
     Source: Heggan et al. 2023, section 3.2; Rebuffi et al., "Efficient parametrization of multi-domain deep neural
     networks", CVPR 2018, section 3.
     """
 
     def __init__(
-        self,
-        config: MTSLVRConfig,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        padding: int | None = None,
-        adapters: Mapping[str, str] = BATCH_NORM_ONLY,
+        self, config: MTSLVRConfig, *sizes: int, adapters: Mapping[str, str] = BATCH_NORM_ONLY, **options: Any
     ):
         super().__init__()
-        self.conv = _convolution(config, in_channels, out_channels, kernel_size, stride, padding, bias=False)
+        self.conv = _convolution(config, *sizes, **options)
         self.adapters = nn.ModuleDict()
         for task, adapter_type in adapters.items():
             self.add_adapter(task, adapter_type)
 
     def add_adapter(self, task: str, adapter_type: str, init_from: str | None = None) -> None:
-        """Gives a task an adapter here, which starts as that of another task if one is named."""
+        """Adds a task's adapter, which starts from the adapter of `init_from` if one is named."""
         conv = self.conv
         adapter = _ADAPTERS[adapter_type](conv.weight.ndim - 2, conv.in_channels, conv.out_channels, conv.stride[0])
         if init_from is not None:
@@ -373,11 +350,11 @@ class MTSLVRConvLayer(nn.Module):
     def _adapter(self, task: str) -> MTSLVRAdapter:
         return cast(MTSLVRAdapter, self.adapters[task])
 
-    def forward(self, hidden_states: torch.Tensor, task: str = SHARED) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor, task: str = SHARED) -> Tensor:
         return self.adapters[task if task in self.adapters else SHARED](self.conv, hidden_states)
 
-    def folded(self, task: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Kernel and bias of the one convolution that equals this layer in eval mode, where BN is affine."""
+    def folded(self, task: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Kernel and bias of a convolution that equals this layer in eval mode."""
         return self._adapter(task).folded(self.conv.weight.to(dtype))
 
 
@@ -385,20 +362,12 @@ class MTSLVRMergedConvLayer(nn.Module):
     """Convolution with merged adapters: one convolution with a bias for each task."""
 
     def __init__(
-        self,
-        config: MTSLVRConfig,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        padding: int | None = None,
-        adapters: Mapping[str, str] = BATCH_NORM_ONLY,
+        self, config: MTSLVRConfig, *sizes: int, adapters: Mapping[str, str] = BATCH_NORM_ONLY, **options: Any
     ):
         super().__init__()
-        sizes = (in_channels, out_channels, kernel_size, stride, padding)
-        self.convs = nn.ModuleDict({task: _convolution(config, *sizes, bias=True) for task in adapters})
+        self.convs = nn.ModuleDict({task: _convolution(config, *sizes, bias=True, **options) for task in adapters})
 
-    def forward(self, hidden_states: torch.Tensor, task: str = SHARED) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor, task: str = SHARED) -> Tensor:
         conv = cast(nn.Conv2d, self.convs[task if task in self.convs else SHARED])
         return _convolve(conv, hidden_states, conv.weight, conv.bias)
 
@@ -411,7 +380,7 @@ class MTSLVRMergedNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         shape = (-1, *[1] * (hidden_states.ndim - 2))
         return hidden_states * self.weight.view(shape) + self.bias.view(shape)
 
@@ -421,9 +390,10 @@ def _convolution(
     in_channels: int,
     out_channels: int,
     kernel_size: int,
-    stride: int,
-    padding: int | None,
-    bias: bool,
+    stride: int = 1,
+    *,
+    padding: int | None = None,
+    bias: bool = False,
 ) -> nn.Conv1d | nn.Conv2d:
     padding = kernel_size // 2 if padding is None else padding
     return CONVOLUTION[_dims(config)](in_channels, out_channels, kernel_size, stride, padding, bias=bias)
@@ -459,20 +429,20 @@ class MTSLVRBlock(GradientCheckpointingLayer):
             self.shortcut = _conv_layer(config)(config, in_channels, self.out_channels, 1)
 
     def conv_layers(self) -> list[nn.Module]:
-        """The convolutions that have adapters."""
+        """Convolutions with adapters."""
         return [self.conv1, self.conv2, self.conv3] if self.bottleneck else [self.conv1, self.conv2]
 
-    def forward(self, hidden_states: torch.Tensor, task: str = SHARED) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor, task: str = SHARED) -> Tensor:
         with _statistics_updated_once(self):
             branch = self.conv2(F.relu(self.conv1(hidden_states, task), inplace=True), task)
             if self.bottleneck:
                 branch = self.conv3(F.relu(branch, inplace=True), task)
             return F.relu(branch.add_(self._shortcut(hidden_states, branch.shape)), inplace=True)
 
-    def _shortcut(self, hidden_states: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    def _shortcut(self, hidden_states: Tensor, shape: torch.Size) -> Tensor:
         if self.shortcut is not None:
-            # Subsampling and a 1x1 convolution of stride 1 make one of stride 2, whose own backward pass can crash in
-            # oneDNN (seen with 4 and 8 channels and 3 clips; torch 2.14, AVX-512, channels last, two threads).
+            # Subsampling before a 1x1 convolution equals stride 2, whose backward pass can crash in oneDNN (seen with
+            # 4 and 8 channels and 3 clips; torch 2.14, AVX-512, channels last, two threads).
             taken: tuple[Any, ...] = (..., *[slice(None, None, self.stride)] * (hidden_states.ndim - 2))
             return self.shortcut(hidden_states[taken])
         if hidden_states.shape[2:] != shape[2:]:
@@ -483,11 +453,11 @@ class MTSLVRBlock(GradientCheckpointingLayer):
 
 @contextmanager
 def _statistics_updated_once(block: nn.Module) -> Iterator[None]:
-    """Leaves BatchNorm's running statistics alone while gradient checkpointing recomputes a block in the backward."""
+    """Keeps BatchNorm's running statistics while gradient checkpointing recomputes a block in the backward pass."""
     recomputing = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
     norms = [m for m in block.modules() if isinstance(m, BatchNorm)] if recomputing else []
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:  # not by `track_running_stats`: the recomputation must save the same tensors as the forward
+    for norm in norms:  # `track_running_stats` stays: the recomputation must save the same tensors as the forward
         norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
@@ -497,12 +467,7 @@ def _statistics_updated_once(block: nn.Module) -> Iterator[None]:
 
 
 class MTSLVREncoder(nn.Module):
-    """The ResNet: stem and layer1 run once for all tasks, layer2 to layer4 once per task if they have adapters."""
-
-    layer1: nn.ModuleList
-    layer2: nn.ModuleList
-    layer3: nn.ModuleList
-    layer4: nn.ModuleList
+    """ResNet: stem and layer1 run once for all tasks, layer2 to layer4 once per task if they have adapters."""
 
     def __init__(self, config: MTSLVRConfig):
         super().__init__()
@@ -513,7 +478,7 @@ class MTSLVREncoder(nn.Module):
             kinds = {task if task in config.added_adapters else SHARED: kind for task, kind in kinds.items()}
         self.branches = tuple(kinds)
         self.stem = _conv_layer(config)(config, _input_channels(config), width, STEM_KERNEL[dims], stride=2, padding=3)
-        channels = width
+        channels, layers = width, []
         for number, blocks in enumerate(BLOCKS[config.depth], start=1):
             layer = nn.ModuleList()
             for index in range(blocks):
@@ -522,23 +487,20 @@ class MTSLVREncoder(nn.Module):
                 block = MTSLVRBlock(config, channels, width * 2 ** (number - 1), stride, adapters)
                 layer.append(block)
                 channels = block.out_channels
-            self.add_module(f"layer{number}", layer)
+            layers.append(layer)
+        self.layer1, self.layer2, self.layer3, self.layer4 = layers
         norm = BATCH_NORM[dims] if config.merged_adapters is None else MTSLVRMergedNorm
-        self.final_norms = nn.ModuleDict(
-            {task: norm(channels) for task in self.branches if config.adapter_type != "none"}
-        )
+        with_norms = self.branches if config.adapter_type != "none" else ()
+        self.final_norms = nn.ModuleDict({task: norm(channels) for task in with_norms})
 
     def forward(
-        self, features: torch.Tensor, tasks: Sequence[str], output_hidden_states: bool = False
-    ) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, ...] | None]:
-        """Args:
-            features: (windows, channels, bands, frames), or (windows, 1, samples).
-            tasks: Those to compute.
-            output_hidden_states: Whether to return the hidden states.
+        self, features: Tensor, tasks: Sequence[str], output_hidden_states: bool = False
+    ) -> tuple[dict[str, Tensor], tuple[Tensor, ...] | None]:
+        """Feature maps of features (windows, channels, bands, frames) or (windows, 1, samples).
 
         Returns:
-            Each task's feature map (windows, hidden_size, bands, frames), and the hidden states: after the stem and
-            after each layer, tasks side by side on the channels' axis.
+            Feature map of each task (windows, hidden_size, bands, frames), and the hidden states after the stem and
+            after each layer, tasks side by side on the channel axis.
         """
         if features.ndim == 4:
             features = features.contiguous(memory_format=torch.channels_last)
@@ -562,18 +524,18 @@ class MTSLVREncoder(nn.Module):
         return maps, tuple(hidden_states) if output_hidden_states else None
 
     def branch(self, task: str) -> str:
-        """The adapters in layer2 to layer4 that a task uses."""
+        """Name of the adapters that a task uses in layer2 to layer4."""
         return task if task in self.branches else SHARED
 
     def task_layers(self) -> Iterator[tuple[str, MTSLVRConvLayer]]:
-        """The convolutions where each task has adapters of its own, those of layer2 to layer4, by name."""
+        """Convolutions in layer2 to layer4, where each task has adapters of its own, by name."""
         for number in (2, 3, 4):
             for index, block in enumerate(getattr(self, f"layer{number}")):
                 for position, layer in enumerate(block.conv_layers(), start=1):
                     yield f"layer{number}.{index}.conv{position}", layer
 
     def add_adapter(self, task: str, adapter_type: str, init_from: str) -> None:
-        """Adds a task's adapters, copies of another's where both are of one type."""
+        """Adds a task's adapters, which start from those of `init_from`."""
         for _, layer in self.task_layers():
             layer.add_adapter(task, adapter_type, self.branch(init_from))
         if len(self.final_norms) > 0:
@@ -598,7 +560,7 @@ def _input_channels(config: MTSLVRConfig) -> int:
 
 
 def _of_package(name: str) -> ModuleType:
-    """A module that is not downloaded with the model's code."""
+    """Module of the package that is not downloaded with the model's code."""
     try:
         return importlib.import_module(f"mtslvr_hf.{name}")
     except ModuleNotFoundError as error:
@@ -608,7 +570,7 @@ def _of_package(name: str) -> ModuleType:
 
 
 class MTSLVRPreTrainedModel(PreTrainedModel):
-    """Initialization, and what transformers asks of every model."""
+    """Base class of the models: initialization, loading, adapters and `encode`."""
 
     config: MTSLVRConfig
     config_class = MTSLVRConfig
@@ -620,7 +582,7 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
 
     @property
     def base_model(self) -> MTSLVRModel:
-        """The network without what stands behind its heads."""
+        """Network without classifier and projectors."""
         return cast(MTSLVRModel, super().base_model)
 
     @torch.no_grad()
@@ -643,7 +605,7 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """As of every transformers model; keeps the revision, where `encode` finds the feature extractor as well."""
+        """Loads a model as in transformers; keeps the revision, with which `encode` loads the feature extractor."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         config = (loaded[0] if isinstance(loaded, tuple) else loaded).config
         if getattr(config, "_commit_hash", None) is None:  # transformers 5.0 sets it, 5.23 does not; neither saves it
@@ -660,18 +622,18 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         return _of_package("embedding").encode(self.base_model, audio, sampling_rate, **options)
 
     def add_adapter(self, name: str, adapter_type: str | None = None, init_from: str | None = None) -> None:
-        """Adds a task with adapters and a head of its own; the other tasks' embeddings stay what they are.
+        """Adds a task with adapters and a head of its own; the embeddings of other tasks do not change.
 
-        It starts as a copy of `init_from`, where both adapters are of one type; a 1x1 convolution that the other
-        does not have starts at 0. Train it with [`train_adapter`], use it with [`set_adapter`] or `tasks=`.
+        The task starts as a copy of `init_from`; a 1x1 convolution that the other adapter type lacks starts at 0.
+        Train it with [`train_adapter`], use it with [`set_adapter`] or `tasks=`.
 
         Args:
             name: Name of the task: letters, digits, _ and -.
-            adapter_type: `"bn"`, `"series"` or `"parallel"`; the model's own unless given (`"bn"` if it has none).
-            init_from: The task to start from; the first of pre-training unless given.
+            adapter_type: `"bn"`, `"series"` or `"parallel"`; default: the model's own (`"bn"` if it has none).
+            init_from: Task to start from; default: the first task of pre-training.
 
         Raises:
-            ValueError: If there is such a task already, a name or type is not possible, or the model is merged.
+            ValueError: If the name is taken or not allowed, the type or task is unknown, or the model is merged.
         """
         config, model = self.config, self.base_model
         model.refuse_if_merged("add an adapter to")
@@ -682,20 +644,20 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         init_from = config.tasks[0] if init_from is None else init_from
         config.check_tasks([init_from])
         model.encoder.add_adapter(name, adapter_type, init_from)
-        head = nn.Linear(config.hidden_size, config.head_size)
-        head.load_state_dict(model.head(init_from).state_dict())
-        model.heads[name] = head.to(model.head(init_from).weight.device, model.head(init_from).weight.dtype)
+        model.heads[name] = copy.deepcopy(model.head(init_from)).requires_grad_(True)
         config.added_adapters = {**config.added_adapters, name: adapter_type}
         model.keep_frozen()
 
     def delete_adapter(self, name: str) -> None:  # type: ignore[override]  # other arguments than PEFT's
-        """Removes a task that [`add_adapter`] added; if it was all of the embedding, the tasks of pre-training are.
+        """Removes a task that [`add_adapter`] added; if it was the whole embedding, activates those of pre-training.
 
         Raises:
-            ValueError: If there is no such task, it is one of pre-training, or the model is merged.
+            ValueError: If the task was not added, or the model is merged.
         """
         self.base_model.refuse_if_merged("delete an adapter of")
-        self._check_added(name)
+        if name not in self.config.added_adapters:
+            added = list(self.config.added_adapters) or "none"
+            raise ValueError(f"{name!r} is not among the adapters that were added: {added}.")
         remaining = [task for task in self.config.embedding_tasks if task != name]
         self.set_adapter(remaining or self.config.tasks)
         self.base_model.encoder.delete_adapter(name)
@@ -703,10 +665,10 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         self.config.added_adapters = {k: v for k, v in self.config.added_adapters.items() if k != name}
 
     def set_adapter(self, names: Sequence[str] | str) -> None:
-        """Says which tasks make up the embedding, in its order; saved with the model.
+        """Sets the active tasks: the tasks of the embedding, in its order. They are saved with the model.
 
         Raises:
-            ValueError: If a task is not one of the model's.
+            ValueError: If the model has no such task.
         """
         names = self.config.resolve_tasks(names)
         self.config.active_adapters = None
@@ -714,61 +676,56 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
             self.config.active_adapters = names
 
     def active_adapters(self) -> list[str]:
-        """The tasks that make up the embedding, in its order. (A method, as of every transformers model.)"""
+        """Tasks of the embedding, in its order. (A method, as in every transformers model.)"""
         return list(self.config.embedding_tasks)
 
     def train_adapter(self, name: str) -> None:
-        """Makes a task the active one, and its adapters and head (and a classifier behind it) all that trains.
+        """Activates a task, and freezes all but its adapters, its head and a classifier.
 
-        Everything else is frozen, the statistics of its batch normalization too, so other tasks' embeddings stay the
-        same to the bit. To train everything again, load the model anew.
+        Statistics of batch normalization are frozen too, so the embeddings of other tasks stay the same to the bit. To
+        train everything again, reload the model.
 
         Raises:
-            ValueError: If there is no such task, it shares its weights with others, or the model is merged.
+            ValueError: If there is no such task, it shares weights with other tasks, or the model is merged.
         """
-        self.base_model.refuse_if_merged("train an adapter of")
-        self.config.check_tasks([name])
-        if self.base_model.encoder.branch(name) == SHARED or name not in self.base_model.heads:
-            raise ValueError(
-                f"{name!r} shares adapters or head with other tasks: call `add_adapter` and train what it adds."
-            )
+        self.base_model.check_own_adapter("train", name)
         self.set_adapter(name)
         self.base_model.train_only((name,))
 
     def save_adapter(self, folder: str, name: str) -> str:
-        """Writes one task's adapters, head and batch normalization, and the classifier that reads it, to a file.
+        """Writes one task's adapters and head to a file, and returns its path.
 
-        Needs the package; see [`mtslvr_hf.adapters.save_adapter`]. Returns the file's path.
+        Needs the package; see [`mtslvr_hf.adapters.save_adapter`].
         """
         return _of_package("adapters").save_adapter(self, folder, name)
 
     def load_adapter(  # type: ignore[override]  # other arguments than PEFT's
         self, source: str, name: str | None = None, **options: Any
     ) -> str:
-        """Adds the task that [`save_adapter`] wrote, from a folder, a file or the Hub.
+        """Adds a task that [`save_adapter`] wrote, from a folder, a file or the Hub, and returns its name.
 
-        Needs the package; see [`mtslvr_hf.adapters.load_adapter`]. Returns the task's name.
+        Needs the package; see [`mtslvr_hf.adapters.load_adapter`].
         """
         return _of_package("adapters").load_adapter(self, source, name, **options)
 
     def print_trainable_parameters(self) -> None:
-        """Prints how many parameters train, as PEFT does."""
+        """Prints the number of trainable parameters, as PEFT does."""
         counts = [(p.numel(), p.requires_grad) for p in self.parameters()]
         total, trained = sum(n for n, _ in counts), sum(n for n, trains in counts if trains)
         print(f"trainable params: {trained:,d} || all params: {total:,d} || trainable%: {100 * trained / total:.4f}")
 
     def merge_adapters(self, tasks: Sequence[str] | str | None = None) -> MTSLVRPreTrainedModel:
-        """Turns adapters and batch normalization into plain convolutions, in place: the same embeddings, sooner.
+        """Merges adapters and batch normalization into plain convolutions, in place: same embeddings in less time.
 
         Args:
-            tasks: Those to keep; all unless given. A merged model computes no others.
+            tasks: Tasks to keep; default: all. A merged model computes no others.
 
         Returns:
             The model itself. It saves and loads like any other; [`unmerge_adapters`] works until then.
 
         Raises:
-            ValueError: If it is merged already, a task is not one of the model's, or what stands behind the embedding
-                (a classifier, projectors) needs others too.
+            ValueError: If the model is merged already, a task is unknown, or a classifier or projector needs more
+                tasks.
         """
         model = self.base_model
         model.refuse_if_merged("merge")
@@ -786,19 +743,18 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         return self
 
     def unmerge_adapters(self) -> MTSLVRPreTrainedModel:
-        """Undoes [`merge_adapters`], exactly.
+        """Undoes [`merge_adapters`] exactly.
 
         Raises:
-            ValueError: If the model is not merged, or was loaded as a merged one: its convolutions are sums and
-                products that cannot be taken apart.
+            ValueError: If the model is not merged, or was merged before it was saved.
         """
         model = self.base_model
         if self.config.merged_adapters is None:
             raise ValueError("The model is not merged.")
         if model.unmerged is None:
             raise ValueError(
-                "This model was merged before it was saved. A merged convolution cannot be taken apart into trunk, "
-                "adapter and batch normalization: load the checkpoint it was made from."
+                "This model was merged before it was saved, so its trunk, adapters and batch normalization are gone: "
+                "load the checkpoint that it was made from."
             )
         device, dtype = model.device, model.dtype
         encoder, heads, active = model.unmerged
@@ -808,65 +764,54 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         model.keep_frozen()
         return self
 
-    def _check_added(self, name: str) -> None:
-        if name not in self.config.added_adapters:
-            added = list(self.config.added_adapters) or "none"
-            raise ValueError(f"{name!r} is not among the adapters that were added: {added}.")
-
     def _needed_tasks(self) -> list[str]:
-        """Tasks that the head needs."""
+        """Tasks that classifier or projectors need."""
         return []
 
 
 class ClipWindows(NamedTuple):
-    """Map of windows to clips; windows of one clip stand next to each other."""
+    """Map of windows to clips; the windows of a clip are neighbors."""
 
-    clip: torch.Tensor  # (W,) index of the clip
-    number: torch.Tensor  # (W,) index of the window within its clip
-    counts: torch.Tensor  # (B,) windows of each clip
+    clip: Tensor  # (W,) index of the clip
+    number: Tensor  # (W,) index of the window within its clip
+    counts: Tensor  # (B,) windows of each clip
     most: int  # windows of the longest clip
 
     @classmethod
     def same_for_all(cls, batch: int, count: int, device: torch.device) -> ClipWindows:
         """`count` windows for each of `batch` clips."""
-        number = torch.arange(count, device=device)
-        return cls(
-            torch.arange(batch, device=device).repeat_interleave(count),
-            number.repeat(batch),
-            torch.full((batch,), count, device=device),
-            count,
-        )
+        clip = torch.arange(batch, device=device).repeat_interleave(count)
+        number = torch.arange(count, device=device).repeat(batch)
+        return cls(clip, number, torch.full((batch,), count, device=device), count)
 
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
+    def mean(self, values: Tensor) -> Tensor:
         """Mean of each clip's windows: (windows, D) -> (batch, D)."""
         if len(self.clip) == len(self.counts):
             return values
         total = values.new_zeros(len(self.counts), values.shape[1]).index_add_(0, self.clip, values)
         return total / self.counts[:, None].to(values.dtype)
 
-    def concatenate(self, frames: torch.Tensor) -> torch.Tensor:
-        """Each clip's windows in a row, zeros where a clip has fewer: (windows, N, C) -> (batch, frames, C)."""
+    def concatenate(self, frames: Tensor) -> Tensor:
+        """Frames of each clip's windows, then zeros if it has fewer: (windows, N, C) -> (batch, frames, C)."""
         if len(self.clip) == len(self.counts):
             return frames
         shape = (len(self.counts), self.most, *frames.shape[1:])
         return frames.new_zeros(shape).index_put((self.clip, self.number), frames).flatten(1, 2)
 
 
-def cut_windows(
-    waveforms: torch.Tensor, attention_mask: torch.Tensor | None, window_samples: int
-) -> tuple[torch.Tensor, ClipWindows]:
-    """Cuts clips into windows; a short clip, and the last part of a long one, is repeated to fill its window.
+def cut_windows(waveforms: Tensor, attention_mask: Tensor | None, window_samples: int) -> tuple[Tensor, ClipWindows]:
+    """Windows of clips; a short clip, and the last part of a long clip, is repeated to fill its window.
 
     Args:
         waveforms: (batch, samples), padded on the right.
-        attention_mask: (batch, samples), 1 for samples and 0 for padding, or None if there is no padding.
+        attention_mask: (batch, samples), 1 for samples and 0 for padding; None if there is no padding.
         window_samples: Samples of a window.
 
     Returns:
-        The windows (windows, window_samples), and which clip each belongs to.
+        Windows (windows, window_samples), and their map to clips.
 
     Raises:
-        ValueError: If shapes do not fit, a clip is empty, or padding stands before samples.
+        ValueError: If shapes do not fit, a clip is empty, or padding comes before samples.
     """
     if waveforms.ndim != 2 or 0 in waveforms.shape:
         raise ValueError(
@@ -890,7 +835,7 @@ def cut_windows(
     return waveforms[windows.clip[:, None], start[:, None] + position], windows
 
 
-def _clip_lengths(attention_mask: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+def _clip_lengths(attention_mask: Tensor, shape: torch.Size) -> Tensor:
     if attention_mask.shape != shape:
         raise ValueError(f"`attention_mask` has the shape {tuple(attention_mask.shape)}, the clips {tuple(shape)}.")
     mask = attention_mask.bool()
@@ -903,7 +848,7 @@ def _clip_lengths(attention_mask: torch.Tensor, shape: torch.Size) -> torch.Tens
 
 
 class MTSLVRModel(MTSLVRPreTrainedModel):
-    """Audio to embeddings: frontend, adapter ResNet and one head per task, averaged over a clip's windows.
+    """MT-SLVR from audio to embeddings: frontend, ResNet with adapters, heads, mean over a clip's windows.
 
     Source: Heggan et al., "MT-SLVR: Multi-Task Self-Supervised Learning for Transformation In(Variant)
     Representations", Interspeech 2023, section 3.
@@ -917,33 +862,32 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         self.encoder = MTSLVREncoder(config)
         heads = [SHARED if config.shared_head and task in config.tasks else task for task in config.available_tasks]
         self.heads = nn.ModuleDict({task: nn.Linear(config.hidden_size, config.head_size) for task in heads})
-        self._trained: tuple[str, ...] | None = None  # tasks whose adapters train; None: everything does
-        # What `merge_adapters` replaced: encoder, heads, active tasks. In a tuple they are no submodules, never saved.
+        self._trained: tuple[str, ...] | None = None  # tasks whose adapters train; None: everything trains
+        # Encoder, heads and active tasks before the merge; in a tuple, so that they are no submodules and not saved.
         self.unmerged: tuple[MTSLVREncoder, nn.ModuleDict, list[str] | None] | None = None
         self.post_init()
 
     @can_return_tuple
     def forward(
         self,
-        input_values: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        input_features: torch.Tensor | None = None,
+        input_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        input_features: Tensor | None = None,
         tasks: Sequence[str] | None = None,
         output_hidden_states: bool | None = None,
     ) -> MTSLVRModelOutput:
-        """Embeds a batch of clips. A clip's embedding depends on nothing else in the batch, padding included.
+        """Embeds a batch of clips. The embedding of a clip does not depend on other clips or on padding.
 
         Args:
             input_values: (batch, samples) normalized waveforms at `config.sampling_rate`, padded on the right.
             attention_mask: (batch, samples), 1 for samples and 0 for padding; None if there is no padding.
-            input_features: Instead of `input_values`: what `model.frontend` returns, (batch, channels, mels, frames).
-                They skip frontend and windows.
-            tasks: Tasks to embed for, in the order of `pooler_output`; the active ones unless given.
+            input_features: Output of `model.frontend` instead of `input_values`, (batch, channels, mels, frames). Each
+                item is one window.
+            tasks: Tasks to compute, in the order of `pooler_output`; default: the active tasks.
             output_hidden_states: Whether to return the feature maps after the stem and the layers.
 
         Raises:
-            ValueError: If both or neither kind of input came, its shape is wrong, the mask does not fit or leaves a
-                clip empty, or a task is not one of the model's.
+            ValueError: If both or no inputs came, a shape is wrong, the mask leaves no samples, or a task is unknown.
         """
         tasks = self.config.resolve_tasks(tasks)
         if output_hidden_states is None:
@@ -968,13 +912,23 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         if self.config.merged_adapters is not None:
             raise ValueError(f"Cannot {act} a merged model: its adapters are gone. Call `unmerge_adapters` first.")
 
+    def check_own_adapter(self, act: str, name: str) -> None:
+        """Raises a ValueError unless the task has adapters and a head of its own, not merged."""
+        self.refuse_if_merged(f"{act} an adapter of")
+        self.config.check_tasks([name])
+        if self.encoder.branch(name) == SHARED or name not in self.heads:
+            raise ValueError(
+                f"{name!r} shares adapters or head with other tasks and has nothing of its own to {act}: "
+                "call `add_adapter` first."
+            )
+
     def train_only(self, tasks: Sequence[str]) -> None:
-        """Freezes all but these tasks' adapters, final norms and heads, the statistics of batch normalization too."""
+        """Freezes all but the adapters, final norms and heads of these tasks; statistics of BatchNorm too."""
         self._trained = tuple(tasks)
         self.keep_frozen()
 
     def keep_frozen(self) -> None:
-        """Re-applies requires_grad and train mode after modules were replaced."""
+        """Freezes again what `train_only` froze, after modules were replaced."""
         if self._trained is not None:
             self.requires_grad_(False)
             for task in self._trained:
@@ -983,8 +937,8 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> MTSLVRModel:
-        """As for every module, but what `train_only` froze stays in evaluation mode."""
-        if self._trained is None or self.config.merged_adapters is not None:  # merged, no mode makes a difference
+        """Sets the mode of all modules, but frozen modules stay in eval mode."""
+        if self._trained is None or self.config.merged_adapters is not None:  # a merged model has no modes
             return super().train(mode)
         super().train(False)
         self.training = mode
@@ -994,7 +948,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         return self
 
     def adapter_modules(self, task: str) -> Iterator[tuple[str, nn.Module]]:
-        """Task-specific modules by task-independent name."""
+        """Modules of one task, by names that do not contain the task."""
         for name, layer in self.encoder.task_layers():
             if task in layer.adapters:
                 yield f"encoder.{name}", layer.adapters[task]
@@ -1005,38 +959,35 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
 
     @torch.no_grad()
     def merged_copy(self, tasks: Sequence[str]) -> MTSLVRModel:
-        """An inference network for `tasks`: no adapters, no batch normalization, convolutions in channels last."""
+        """Copy for inference of `tasks`: no adapters, no batch normalization, convolutions in channels last."""
         config = copy.deepcopy(self.config)
         config.merged_adapters, config.active_adapters = list(tasks), None
         with torch.device("meta"):
             merged = type(self)(config)
         dtype, device = self.head(tasks[0]).weight.dtype, self.device
-        state = {name: value for name, value in self.heads.state_dict(prefix="heads.").items()}
-        # On the CPU, since not every device has float64.
-        modules: dict[str, Any] = dict(copy.deepcopy(self.encoder).cpu().named_modules())
+        state: dict[str, Tensor] = self.heads.state_dict(prefix="heads.")
+        modules: dict[str, Any] = dict(copy.deepcopy(self.encoder).cpu().named_modules())  # not all devices: float64
+        folded: dict[str, tuple[Tensor, Tensor]] = {}
         for name, module in merged.encoder.named_modules():
             if isinstance(module, MTSLVRMergedConvLayer):
-                folded = {task: modules[name].folded(task, MERGE_DTYPE) for task in module.convs}
-                prefixes = {task: f"encoder.{name}.convs.{task}" for task in folded}
+                folded |= {f"{name}.convs.{task}": modules[name].folded(task, MERGE_DTYPE) for task in module.convs}
             elif isinstance(module, MTSLVRMergedNorm):
-                folded, prefixes = {"": _as_affine(modules[name], MERGE_DTYPE)}, {"": f"encoder.{name}"}
-            else:
-                continue
-            for task, (weight, bias) in folded.items():
-                layout = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
-                state[f"{prefixes[task]}.weight"] = weight.to(dtype).contiguous(memory_format=layout)
-                state[f"{prefixes[task]}.bias"] = bias.to(dtype)
+                folded[name] = _as_affine(modules[name], MERGE_DTYPE)
+        for name, (weight, bias) in folded.items():
+            layout = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
+            state[f"encoder.{name}.weight"] = weight.to(dtype).contiguous(memory_format=layout)
+            state[f"encoder.{name}.bias"] = bias.to(dtype)
         state = {name: state[name].clone() for name in merged.state_dict()}
         merged.load_state_dict(state, assign=True)
         merged.frontend = copy.deepcopy(self.frontend)
         return merged.requires_grad_(False).eval().to(device)
 
     def inference_network(self, tasks: Sequence[str] | str | None = None, compile: bool = False) -> MTSLVRModel:
-        """The merged copy that `encode` runs: made once, and again when a parameter or statistic has changed.
+        """Merged copy that `encode` runs, cached until a parameter or a statistic changes.
 
         Args:
-            tasks: Tasks to compute; the active ones unless given.
-            compile: Whether it is compiled by `torch.compile`, when it is called first with inputs of some shape.
+            tasks: Tasks to compute; default: the active tasks.
+            compile: Whether `torch.compile` compiles it, at the first call with each shape.
         """
         tasks = self.config.resolve_tasks(tasks)
         merged = self.config.merged_adapters is not None
@@ -1053,34 +1004,32 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
 
     @torch.no_grad()
     def _state_key(self) -> tuple[Any, ...]:
-        """Changes with every parameter and statistic: by torch's version counters, and by a sum of all bits for
-        writes to `.data`, which these do not count."""
+        """Version counters of all parameters and statistics, and sums of their bits, since `.data` has no counter."""
         tensors = [tensor for tensor in (*self.parameters(), *self.buffers()) if tensor.numel()]
         versions = [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
         integers = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
         sums = [tensor.detach().view(integers[tensor.element_size()]).sum() for tensor in tensors]
         return (*[(t.data_ptr(), t.dtype) for t in tensors], *versions, *torch.stack(sums).tolist())
 
-    def frame_embeddings(self, last_hidden_state: torch.Tensor, tasks: Sequence[str] | None = None) -> torch.Tensor:
-        """Each frame through the heads: the mean over a window's frames is the window's embedding (on `waveform` input
-        nearly so, as frames there average unequal numbers of values).
+    def frame_embeddings(self, last_hidden_state: Tensor, tasks: Sequence[str] | None = None) -> Tensor:
+        """Embeddings of frames, (batch, frames, D) in the order of `pooler_output`.
+
+        Their mean over a window is the window's embedding; on `waveform` input only nearly, because frames there
+        average unequal numbers of values.
 
         Args:
-            last_hidden_state: (batch, frames, channels x tasks), what the forward returned for `tasks`.
-            tasks: The tasks of that forward; the active ones unless given.
-
-        Returns:
-            (batch, frames, D), in the order of `pooler_output`.
+            last_hidden_state: (batch, frames, channels x tasks), from a forward for `tasks`.
+            tasks: Tasks of that forward; default: the active tasks.
         """
         tasks = self.config.resolve_tasks(tasks)
         parts = dict(zip(tasks, last_hidden_state.chunk(len(tasks), dim=-1)))
         return torch.cat([self.head(task)(parts[task]) for task in self._distinct(tasks)], dim=-1)
 
-    def frame_centers(self, frames: int) -> torch.Tensor:
-        """Seconds from a window's start to what each of its frames looks at, (frames,).
+    def frame_centers(self, frames: int) -> Tensor:
+        """Centers of a window's frames in seconds from its start, (frames,).
 
-        Strided convolutions center frame n on STFT frame 32 n. (The pooled shortcuts of networks with adapters look
-        up to 14 STFT frames further; by the gradients of a trained one, its frames look 7 further, 0.2 s.) On
+        Strided convolutions center frame n on STFT frame 32 n. (Pooled shortcuts of networks with adapters look up to
+        14 STFT frames further; measured by gradients of a trained network, frames look 7 further, 0.2 s.) On
         `waveform` input, frames are equal parts of the window.
         """
         number = torch.arange(frames, dtype=torch.float64)
@@ -1089,21 +1038,20 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         return number * 32 * self.config.hop_length / self.config.sampling_rate
 
     def _distinct(self, tasks: Sequence[str]) -> list[str]:
-        """The first of all tasks that have the same embedding."""
+        """Tasks without those that have the embedding of an earlier task."""
         parts = self.config.embedding_parts
         return [task for place, task in enumerate(tasks) if parts[task] not in [parts[t] for t in tasks[:place]]]
 
     def _features(
-        self, input_values: torch.Tensor | None, attention_mask: torch.Tensor | None, features: torch.Tensor | None
-    ) -> tuple[torch.Tensor, ClipWindows]:
-        """Features for the ResNet, and the windows they come from."""
+        self, input_values: Tensor | None, attention_mask: Tensor | None, features: Tensor | None
+    ) -> tuple[Tensor, ClipWindows]:
+        """Features for the ResNet, and the map of their windows to clips."""
         if input_values is not None and features is None:
             waveforms, windows = cut_windows(input_values, attention_mask, self.config.window_samples)
             return self.frontend(waveforms), windows
         if features is None or input_values is not None:
             raise ValueError("Give either `input_values` (waveforms) or `input_features` (spectrograms).")
-        axes = 2 + _dims(self.config)
-        channels = _input_channels(self.config)
+        axes, channels = 2 + _dims(self.config), _input_channels(self.config)
         if features.ndim != axes or features.shape[1] != channels or 0 in features.shape:
             raise ValueError(
                 f"`input_features` has the shape {tuple(features.shape)}; a {self.config.frontend!r} model takes "
@@ -1112,10 +1060,10 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         return features, ClipWindows.same_for_all(len(features), 1, features.device)
 
     def head(self, task: str) -> nn.Linear:
-        """The linear layer that makes a task's embedding."""
+        """Head of a task."""
         return cast(nn.Linear, self.heads[task if task in self.heads else SHARED])
 
-    def _over_time(self, feature_map: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    def _over_time(self, feature_map: Tensor, features: Tensor) -> Tensor:
         """(windows, C, bands, frames) or (windows, C, samples / 32) -> (windows, frames, C)."""
         if feature_map.ndim == 4:
             return feature_map.mean(dim=2).transpose(1, 2)
@@ -1124,7 +1072,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
 
 
 def _projector(sizes: Sequence[int], normalize: bool, normalize_last: bool = False) -> nn.Sequential:
-    """Linear layers with ReLU, and BN if asked, between them."""
+    """Linear layers with ReLU, and BN if asked for, between them."""
     layers: list[nn.Module] = []
     for number, (size_in, size_out) in enumerate(itertools.pairwise(sizes), start=1):
         last = number == len(sizes) - 1
@@ -1137,13 +1085,12 @@ def _projector(sizes: Sequence[int], normalize: bool, normalize_last: bool = Fal
 
 
 class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
-    """MT-SLVR with the projectors that pre-training puts behind the heads, and its two objectives.
+    """MT-SLVR for pre-training: projectors behind the heads, and the two objectives.
 
-    The contrastive projector is SimCLR's (h-h-256 for a head of size h; 500-500-256 with two heads of 500) or
-    SimSiam's (3 x 2048, and a predictor with a bottleneck of 512); the predictive one is 256-64-16-A.
+    The contrastive projector is SimCLR's (h-h-256 for a head of size h) or SimSiam's (3 x 2048, and a predictor with a
+    bottleneck of 512); the predictive projector is 256-64-16-A.
 
-    Source: Heggan et al. 2023, sections 3.1 and 4; Chen et al., "SimCLR", ICML 2020; Chen and He, "SimSiam", CVPR
-    2021.
+    Source: Heggan et al. 2023, sections 3.1, 4; Chen et al., "SimCLR", ICML 2020; Chen and He, "SimSiam", CVPR 2021.
     """
 
     def __init__(self, config: MTSLVRConfig):
@@ -1165,41 +1112,34 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_values: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        input_features: torch.Tensor | None = None,
-        augmentation_labels: torch.Tensor | None = None,
+        input_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        input_features: Tensor | None = None,
+        augmentation_labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
     ) -> MTSLVRForPreTrainingOutput:
-        """Embeds both views of each clip, one view at a time so that BatchNorm sees one at a time, and compares them.
+        """Embeddings and losses of two views of each clip. BatchNorm sees one view at a time.
 
         Args:
-            input_values: (batch, 2, samples): two views of each clip; or (batch, samples), which gives no losses.
+            input_values: (batch, 2, samples), two views of each clip; or (batch, samples), without losses.
             attention_mask: (batch, samples), the same for both views.
-            input_features: Instead of `input_values`: (batch, 2, channels, mels, frames), or without the views' axis.
-            augmentation_labels: (batch, A) multi-hot: which of `config.augmentations` a clip's views got. Without it
-                a model with the predictive task returns no `loss`.
+            input_features: (batch, 2, channels, mels, frames) instead of `input_values`, or without the axis of views.
+            augmentation_labels: (batch, A) multi-hot, which of `config.augmentations` the views of a clip got. Without
+                them a model with the predictive task returns no `loss`.
             output_hidden_states: Whether to return the feature maps after the stem and the layers.
 
         Raises:
-            ValueError: As [`MTSLVRModel.forward`]; and if there are not one or two views, or the labels do not fit.
+            ValueError: As [`MTSLVRModel.forward`]; or if there are more than two views, or the labels do not fit.
         """
         views = self._views(input_values, input_features)
-        outputs = [
-            self.mtslvr(
-                attention_mask=attention_mask,
-                tasks=self.config.tasks,
-                output_hidden_states=output_hidden_states,
-                **view,
-            )
-            for view in views
-        ]
+        options = {"tasks": self.config.tasks, "output_hidden_states": output_hidden_states}
+        outputs = [self.mtslvr(attention_mask=attention_mask, **view, **options) for view in views]
         contrastive, predictive, pooled = (
             _stack_views([getattr(output, name) for output in outputs])
             for name in ("contrastive_embeds", "predictive_embeds", "pooler_output")
         )
         logits = None
-        if self.predictive_projector is not None:  # one pass over both views: the projector's BN sees them together
+        if self.predictive_projector is not None:  # one pass: the BN of this projector sees both views together
             flat = torch.cat([output.predictive_embeds for output in outputs])  # (V x B, head_size)
             logits = _stack_views(list(self.predictive_projector(flat).chunk(len(outputs))))  # (B, V, A)
         contrastive_loss = predictive_loss = None
@@ -1222,9 +1162,7 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
     def _needed_tasks(self) -> list[str]:
         return self.config.tasks
 
-    def _views(
-        self, input_values: torch.Tensor | None, input_features: torch.Tensor | None
-    ) -> list[dict[str, torch.Tensor]]:
+    def _views(self, input_values: Tensor | None, input_features: Tensor | None) -> list[dict[str, Tensor]]:
         """Arguments of the model for each view."""
         name, inputs = ("input_values", input_values) if input_features is None else ("input_features", input_features)
         if inputs is None or (input_values is not None and input_features is not None):
@@ -1234,14 +1172,14 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
             return [{name: inputs}]
         if inputs.ndim != single + 1 or inputs.shape[1] != 2:
             raise ValueError(
-                f"`{name}` has the shape {tuple(inputs.shape)}; two views stand on axis 1 of {single + 1} axes, a "
-                f"single view has {single} axes."
+                f"`{name}` has the shape {tuple(inputs.shape)}; expected {single + 1} axes with two views on axis 1, "
+                f"or {single} axes for a single view."
             )
         return [{name: inputs[:, 0]}, {name: inputs[:, 1]}]
 
     def _losses(
-        self, embeds: torch.Tensor | None, logits: torch.Tensor | None, labels: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        self, embeds: Tensor | None, logits: Tensor | None, labels: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
         contrastive_loss = predictive_loss = None
         if embeds is not None and self.contrastive_projector is not None:
             z1, z2 = (self.contrastive_projector(embeds[:, view]) for view in (0, 1))
@@ -1252,32 +1190,31 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
                     f"`augmentation_labels` has the shape {tuple(labels.shape)}; expected {len(logits)} clips x "
                     f"{logits.shape[-1]} augmentations ({', '.join(self.config.augmentations)})."
                 )
-            predictive_loss = AugmentationPredictionLoss()(
-                torch.cat([logits[:, 0], logits[:, 1]]), labels.repeat(2, 1)
-            )
+            flat = logits.transpose(0, 1).flatten(0, 1)  # (V x B, A)
+            predictive_loss = AugmentationPredictionLoss()(flat, labels.repeat(2, 1))
         return contrastive_loss, predictive_loss
 
-    def contrastive_objective(self, z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
-        """Contrastive loss of two views' projections, (B, D) each; a subclass may have an objective of its own."""
+    def contrastive_objective(self, z1: Tensor, z2: Tensor) -> Tensor:
+        """Contrastive loss of the projections of two views, (B, D) each; a subclass may override it."""
         if self.contrastive_predictor is None:
             return NTXentLoss(self.config.temperature)(z1, z2)
         return NegativeCosineLoss()(self.contrastive_predictor(z1), self.contrastive_predictor(z2), z1, z2)
 
-    def _sum(self, contrastive_loss: torch.Tensor | None, predictive_loss: torch.Tensor | None) -> torch.Tensor | None:
+    def _sum(self, contrastive_loss: Tensor | None, predictive_loss: Tensor | None) -> Tensor | None:
         losses = {"contrastive": contrastive_loss, "predictive": predictive_loss}
         weights = {"contrastive": 1.0, "predictive": self.config.predictive_weight}
         terms = [weights[task] * loss for task in self.config.tasks if (loss := losses[task]) is not None]
         return sum(terms[1:], terms[0]) if len(terms) == len(self.config.tasks) else None
 
 
-def _stack_views(embeds: list[torch.Tensor | None]) -> torch.Tensor | None:
+def _stack_views(embeds: list[Tensor | None]) -> Tensor | None:
     """[(batch, D)] x V -> (batch, V, D); a single view keeps its shape."""
     views = [view for view in embeds if view is not None]
     return torch.stack(views, dim=1) if len(views) > 1 else views[0] if views else None
 
 
 def _classifier(config: MTSLVRConfig) -> nn.Linear:
-    assert config.num_labels is not None  # the configuration's __init__ makes labels if none came
+    assert config.num_labels is not None  # the configuration has default labels
     return nn.Linear(config.embedding_size_of(), config.num_labels)
 
 
@@ -1296,36 +1233,33 @@ class MTSLVRForAudioClassification(MTSLVRPreTrainedModel):
         return self.config.embedding_tasks
 
     def freeze_feature_encoder(self) -> None:
-        """Leaves only the classifier to train; the frozen BatchNorm statistics stay as they are too."""
+        """Freezes all but the classifier, with the statistics of batch normalization."""
         self.mtslvr.train_only(())
 
     def set_adapter(self, names: Sequence[str] | str) -> None:
-        """As [`MTSLVRModel.set_adapter`]; an embedding of another size gets a new classifier, with a warning."""
+        """Sets the active tasks, as in [`MTSLVRModel.set_adapter`]; another embedding size gets a new classifier."""
         super().set_adapter(names)
         size = self.config.embedding_size_of()
         if size != self.classifier.in_features:
-            logger.warning("The embedding has %d dimensions now: the classifier starts anew.", size)
+            logger.warning("The embedding now has %d dimensions: the classifier is initialized again.", size)
             old, self.classifier = self.classifier, _classifier(self.config)
             self.classifier.to(old.weight.device, old.weight.dtype)
 
     @can_return_tuple
     def forward(
         self,
-        input_values: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        input_features: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
+        input_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        input_features: Tensor | None = None,
+        labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
     ) -> SequenceClassifierOutput:
         """Classifies clips.
 
         Args:
-            input_values: (batch, samples), as for [`MTSLVRModel.forward`].
-            attention_mask: (batch, samples).
-            input_features: (batch, channels, mels, frames) instead of `input_values`.
+            input_values, attention_mask, input_features, output_hidden_states: As for [`MTSLVRModel.forward`].
             labels: (batch,) class indices; (batch, num_labels) multi-hot if `config.problem_type` is
                 `"multi_label_classification"`.
-            output_hidden_states: Whether to return the feature maps after the stem and the layers.
 
         Returns:
             `loss` if labels came, and `logits` (batch, num_labels).

@@ -1,4 +1,4 @@
-"""CPU cores and DataLoader workers of a process."""
+"""Numbers of CPU cores and of DataLoader workers of a process."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of Linux's control groups, version
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, divided among the processes that torchrun or accelerate started beside it."""
+    """Number of cores that this process may use, its share among the processes of torchrun or accelerate."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, _quota()) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def _quota() -> int:
-    """Cores that a container's quota of processor time comes to; its affinity is often that of the whole machine."""
+    """Number of cores in a container's CPU quota; its affinity often names all cores of the machine."""
     try:
         quota, period = CPU_QUOTA.read_text().split()
         return math.ceil(int(quota) / int(period))
@@ -26,14 +26,10 @@ def _quota() -> int:
 
 
 def default_workers(on_cpu: bool) -> int:
-    """Chooses how many DataLoader workers a process of a training run has.
+    """Number of DataLoader workers of a training process.
 
-    Args:
-        on_cpu: Whether the network runs on the CPU.
-
-    Returns:
-        Every core but one, which is for the process that drives the GPU. On a CPU one for eight cores, at least one:
-        a clip costs the full network more than ten times what it costs to decode, and workers take cores from it.
+    With a GPU it is all cores but one. If the network runs on the CPU (`on_cpu`), it is one per eight cores, because
+    the full network needs more than ten times as long for a clip as the decoder.
     """
     cores = usable_cores()
     return max(1, cores // 8 if on_cpu else cores - 1)

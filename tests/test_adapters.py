@@ -320,9 +320,9 @@ def test_a_shared_embedding_counts_once_beside_an_added_one():
 @pytest.mark.parametrize(
     ("name", "adapter_type", "match"),
     [
-        ("contrastive", "bn", "something else"),
-        ("train", "bn", "something else"),
-        ("training", "bn", "something else"),
+        ("contrastive", "bn", "is reserved"),
+        ("train", "bn", "is reserved"),
+        ("training", "bn", "is reserved"),
         ("my.birds", "bn", "letters"),
         ("birds", "none", "adapter_type"),
         ("taken", "bn", "already"),

@@ -91,7 +91,7 @@ def test_resampling_keeps_the_tone(rate):
 def test_rates_that_are_missing_wrong_or_contradictory():
     with pytest.raises(ValueError, match="Clip 1 came without a sampling rate"):
         PLAIN([{"array": tone(10), "sampling_rate": 16000}, tone(10)])
-    with pytest.raises(ValueError, match="Clip 0 says it is at 8000 Hz, `sampling_rate` says 16000 Hz"):
+    with pytest.raises(ValueError, match="Clip 0 has 8000 Hz, but `sampling_rate` is 16000 Hz"):
         PLAIN({"array": tone(10), "sampling_rate": 8000}, sampling_rate=16000)
     with pytest.raises(ValueError, match="Clip 0 is at 44100 Hz and the model takes 16000 Hz"):
         MTSLVRFeatureExtractor(do_resample=False)(tone(10), sampling_rate=44100)

@@ -217,7 +217,7 @@ def test_pretraining_output_with_one_and_two_views():
     assert model(views).loss is None  # no labels, no predictive loss
     with pytest.raises(ValueError, match="expected 2 clips x 7 augmentations"):
         model(views, augmentation_labels=labels[:, :3])
-    with pytest.raises(ValueError, match="two views stand on axis 1"):
+    with pytest.raises(ValueError, match="two views on axis 1"):
         model(torch.zeros(2, 3, WINDOW))
     features = torch.stack([model.mtslvr.frontend(views[:, view]) for view in (0, 1)], dim=1)
     from_features = model(input_features=features, augmentation_labels=labels)

@@ -1,4 +1,4 @@
-"""Base class of augmentations: parameters are drawn per clip, and a batch is transformed at once.
+"""Base class of augmentations: parameters per clip, batched transforms.
 
 Shapes: B clips, S samples.
 """
@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-DEVICE_BLOCK = 2**25  # samples of the clips that go through an operation together, which bounds memory
+DEVICE_BLOCK = 2**25  # samples in one operation, to limit memory
 
 
 def uniform(low: float, high: float, count: int, generator: torch.Generator) -> Tensor:
@@ -30,12 +30,12 @@ def check_range(owner: str, name: str, low: float, high: float, smallest: float 
 
 
 class Augmentation(ABC):
-    """One augmentation: parameters with one value per clip, and a batched function of clips and parameters.
+    """Augmentation: parameters with one value per clip, and a batched function of clips and parameters.
 
-    A subclass sets `name` and `parameter_names`, draws in `sample_parameters` and computes in `transform`. It may also
-    set `effort` (the pipeline does what has more of it less often, for more clips at a time); `sort_by`, the parameter
-    that decides how much work a clip makes; and `cpu_block`, the samples that go through it together on a CPU: few
-    enough for what becomes of them on the way to stay in cache and in memory that is mapped already.
+    A subclass sets `name` and `parameter_names`, draws in `sample_parameters` and computes in `transform`. Optional:
+    `effort` (the pipeline runs augmentations with more effort less often, for more clips at once); `sort_by`, the
+    parameter that the work for a clip depends on; `cpu_block`, samples per operation on a CPU, few enough that
+    intermediate results stay in cache and in mapped memory.
     """
 
     name: str
@@ -46,11 +46,7 @@ class Augmentation(ABC):
 
     @abstractmethod
     def sample_parameters(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Draws the parameters of `n` clips from a CPU generator.
-
-        Returns:
-            One CPU tensor (n,) for each of `parameter_names`.
-        """
+        """Draws the parameters of `n` clips from a CPU generator: a CPU tensor (n,) for each of `parameter_names`."""
 
     @abstractmethod
     def transform(self, waveforms: Tensor, parameters: dict[str, Tensor]) -> Tensor:
@@ -61,15 +57,15 @@ class Augmentation(ABC):
         """Augments a batch, each clip with its own parameters.
 
         Args:
-            waveforms: (B, S), real, of any length from one sample on; not modified.
-            parameters: what `sample_parameters(B, generator)` returned.
+            waveforms: (B, S), real, S >= 1; not modified.
+            parameters: Output of `sample_parameters(B, generator)`.
 
         Returns:
-            (B, S), float32, on the waveforms' device, without gradient. No clip's result depends on the others.
+            (B, S), float32, on the waveforms' device, without gradient. The result of a clip depends on no other clip.
 
         Raises:
-            TypeError: the waveforms are complex.
-            ValueError: the waveforms are not (B, S) with S >= 1, or a parameter is missing or not (B,).
+            TypeError: If the waveforms are complex.
+            ValueError: If the waveforms are not (B, S) with S >= 1, or a parameter is missing or not (B,).
         """
         if waveforms.is_complex():
             raise TypeError(f"{self.name}: waveforms must be real, got {waveforms.dtype}.")
@@ -101,7 +97,7 @@ class Augmentation(ABC):
 
 
 def to_device(values: Tensor, waveforms: Tensor) -> Tensor:
-    """Moves per-clip values (B,) beside the waveforms, as a column (B, 1)."""
+    """Moves values (B,) to the device of the waveforms, as a column (B, 1)."""
     return values.to(waveforms.device, non_blocking=True).unsqueeze(1)
 
 

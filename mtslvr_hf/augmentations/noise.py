@@ -1,4 +1,4 @@
-"""Noise that depends on a seed per clip and on nothing else: not on the device, the batch or a generator's state.
+"""Noise that depends only on a seed per clip, not on device, batch or the state of a generator.
 
 Shapes: B clips, S samples, K frequency bins.
 """
@@ -11,13 +11,12 @@ from torch import Tensor
 
 from .base import to_device
 
-# Below this the spectrum is flat. An exponent of -2 carried down to the clip's lowest bin (0.1 Hz in 10 s) would put
-# nearly all of the noise's power where nothing can be heard.
+# Otherwise an exponent of -2 would put nearly all power of the noise below audible frequencies (0.1 Hz in 10 s).
 FLAT_BELOW_HZ = 20.0
 
 
 def random_bits(seeds: Tensor, count: int, device: torch.device) -> Tensor:
-    """Hashes (seed, counter) to 32 random bits, in integer arithmetic, so alike on every device.
+    """Hashes of (seed, counter): 32 random bits, by integer arithmetic, equal on all devices.
 
     Source: the mixing constants of C. Wellons, "Prospecting for hash functions" (lowbias32).
 
@@ -33,7 +32,7 @@ def random_bits(seeds: Tensor, count: int, device: torch.device) -> Tensor:
 
 
 def _mix(bits: Tensor) -> Tensor:
-    # An int32's >> repeats the sign, so a mask clears what a logical shift would have cleared.
+    # >> of an int32 repeats the sign bit; masks clear it.
     bits = bits ^ ((bits >> 16) & 0xFFFF)
     bits *= 0x7FEB352D
     bits ^= (bits >> 15) & 0x1FFFF
@@ -43,7 +42,7 @@ def _mix(bits: Tensor) -> Tensor:
 
 
 def gaussian_pairs(seeds: Tensor, count: int, device: torch.device) -> Tensor:
-    """Draws (B, count) complex values whose parts are independent and standard normal (Box-Muller)."""
+    """Draws (B, count) complex values with independent, standard normal parts (Box-Muller)."""
     bits = random_bits(seeds, count, device)
     angle = (bits & 0xFFFF).float().mul_(2 * math.pi * 2**-16)
     radius = ((bits >> 16) & 0xFFFF).float().add_(0.5).mul_(2**-16).log_().mul_(-2).sqrt_()
@@ -59,8 +58,7 @@ def white_noise(seeds: Tensor, samples: int, device: torch.device) -> Tensor:
 def colored_noise(seeds: Tensor, exponents: Tensor, samples: int, sampling_rate: int, device: torch.device) -> Tensor:
     """Draws Gaussian noise whose power spectral density is proportional to frequency ** exponent.
 
-    The spectrum is drawn, shaped and transformed to samples. -2 is brown, -1 pink, 0 white, 1 blue, 2 violet. The
-    density is flat below `FLAT_BELOW_HZ` and zero at 0 Hz.
+    Exponent -2 is brown, -1 pink, 0 white, 1 blue, 2 violet. The density is flat below `FLAT_BELOW_HZ` and 0 at 0 Hz.
 
     Args:
         seeds, exponents: (B,).
@@ -74,7 +72,7 @@ def colored_noise(seeds: Tensor, exponents: Tensor, samples: int, sampling_rate:
     octaves = hertz.clamp_(min=FLAT_BELOW_HZ).div_(sampling_rate / 2).log2_()  # (K,)
     amplitude = (to_device(exponents.float() / 2, spectrum) * octaves).exp2_()  # square root of the density
     amplitude[:, 0] = 0
-    spectrum = spectrum.mul_(amplitude).expand(max(2, len(seeds)), -1)  # MKL computes a lone one in another way
+    spectrum = spectrum.mul_(amplitude).expand(max(2, len(seeds)), -1)  # MKL computes a single spectrum differently
     return torch.fft.irfft(spectrum, n=size)[: len(seeds), :samples]
 
 

@@ -1,7 +1,7 @@
 """The seven augmentations of CLAR, as MT-SLVR uses them.
 
 Source: Heggan et al., "MT-SLVR" (Interspeech 2023), section 3.3; Al-Tahan and Mohsenzadeh, "CLAR" (AISTATS 2021). All
-parameters are drawn uniformly, continuous ones (semitones too) over the whole range. Shapes: B clips, S samples.
+parameters are uniform, continuous ones (semitones too) over the whole range. Shapes: B clips, S samples.
 """
 
 import torch
@@ -16,9 +16,9 @@ FADE_SHAPES = ("linear", "logarithmic", "exponential")
 
 
 class PitchShift(Augmentation):
-    """Changes pitch, keeps length and tempo: resampling, then the phase vocoder back to the clip's length.
+    """Pitch shift with length and tempo kept: resampling, then the phase vocoder back to the clip's length.
 
-    Parameters drawn: `semitones`. What would rise above half the sampling rate is filtered out.
+    Parameters drawn: `semitones`. Frequencies above half the sampling rate are filtered out.
     Differs from the authors' code, whose phase vocoder advances every bin by one constant and uses no window.
     """
 
@@ -50,10 +50,9 @@ def _check_n_fft(n_fft: int) -> None:
 
 
 class TimeStretch(Augmentation):
-    """Changes tempo, keeps pitch; a faster clip is repeated to its old length, a slower one cut at its end.
+    """Time stretch with pitch kept; a faster clip is repeated to its old length, a slower clip is cut at its end.
 
-    Parameters drawn: `rate`, > 1 being faster.
-    Differs from the authors' code as PitchShift does.
+    Parameters drawn: `rate`; > 1 is faster. Differs from the authors' code as PitchShift does.
     """
 
     name = "time_stretch"
@@ -84,7 +83,7 @@ class TimeStretch(Augmentation):
 
 
 class Fade(Augmentation):
-    """Fades a clip in at its start and out at its end, on torchaudio.transforms.Fade's curves.
+    """Fade-in at the start and fade-out at the end of a clip, with the curves of torchaudio.transforms.Fade.
 
     Parameters drawn: `in_fraction`, `out_fraction` (of the clip), `shape` (a position in FADE_SHAPES).
     """
@@ -120,12 +119,12 @@ class Fade(Augmentation):
 
 
 def _samples_of(fractions: Tensor, waveforms: Tensor) -> Tensor:
-    # Fractions of a clip as whole samples: (B,) int64 on the CPU.
+    # Fractions of a clip in whole samples: (B,) int64 on the CPU.
     return (fractions.double() * waveforms.shape[1]).round_().long()
 
 
 def _fade_gains(lengths: Tensor, shapes: Tensor, longest: int) -> Tensor:
-    # Gains (B, longest) of a fade-in: from 0 at the first sample to 1 at sample length - 1, and 1 from there on.
+    # Gains (B, longest) of a fade-in: 0 at the first sample, 1 from sample length - 1 on.
     columns = torch.arange(longest, dtype=torch.float32, device=shapes.device)
     lengths = to_device(lengths, shapes)
     time = (columns + (lengths == 0)).div_((lengths - 1).clamp_(min=1)).clamp_(max=1)
@@ -135,21 +134,16 @@ def _fade_gains(lengths: Tensor, shapes: Tensor, longest: int) -> Tensor:
 
 
 class ColoredNoise(Augmentation):
-    """Adds Gaussian noise whose power spectral density is proportional to frequency ** exponent (flat below 20 Hz).
+    """Gaussian noise with a power spectral density proportional to frequency ** exponent (flat below 20 Hz).
 
-    Parameters drawn: `snr_db`, the ratio of the mean squares of clip and noise, met exactly by scaling the noise;
-    `exponent`; `noise_seed`. Silence stays silence.
+    Parameters drawn: `snr_db`, the exact ratio of the mean squares of clip and noise; `exponent`; `noise_seed`.
+    Silence stays silence.
     """
 
     parameter_names = ("snr_db", "exponent", "noise_seed")
 
     def __init__(
-        self,
-        min_snr_db: float,
-        max_snr_db: float,
-        min_exponent: float,
-        max_exponent: float,
-        sampling_rate: int,
+        self, min_snr_db: float, max_snr_db: float, min_exponent: float, max_exponent: float, sampling_rate: int
     ):
         check_range(type(self).__name__, "snr_db", min_snr_db, max_snr_db)
         check_range(type(self).__name__, "exponent", min_exponent, max_exponent)
@@ -167,21 +161,16 @@ class ColoredNoise(Augmentation):
         }
 
     def transform(self, waveforms: Tensor, parameters: dict[str, Tensor]) -> Tensor:
-        noise = colored_noise(
-            parameters["noise_seed"],
-            parameters["exponent"],
-            waveforms.shape[1],
-            self.sampling_rate,
-            waveforms.device,
-        )
+        seeds, exponents = parameters["noise_seed"], parameters["exponent"]
+        noise = colored_noise(seeds, exponents, waveforms.shape[1], self.sampling_rate, waveforms.device)
         share = to_device(torch.pow(10.0, parameters["snr_db"].float() / -10), waveforms)
-        smallest = torch.finfo(torch.float32).tiny  # a clip of one sample has no frequency but 0 Hz, so no noise
+        smallest = torch.finfo(torch.float32).tiny  # a clip of one sample has only 0 Hz, so no noise
         gain = (mean_power(waveforms) * share / mean_power(noise).clamp_(min=smallest)).sqrt_()
         return noise.mul_(gain).add_(waveforms)
 
 
 class WhiteNoise(ColoredNoise):
-    """White to pink noise: spectral exponents -1..0."""
+    """White to pink noise, exponents -1 to 0."""
 
     name = "white_noise"
 
@@ -197,7 +186,7 @@ class WhiteNoise(ColoredNoise):
 
 
 class MixedNoise(ColoredNoise):
-    """Noise of any color, brown (-2) to violet (2)."""
+    """Noise of any color, exponents -2 (brown) to 2 (violet)."""
 
     name = "mixed_noise"
 
@@ -213,11 +202,11 @@ class MixedNoise(ColoredNoise):
 
 
 class TimeMasking(Augmentation):
-    """Replaces one stretch of a clip by zeros, or by white noise of the clip's mean power.
+    """Time mask: one segment of a clip becomes zeros or white noise of the clip's mean power.
 
-    Parameters drawn: `start_fraction` and `length_fraction` of the clip (each rounded to whole samples; the stretch
-    lies inside the clip), `fill` (0 zeros, 1 noise, equally likely), `noise_seed`.
-    Differs from the authors' code, which declares masking by noise but has none.
+    Parameters drawn: `start_fraction` and `length_fraction` of the clip (rounded to whole samples, inside the clip),
+    `fill` (0 zeros, 1 noise, equally likely), `noise_seed`.
+    Differs from the authors' code, which declares masking by noise but does not implement it.
     """
 
     name = "time_masking"
@@ -242,7 +231,7 @@ class TimeMasking(Augmentation):
         lengths = torch.minimum(_samples_of(parameters["length_fraction"], waveforms), samples - starts)
         longest = int(lengths.max())
         columns = torch.arange(longest, device=device)
-        index = (columns + to_device(starts, waveforms)) % samples  # (B, longest); beyond a clip's mask: written back
+        index = (columns + to_device(starts, waveforms)) % samples  # (B, longest); after a clip's mask: unchanged
         level = mean_power(waveforms).sqrt_() * to_device(parameters["fill"], waveforms)
         filling = white_noise(parameters["noise_seed"], longest, device) * level
         filling = torch.where(columns < to_device(lengths, waveforms), filling, waveforms.gather(1, index))
@@ -250,9 +239,9 @@ class TimeMasking(Augmentation):
 
 
 class TimeShift(Augmentation):
-    """Rolls a clip in time; what leaves at one end comes in at the other.
+    """Circular time shift.
 
-    Parameters drawn: `shift_fraction` of the clip (rounded to whole samples), > 0 being later.
+    Parameters drawn: `shift_fraction` of the clip (rounded to whole samples); > 0 is later.
     """
 
     name = "time_shift"

@@ -1,4 +1,4 @@
-"""Two augmented views of every clip, the labels that say what was done, and all parameters.
+"""Two augmented views of every clip, with labels and parameters.
 
 Shapes: B clips, V = 2 views, S samples, A augmentations.
 """
@@ -13,15 +13,7 @@ from torch import Tensor
 
 from ..configuration_mtslvr import AUGMENTATIONS
 from .base import Augmentation
-from .transforms import (
-    Fade,
-    MixedNoise,
-    PitchShift,
-    TimeMasking,
-    TimeShift,
-    TimeStretch,
-    WhiteNoise,
-)
+from .transforms import Fade, MixedNoise, PitchShift, TimeMasking, TimeShift, TimeStretch, WhiteNoise
 
 _CLASSES: dict[str, type[Augmentation]] = {
     kind.name: kind for kind in (PitchShift, Fade, WhiteNoise, MixedNoise, TimeStretch, TimeMasking, TimeShift)
@@ -31,9 +23,9 @@ _CLASSES: dict[str, type[Augmentation]] = {
 class AugmentationDraw(NamedTuple):
     """Augmentations and parameters drawn for a batch, all on the CPU.
 
-    names: the A augmentations, in the labels' order.
-    order: (B, A) int64; row b holds the positions in `names` of what clip b goes through, first to last, then -1.
-    values: for each name its parameters, each (B, V); drawn for every clip, used by those whose `order` has the name.
+    names: The A augmentations, in the order of the labels.
+    order: (B, A) int64; row b holds the positions in `names` of the augmentations of clip b, first to last, then -1.
+    values: Parameters by name, each (B, V); drawn for every clip, used by clips whose `order` has the name.
     """
 
     names: tuple[str, ...]
@@ -42,24 +34,21 @@ class AugmentationDraw(NamedTuple):
 
     @property
     def labels(self) -> Tensor:
-        """(B, A) float32 on the CPU: 1 where the clip goes through the augmentation."""
+        """Multi-hot augmentations of the clips, (B, A) float32 on the CPU."""
         return (self.order.unsqueeze(2) == torch.arange(len(self.names))).any(dim=1).float()
 
     def clips(self, start: int, stop: int) -> "AugmentationDraw":
-        """The part of the draw that belongs to clips start..stop-1."""
-        values = {
-            name: {key: value[start:stop] for key, value in parameters.items()}
-            for name, parameters in self.values.items()
-        }
+        """Draw of clips start..stop-1."""
+        values = {name: {key: value[start:stop] for key, value in own.items()} for name, own in self.values.items()}
         return AugmentationDraw(self.names, self.order[start:stop], values)
 
 
 class TwoViews(NamedTuple):
-    """Views, labels and parameters that the pipeline returns.
+    """Output of the pipeline.
 
     views: (B, 2, S) float32 on the waveforms' device.
     labels: (B, A) float32 on the same device, multi-hot.
-    parameters: what was drawn for these clips.
+    parameters: Draw of these clips.
     """
 
     views: Tensor
@@ -68,21 +57,22 @@ class TwoViews(NamedTuple):
 
 
 class TwoViewAugmentation:
-    """Makes two views of every clip: the same augmentations in the same order, each with parameters of its own.
+    """Two views of every clip: the same augmentations in the same order, with different parameters.
 
     A clip gets k of the A augmentations, k uniform in min_augmentations..max_augmentations, without replacement, in
-    random order. All depends on (seed, split, step) and a clip's place in the batch only, not on device or process.
+    random order. The result depends only on (seed, split, step) and the clip's place in the batch, not on device or
+    process.
 
     Source: Heggan et al., "MT-SLVR" (Interspeech 2023), section 3.3.
 
     Args:
-        augmentations: names from `AUGMENTATIONS`, or `Augmentation` objects; their order is the labels'.
-        sampling_rate: Hz, of the waveforms.
-        seed: of the whole run.
-        max_augmentations: None for all of them.
+        augmentations: Names from `AUGMENTATIONS`, or `Augmentation` objects, in the order of the labels.
+        sampling_rate: Sampling rate of the waveforms in Hz.
+        seed: Seed of the whole run.
+        min_augmentations, max_augmentations: Limits of k; a maximum of None is A.
 
     Raises:
-        ValueError: a name is unknown or given twice, or the numbers of augmentations are out of 0..A.
+        ValueError: If a name is unknown or occurs twice, or the limits are out of 0..A.
 
     Example:
         >>> pipeline = TwoViewAugmentation(seed=0)
@@ -113,7 +103,7 @@ class TwoViewAugmentation:
             )
 
     def draw(self, total: int, step: int, split: str = "train") -> AugmentationDraw:
-        """Draws what happens to `total` clips at one step."""
+        """Draws augmentations and parameters of `total` clips for one step."""
         digest = hashlib.blake2b(f"{self.seed}/{split}/{step}".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
         count = len(self.names)
@@ -128,7 +118,7 @@ class TwoViewAugmentation:
 
     @torch.no_grad()
     def apply(self, waveforms: Tensor, drawn: AugmentationDraw) -> Tensor:
-        """Makes the views (B, 2, S) that a draw for B clips describes."""
+        """Views (B, 2, S) of waveforms (B, S) by a draw of B clips."""
         views = waveforms.float().unsqueeze(1).repeat(1, 2, 1)  # (B, 2, S)
         for position, clips in self._groups(drawn.order):
             augmentation = self.augmentations[position]
@@ -139,10 +129,10 @@ class TwoViewAugmentation:
         return views
 
     def _groups(self, order: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yields an augmentation's position and the clips (n,) that it is the next for, until `order` (B, A) is done.
+        """Yields an augmentation's position and the clips (n,) that need it next, until `order` (B, A) is done.
 
-        Of the augmentations that clips wait for, it is one of least effort, and of these the one most wait for. So all
-        clips get their pitch shifts in one go, and there are half as many launches as by going from place to place.
+        Augmentations with least effort come first, among them the one that most clips need. So all pitch shifts run at
+        once, and there are half as many launches as with a loop over the columns of `order`.
         """
         order = F.pad(order, (0, 1), value=-1)  # (B, A + 1)
         done = torch.zeros(len(order), 1, dtype=torch.long)
@@ -162,16 +152,16 @@ class TwoViewAugmentation:
     def __call__(
         self, waveforms: Tensor, step: int, split: str = "train", offset: int = 0, total: int | None = None
     ) -> TwoViews:
-        """Draws for `total` clips and makes the views of clips offset..offset + B - 1.
+        """Views of clips offset..offset + B - 1 of a batch of `total` clips.
 
         Args:
-            waveforms: (B, S), one process's clips, normalized.
-            step: each gives new draws; "split" keeps those of training and evaluation apart.
-            offset: the place of the first clip in the whole batch, over all processes.
-            total: the whole batch's size, over all processes; None for B.
+            waveforms: (B, S), normalized clips of one process.
+            step, split: Each step has new draws, and so has each split (training, evaluation).
+            offset: Position of the first clip in the whole batch of all processes.
+            total: Size of the whole batch of all processes; None for offset + B.
 
         Raises:
-            ValueError: the waveforms are not (B, S), or the clips do not lie inside the whole batch.
+            ValueError: If the waveforms are not (B, S), or the clips are not inside the whole batch.
         """
         if waveforms.dim() != 2:
             raise ValueError(f"Waveforms must be (batch, samples), got {tuple(waveforms.shape)}.")

@@ -1,4 +1,4 @@
-"""Changing time but not pitch: a phase-locked phase vocoder with a rate per clip.
+"""Phase-locked phase vocoder with a rate per clip: changes time but not pitch.
 
 Shapes: B clips, S samples, N frames, K frequency bins.
 """
@@ -13,48 +13,46 @@ from torch import Tensor
 from .base import to_device
 
 OVERLAP = 2  # frames over each sample
-STEP_REACH = 2  # bins on either side over which the turn from one frame to the next is averaged
-PEAK_REACH = 3  # bins on either side that a bin turns with
-ONSET_RATIO = 8.0  # a frame whose power is this many times that of the half frame before it begins something new
-ENERGY_BLOCK = 32  # samples: the resolution of the onset detector, 2 ms
+STEP_REACH = 2  # bins on either side in the mean of the rotation from one frame to the next
+PEAK_REACH = 3  # bins on either side that rotate with a bin
+ONSET_RATIO = 8.0  # power of a frame with an attack, relative to the half frame before it
+ENERGY_BLOCK = 32  # samples: resolution of the attack detector, 2 ms
 WEAK = 1e-4  # of a frame's mean power over the bins: 40 dB below a flat spectrum, 65 dB below a lone tone
 RUN = 16  # frames
 SILENCE = 1e-30  # keeps the direction of 0 defined
 
 
 def phase_vocoder(waveforms: Tensor, rates: Tensor, lengths: Tensor, num_samples: int, n_fft: int) -> Tensor:
-    """Plays every clip `rate` times as fast without changing its pitch.
+    """Time stretch of every clip by its rate, without change of pitch.
 
-    Frames of `n_fft` samples are read every hop * rate samples and written every hop = n_fft / 2 samples, rotated such
-    that every partial continues where the previous frame left it. The phase that a partial advances in one hop is
-    measured, not unwrapped: each frame is read twice, at its place and one hop earlier. With X_n and B_n these two
-    spectra,
+    Frames of `n_fft` samples are read every hop * rate samples and written every hop = n_fft / 2 samples, rotated so
+    that the phase of each partial continues from the previous frame. The phase advance in one hop is measured, not
+    unwrapped: each frame is read twice, at its place (spectrum X_n) and one hop earlier (B_n):
 
         rotation_n = rotation_(n-1) * direction(X_(n-1) * conj(B_n)),     output_n = X_n * rotation_n,
 
-    so that at rate 1 (B_n = X_(n-1)) the output is the input. Three things keep level and attacks, and keep rounding
-    errors from growing along a clip: a direction is that of a sum over neighboring bins, so that the bins around a
-    peak turn together; a bin far below its frame's mean power does not turn; and rotations are counted from the last
-    attack, or from the next one as soon as a frame reaches into it. Frames with an attack are read such that it sounds
-    as recorded, at its time.
+    so at rate 1 (B_n = X_(n-1)) the output is the input. Three rules preserve level and attacks and stop rounding
+    errors from growing: a direction is that of a sum over neighboring bins, so the bins around a peak rotate together;
+    a bin far below the mean power of its frame does not rotate; and rotations count from the last attack, or from the
+    next attack if it is in the frame. An attack is read so that it sounds as recorded, at its time.
 
     Source: Flanagan and Golden (1966) for the vocoder; Laroche and Dolson (1999), section III, for phase locking (here
-    with weights instead of peaks); Roebel (2003) for starting over at attacks.
+    with weights instead of peaks); Roebel (2003) for new phases at attacks.
 
     Args:
-        waveforms: (B, S), zero from each clip's length on.
-        rates: (B,) float64, > 0, on the CPU.
-        lengths: (B,) int64, each clip's samples, on the CPU.
+        waveforms: (B, S), zero after each clip's length.
+        rates: (B,) float64, > 0, on the CPU; > 1 is faster.
+        lengths: (B,) int64, samples of each clip, on the CPU.
 
     Returns:
-        (B, num_samples); sample t comes from around sample t * rate.
+        (B, num_samples); sample t comes from about sample t * rate.
     """
     hop = n_fft // OVERLAP
     lengths = to_device(lengths, waveforms)
     frames = torch.arange(-1, (num_samples - 1 + n_fft // 2 - 1) // hop + 1, device=waveforms.device)
     advance = to_device(rates, waveforms) * hop
     centers = (frames * advance).round_().long()  # (B, N), in samples of the input
-    centers = centers.clamp_(min=-n_fft // 2).minimum(lengths + n_fft // 2)  # where frames are empty already
+    centers = centers.clamp_(min=-n_fft // 2).minimum(lengths + n_fft // 2)  # frames further out are empty
     reach, widest = (advance / 2).ceil().long(), math.ceil(float(rates.max()) * hop / 2)
     attack, place = find_attacks(waveforms, centers, reach, widest, lengths, n_fft // 2)
     centers, start = hold_attacks(centers, attack, place, to_device(rates, waveforms), hop)
@@ -68,18 +66,17 @@ def phase_vocoder(waveforms: Tensor, rates: Tensor, lengths: Tensor, num_samples
 
 @lru_cache(maxsize=8)
 def _window(n_fft: int, device: torch.device) -> Tensor:
-    # (n_fft,), Kaiser-Bessel-derived with alpha = 2: its square adds up to 1 every half window, as that of the sine
-    # window does, but a tone's distant bins, which turn another way, are weaker.
+    # (n_fft,), Kaiser-Bessel-derived with alpha = 2: as with the sine window, squares of half windows add up to 1, but
+    # the distant bins of a tone, which rotate differently, are weaker.
     kaiser = torch.kaiser_window(n_fft // 2 + 1, periodic=False, beta=2 * torch.pi, dtype=torch.float64).cumsum(0)
     rising = (kaiser[:-1] / kaiser[-1]).sqrt()
     return torch.cat([rising, rising.flip(0)]).float().to(device)
 
 
 def _analyze(padded: Tensor, starts: Tensor, window: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    # Reads each frame twice, at `starts` (N, B) and a hop later, from `padded` (B, samples). Returns of each later
-    # reading its spectrum, complex (N, B, K + 1), and the power below which a bin is weak, (N, B, 1); and the rotation
-    # of each bin but the last, counted from the first frame, complex (N or more, B, K). The last bin, at half the
-    # sampling rate, never turns.
+    # Reads each frame twice, at `starts` (N, B) and a hop later, from `padded` (B, samples). Returns spectra of later
+    # frames, complex (N, B, K + 1); the power below which a bin is weak, (N, B, 1); and rotations of the bins from the
+    # first frame on, complex (N or more, B, K). The last bin, at half the sampling rate, never rotates.
     frames, batch = starts.shape
     n_fft = window.shape[0]
     rows = starts + torch.arange(batch, device=padded.device) * padded.shape[1]
@@ -100,8 +97,8 @@ def _analyze(padded: Tensor, starts: Tensor, window: Tensor) -> tuple[Tensor, Te
 
 
 def _running_product(steps: Tensor) -> Tensor:
-    # Overwrites each of `steps` (N, B, K), N a multiple of RUN, by its product with all earlier ones. First inside all
-    # runs of RUN steps at once, then run by run: ten times as fast as cumprod.
+    # Cumulative product of `steps` (N, B, K), N a multiple of RUN, in place: first inside all runs of RUN steps at
+    # once, then over runs. It is ten times as fast as cumprod.
     runs = steps.unflatten(0, (-1, RUN))  # (N / RUN, RUN, B, K)
     for step in range(1, RUN):
         runs[:, step] *= runs[:, step - 1]
@@ -111,8 +108,8 @@ def _running_product(steps: Tensor) -> Tensor:
 
 
 def _synthesize(spectra: Tensor, floors: Tensor, rotations: Tensor, start: Tensor, window: Tensor) -> Tensor:
-    # The rotated frames added up, frame n at n * hop: (B, samples). Rotations now count from frames `start` (N, B).
-    # Overwrites `spectra`.
+    # Sum of rotated frames, frame n at n * hop: (B, samples). Rotations count from frames `start` (N, B). Overwrites
+    # `spectra`.
     frames, batch = start.shape
     bins = spectra[..., :-1]
     rotation = rotations[start, torch.arange(batch, device=start.device)].conj_physical_()
@@ -122,13 +119,13 @@ def _synthesize(spectra: Tensor, floors: Tensor, rotations: Tensor, start: Tenso
     bins *= torch.sgn(_over_neighbors(by_power, buffer, PEAK_REACH).add_(floors), out=rotation)
     parts = torch.fft.irfft(spectra, n=len(window)).mul_(window).unflatten(2, (OVERLAP, -1))
     output = parts.new_zeros(frames + OVERLAP - 1, *parts.shape[1::2])  # (N + 1, B, hop)
-    for part in reversed(range(OVERLAP)):  # oldest frame first, whatever the batch: rounding depends on order
+    for part in reversed(range(OVERLAP)):  # oldest frame first: rounding depends on the order
         output[part : part + frames] += parts[:, :, part]
     return output.transpose(0, 1).flatten(1)
 
 
 def _with_neighbors(frames: int, batch: int, bins: int, reach: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    # Two buffers (N, B, K + 2 * reach) for `_over_neighbors`, zero in the `reach` first and last columns of each row.
+    # Two buffers (N, B, K + 2 * reach) for `_over_neighbors`; the `reach` first and last columns of the first are 0.
     values = torch.empty(frames, batch, bins + 2 * reach, dtype=torch.complex64, device=device)
     values[..., :reach] = 0
     values[..., -reach:] = 0
@@ -137,7 +134,7 @@ def _with_neighbors(frames: int, batch: int, bins: int, reach: int, device: torc
 
 def _over_neighbors(values: Tensor, buffer: Tensor, reach: int) -> Tensor:
     # Sums over bins k - reach..k + reach with binomial weights, (N, B, K + 2 * reach) -> (N, B, K); overwrites both.
-    # Rows are added as one long vector, which is faster: what runs over from one into the next stays outside of K.
+    # Rows are added as one long vector, which is faster; sums across rows stay outside of K.
     for _ in range(reach):
         flat, other = values.view(-1), buffer.view(-1)
         torch.add(flat[:-1], flat[1:], out=other[:-1])
@@ -148,16 +145,16 @@ def _over_neighbors(values: Tensor, buffer: Tensor, reach: int) -> Tensor:
 def find_attacks(
     waveforms: Tensor, centers: Tensor, reach: Tensor, widest: int, lengths: Tensor, half_frame: int
 ) -> tuple[Tensor, Tensor]:
-    """Finds the frames in which something begins, and where in them.
+    """Frames with an attack, and the place of the attack.
 
-    An attack is in a frame whose samples (center +- reach) have `ONSET_RATIO` times the mean power of the half frame
-    before them, and it is where their power first is that high.
+    The samples of such a frame (center +- reach) have `ONSET_RATIO` times the mean power of the half frame before. The
+    attack is at the first block with that power.
 
     Args:
-        waveforms: (B, S). centers: (B, N). reach: (B, 1), the largest being `widest`. lengths: (B, 1).
+        waveforms: (B, S). centers: (B, N). reach: (B, 1), at most `widest`. lengths: (B, 1).
 
     Returns:
-        (B, N) whether a frame has an attack; (B, N) int64, the sample of the clip at which its block begins.
+        (B, N) bool, frames with an attack; (B, N) int64, first sample of the attack's block in the clip.
     """
     blocks = F.pad(waveforms, (0, -waveforms.shape[1] % ENERGY_BLOCK)).unflatten(1, (-1, ENERGY_BLOCK))
     powers = torch.linalg.vector_norm(blocks, dim=2).square_()  # (B, blocks), times ENERGY_BLOCK
@@ -173,33 +170,31 @@ def find_attacks(
     least = ONSET_RATIO * (power_before + 1e-5 * energy[:, -1:] / lengths)
     attack = power > least
 
-    candidates = torch.arange(2 * widest // ENERGY_BLOCK + 1, device=waveforms.device) + first.unsqueeze(
-        2
-    )  # (B, N, C)
-    candidates.clamp_(max=powers.shape[1] - 1)
+    candidates = torch.arange(2 * widest // ENERGY_BLOCK + 1, device=waveforms.device)
+    candidates = (candidates + first.unsqueeze(2)).clamp_(max=powers.shape[1] - 1)  # (B, N, C)
     high = powers.gather(1, candidates.flatten(1)).view_as(candidates) > ENERGY_BLOCK * least.unsqueeze(2)
     place = torch.where(high, candidates, powers.shape[1]).amin(2) * ENERGY_BLOCK
     return attack, torch.where(place < centers + reach, place, centers)
 
 
 def hold_attacks(centers: Tensor, attack: Tensor, place: Tensor, rates: Tensor, hop: int) -> tuple[Tensor, Tensor]:
-    """Moves the frames that an attack is in, so that it sounds once, unchanged, and at its time.
+    """Moves frames with an attack, so that it sounds once, unchanged, and at its time.
 
-    The attack of frame n is heard in that frame and in the one after or before it. Both are read a hop apart, as they
-    are written, and such that the attack lies at place / rate. Phases of both and of the frames that follow count from
-    frame n; ahead of all attacks they count from the first frame.
+    The attack of frame n sounds in that frame and in the frame after or before it. Both are read a hop apart, as they
+    are written, so that the attack is at place / rate. Phases of both and of later frames count from frame n; before
+    all attacks they count from the first frame.
 
     Args:
-        centers: (B, N), where frames are read. attack, place: (B, N), from `find_attacks`. rates: (B, 1).
+        centers: (B, N), centers of frames in the input. attack, place: (B, N), from `find_attacks`. rates: (B, 1).
 
     Returns:
-        (B, N) where frames are to be read; (B, N) int64, the number of the frame from which each one's phases count.
+        (B, N) new centers; (B, N) int64, for each frame the number of the frame from which its phases count.
     """
     frames = torch.arange(centers.shape[1], device=centers.device)
     written = (frames - 1) * hop  # (N,) center of each frame in the output
     heard = (place / rates).round_().long()
     late = heard > written
-    begin = place - heard + written  # (B, N) where a frame with an attack is read
+    begin = place - heard + written  # (B, N) center of a frame with an attack
     follows, leads = attack & late, attack & ~late
     start = torch.where(attack, frames, 0).cummax(1).values
     start[:, :-1] = torch.where(leads[:, 1:] & ~attack[:, :-1], frames[1:], start[:, :-1])

@@ -1,1 +1,1 @@
-"""Adapters to other people's evaluations: `mtslvr_hf.harnesses.hear` and `mtslvr_hf.harnesses.mteb`."""
+"""Interfaces for external evaluations: `mtslvr_hf.harnesses.hear` and `mtslvr_hf.harnesses.mteb`."""

@@ -1,12 +1,11 @@
-"""The HEAR API: HEAR's evaluation and validator take the name of this module, and a model's folder or Hub name.
+"""HEAR API. HEAR's evaluation and validator need the name of this module, and a model's folder or Hub name.
 
-Scene embeddings are the model's own. Timestamp embeddings are not the network's frames, of which there is one in about
-a second: HEAR's events (onsets of notes, sounds in an office) are scored to 50 ms. Here every 50 ms has the embedding
-of the second of audio around it. That costs 20 seconds of audio for each second, 20 times a scene embedding, so the
-timestamp tasks want a GPU; and neighbors share most of their second, so the embedding tells what is heard around a
-moment better than when within it. `load_model` takes other distances and lengths.
+Scene embeddings are those of the model. A frame of the network is about a second, but HEAR scores events to 50 ms. So
+a timestamp embedding is the embedding of the second of audio around it, one every 50 ms. That costs 20 times a scene
+embedding: use a GPU for timestamp tasks. Neighbors share most of their audio, so the embeddings show the sounds around
+a time better than their onsets. `load_model` has options for other distances and lengths.
 
-Source: Turian et al., "HEAR: Holistic Evaluation of Audio Representations", PMLR 176, 2022; the API on
+Source: Turian et al., "HEAR: Holistic Evaluation of Audio Representations", PMLR 176, 2022;
 https://hearbenchmark.com/hear-api.html.
 
 Shapes: B sounds, S samples, T timestamps, D embedding, W windows of a batch, L samples of a window.
@@ -24,12 +23,11 @@ from ..modeling_mtslvr import MTSLVRModel
 
 
 class HEARModel(nn.Module):
-    """A model with the attributes that HEAR asks for.
+    """Model with the attributes that HEAR needs.
 
     Attributes:
-        sample_rate: Rate of the audio it takes, in Hz.
-        scene_embedding_size: D of a scene embedding.
-        timestamp_embedding_size: D of a timestamp embedding.
+        sample_rate: Sampling rate of the input in Hz.
+        scene_embedding_size, timestamp_embedding_size: D of an embedding.
     """
 
     def __init__(
@@ -73,13 +71,12 @@ def load_model(
 
     Args:
         model_file_path: A model's folder or its name on the Hub, with its feature extractor.
-        tasks: Tasks of the embedding, in its order; the model's active ones unless given.
+        tasks: Tasks of the embedding, in its order; default: the active tasks.
         hop_milliseconds: Distance of two timestamps; HEAR suggests 50 or less.
-        context_seconds: Audio around a timestamp that its embedding is made from.
+        context_seconds: Length of the audio around a timestamp.
 
     Raises:
-        ValueError: If no model is named: HEAR allows for a default one, and there are no published weights yet. If
-            an option is out of its range.
+        ValueError: If no model is named (there is no default model yet), or an option is out of range.
         OSError: If there is no such model.
     """
     if not model_file_path:
@@ -90,17 +87,14 @@ def load_model(
 
 
 def get_scene_embeddings(audio: torch.Tensor, model: HEARModel) -> torch.Tensor:
-    """One embedding for each sound.
+    """Embeddings of sounds, (n_sounds, scene_embedding_size) float32, on the audio's device.
 
     Args:
         audio: (n_sounds, n_samples) mono at `model.sample_rate`, within -1 to 1.
-        model: What [`load_model`] returned, on any device.
-
-    Returns:
-        (n_sounds, scene_embedding_size) float32, on the audio's device.
+        model: Model from [`load_model`], on any device.
 
     Raises:
-        ValueError: If the shape is another, there are no samples, or they are not finite.
+        ValueError: If the shape is wrong, or samples are missing or not finite.
     """
     _check(audio)
     embeddings = encode(
@@ -119,20 +113,16 @@ def get_scene_embeddings(audio: torch.Tensor, model: HEARModel) -> torch.Tensor:
 
 @torch.no_grad()
 def get_timestamp_embeddings(audio: torch.Tensor, model: HEARModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings at 0, 50, 100, ... milliseconds, each of the second of audio that surrounds it.
+    """Embeddings at 0, 50, 100, ... milliseconds, each of the second of audio around it.
 
-    At the ends of a sound there is less than that; what there is is repeated, as the last window of a clip is.
+    At the ends of a sound the shorter audio is repeated, as in the last window of a clip.
 
     Args:
-        audio: (n_sounds, n_samples) mono at `model.sample_rate`, within -1 to 1.
-        model: What [`load_model`] returned, on any device.
+        audio, model: As for [`get_scene_embeddings`], with the same errors.
 
     Returns:
         Embeddings (n_sounds, n_timestamps, timestamp_embedding_size), and the timestamps in milliseconds (n_sounds,
         n_timestamps); float32, on the audio's device.
-
-    Raises:
-        ValueError: As [`get_scene_embeddings`].
     """
     _check(audio)
     extractor = model.feature_extractor
@@ -158,8 +148,7 @@ def get_timestamp_embeddings(audio: torch.Tensor, model: HEARModel) -> tuple[tor
 def _check(audio: torch.Tensor) -> None:
     if audio.ndim != 2 or 0 in audio.shape or not audio.is_floating_point():
         raise ValueError(
-            f"HEAR's audio is (n_sounds, n_samples) of floats, not empty; got {audio.dtype}, shape "
-            f"{tuple(audio.shape)}."
+            f"`audio` must be floats (n_sounds, n_samples), not empty; got {audio.dtype}, shape {tuple(audio.shape)}."
         )
     bad = ~torch.isfinite(audio).all(dim=1)
     if bad.any():
@@ -167,13 +156,13 @@ def _check(audio: torch.Tensor) -> None:
 
 
 def _timestamps(samples: int, model: HEARModel) -> torch.Tensor:
-    """Milliseconds (T,), float64 and each from its number, so that no rounding adds up over a long sound."""
+    """Timestamps in milliseconds, (T,) float64, without accumulated rounding errors."""
     count = int(samples * 1000 / model.sample_rate / model.hop_milliseconds) + 1
     return torch.arange(count, dtype=torch.float64) * model.hop_milliseconds
 
 
 def _window_positions(timestamps: torch.Tensor, samples: int, model: HEARModel) -> torch.Tensor:
-    """First sample and length of what lies around each timestamp, (T, 2)."""
+    """First sample and length of the audio around each timestamp, (T, 2)."""
     centers = (timestamps * model.sample_rate / 1000).round().long()
     half = model.context_samples // 2
     first = (centers - half).clamp(0, samples - 1)

@@ -1,7 +1,6 @@
 """MT-SLVR models in mteb's audio tasks.
 
-mteb's own loading decodes audio through torchcodec and FFmpeg. Here the files' bytes are read undecoded, and decoded
-and resampled as in pre-training.
+mteb decodes audio with torchcodec and FFmpeg. This module reads the encoded files and decodes them as in pre-training.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,17 +28,17 @@ CITATION = """@inproceedings{heggan2023mtslvr,
 
 
 class MTSLVREncoder:
-    """A model as mteb's `EncoderProtocol` wants it, compared by cosine similarity.
+    """Model with mteb's `EncoderProtocol`, compared by cosine similarity.
 
     Args:
         model_name: A model's folder, or its name on the Hub, with its feature extractor.
         revision: Commit on the Hub.
-        device: Where it runs; a GPU if there is one unless given.
-        tasks: Tasks of the embedding, in its order; the model's active ones unless given.
+        device: Device of the model; default: a GPU if there is one.
+        tasks: Tasks of the embedding, in its order; default: the active tasks.
 
     Raises:
         OSError: If there is no such model.
-        ValueError: If a task is not one of the model's.
+        ValueError: If the model has no such task.
 
     Example:
 
@@ -76,23 +75,18 @@ class MTSLVREncoder:
         show_progress_bar: bool | None = None,
         precision: str = "float32",
     ) -> np.ndarray:
-        """Embeds a task's audio, in order.
+        """Embeddings of a task's audio in its order, (clips, D) float32.
 
         Args:
-            inputs: mteb's data loader: batches with an `audio` column.
-            task_metadata: Which task it is; used in messages only, as are the next two.
-            hf_split: Its split.
-            hf_subset: Its subset.
-            prompt_type: Whether these are queries or documents: audio is embedded the same way as either.
-            batch_size: Windows that go through the network at once.
-            show_progress_bar: Whether to show one; on a terminal unless given.
-            precision: `"float32"`, the only one.
-
-        Returns:
-            (clips, D) float32.
+            inputs: Data loader of mteb: batches with an `audio` column.
+            task_metadata, hf_split, hf_subset: Used in messages only.
+            prompt_type: Not used: queries and documents are embedded in the same way.
+            batch_size: Windows per forward pass.
+            show_progress_bar: Default: on a terminal.
+            precision: Must be `"float32"`.
 
         Raises:
-            ValueError: If there is no audio column, a clip cannot be decoded, or another precision is asked for.
+            ValueError: If there is no audio column, a clip cannot be decoded, or the precision is another.
         """
         if precision != "float32":
             raise ValueError(f"`precision` is {precision!r}; embeddings are 'float32'.")
@@ -107,16 +101,16 @@ class MTSLVREncoder:
         )
 
     def similarity(self, embeddings1: np.ndarray | torch.Tensor, embeddings2: np.ndarray | torch.Tensor):
-        """Cosine similarity of each with each: (n, D) and (m, D), or (D,), -> (n, m) tensor."""
+        """Cosine similarities of all pairs: (n, D) and (m, D), or (D,), -> (n, m) tensor."""
         return _unit(embeddings1) @ _unit(embeddings2).T
 
     def similarity_pairwise(self, embeddings1: np.ndarray | torch.Tensor, embeddings2: np.ndarray | torch.Tensor):
-        """Cosine similarity of each with its counterpart: (n, D) twice -> (n,) tensor."""
+        """Cosine similarities of rows: (n, D) twice -> (n,) tensor."""
         return (_unit(embeddings1) * _unit(embeddings2)).sum(dim=-1)
 
     @property
     def mteb_model_meta(self) -> "ModelMeta":
-        """Metadata of the model for mteb's results; needs mteb."""
+        """Model metadata for mteb's results; needs mteb."""
         if self._meta is None:
             self._meta = self._make_meta()
         return self._meta
@@ -138,7 +132,7 @@ class MTSLVREncoder:
             loader=None if local else MTSLVREncoder,
             loader_kwargs={} if self.tasks is None else {"tasks": tasks},
             name=f"local/{Path(self.model_name).resolve().name}" if local else self.model_name,
-            # mteb takes results of the same name and revision for those of this model: other weights, other revision
+            # mteb reuses results of the same name and revision, so other weights need another revision.
             revision=config._commit_hash if not local else weights_sha256(self.model)[:16],
             release_date=None,
             languages=None,
@@ -155,7 +149,7 @@ class MTSLVREncoder:
             reference=None if local else f"https://huggingface.co/{self.model_name}",
             similarity_fn_name=ScoringFunction("cosine"),
             use_instructions=False,
-            training_datasets=None,  # unknown here: the model card says what it was trained on
+            training_datasets=None,  # see the model card
             modalities=["audio"],
             citation=CITATION,
             experiment_kwargs=None if self.tasks is None else {"tasks": "-".join(tasks)},
@@ -163,18 +157,18 @@ class MTSLVREncoder:
 
 
 def _clips(inputs: Iterable[dict[str, Any]], what: str) -> Iterator[Any]:
-    """Each clip of a data loader: the encoded file if the data set holds files, else what the batches hold."""
+    """Clips of a data loader: encoded files if the data set holds files, else clips of the batches."""
     dataset: Any = getattr(inputs, "dataset", None)
     features = getattr(dataset, "features", None)
     if features is not None and "audio" not in features:
-        raise ValueError(f"{what} has no audio column, only {', '.join(features)}: these models embed audio alone.")
+        raise ValueError(f"{what} has no audio column, only {', '.join(features)}: these models embed only audio.")
     if features is not None and isinstance(features["audio"], Audio):
         for row in dataset.select_columns(["audio"]).cast_column("audio", Audio(decode=False)):
             yield row["audio"]
         return
     for batch in inputs:
         if "audio" not in batch:
-            raise ValueError(f"{what} has no audio, only {', '.join(batch)}: these models embed audio alone.")
+            raise ValueError(f"{what} has no audio, only {', '.join(batch)}: these models embed only audio.")
         yield from batch["audio"]
 
 

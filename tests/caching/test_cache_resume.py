@@ -131,7 +131,7 @@ def test_mistakes(source, out, tmp_path, capsys):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/a.wav").write_bytes(b"no audio")
     message = failure(["cache", str(tmp_path / "bad"), "--output", str(tmp_path / "out")], capsys)
-    assert f"nothing could be decoded; {tmp_path}/out/default/train/errors.jsonl says why" in message
+    assert f"nothing could be decoded; see {tmp_path}/out/default/train/errors.jsonl." in message
     for arguments, code in ((["cache", "--help"], 0), (["cache", "x"], 2), ([*command, "--num-workers", "all"], 2)):
         with pytest.raises(SystemExit) as stop:
             main(arguments)

@@ -88,7 +88,7 @@ def test_similarity(encoder):
 def test_wrong_input(encoder, dataset):
     with pytest.raises(ValueError, match="split test, subset default has no audio column, only label"):
         encode(encoder, DataLoader(dataset.remove_columns("audio")))
-    with pytest.raises(ValueError, match="these models embed audio alone"):
+    with pytest.raises(ValueError, match="these models embed only audio"):
         encode(encoder, [{"text": ["a dog barks"]}])
     with pytest.raises(ValueError, match="`precision` is 'int8'"):
         encode(encoder, [], precision="int8")
