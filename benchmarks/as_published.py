@@ -17,12 +17,19 @@ import torchaudio
 from torch.profiler import ProfilerActivity, profile
 
 from mtslvr_hf import MTSLVRModel
-from mtslvr_hf.modeling_mtslvr import SHARED, MTSLVRConvLayer, MTSLVREncoder, MTSLVRFrontend, decibels
+from mtslvr_hf.modeling_mtslvr import (
+    SHARED,
+    MTSLVRConvLayer,
+    MTSLVREncoder,
+    MTSLVRFrontend,
+    MTSLVRParallelAdapter,
+    decibels,
+)
 
 
 def _one_by_one(layer: MTSLVRConvLayer, hidden_states: torch.Tensor, task: str = SHARED) -> torch.Tensor:
     adapter = layer.adapters[task if task in layer.adapters else SHARED]
-    if adapter.adapter_type == "parallel":
+    if isinstance(adapter, MTSLVRParallelAdapter):
         return adapter.norm(layer.conv(hidden_states) + adapter.conv(hidden_states))
     return adapter.norm(layer.conv(hidden_states))
 

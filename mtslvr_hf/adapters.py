@@ -177,4 +177,4 @@ def _set_classifier(
         model.classifier.bias.copy_(tensors["classifier.bias"])
 
 
-__all__ = ["load_adapter", "save_adapter", "trunk_fingerprint"]
+__all__ = ["load_adapter", "save_adapter"]

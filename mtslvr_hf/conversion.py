@@ -350,4 +350,4 @@ def _save_all_or_nothing(model: MTSLVRModel | MTSLVRForPreTraining, destination:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-__all__ = ["convert_checkpoint", "infer_config", "model_from_state_dict", "read_state_dict"]
+__all__ = ["convert_checkpoint", "infer_config", "model_from_state_dict"]

@@ -62,4 +62,4 @@ def output_folder(args: TrainingArguments) -> Path:
     return Path(args.output_dir)
 
 
-__all__ = ["TEMPORARY", "output_folder", "sha256_of", "temporary_name", "whole_file", "write_json", "write_whole"]
+__all__ = ["TEMPORARY", "output_folder", "sha256_of", "whole_file", "write_json", "write_whole"]

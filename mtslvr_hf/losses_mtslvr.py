@@ -115,4 +115,4 @@ def _rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-__all__ = ["AugmentationPredictionLoss", "NTXentLoss", "NegativeCosineLoss", "gather_with_gradient"]
+__all__ = ["AugmentationPredictionLoss", "NTXentLoss", "NegativeCosineLoss"]

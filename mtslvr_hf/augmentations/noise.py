@@ -81,4 +81,4 @@ def mean_power(waveforms: Tensor) -> Tensor:
     return torch.linalg.vector_norm(waveforms, dim=1, keepdim=True).square().div_(waveforms.shape[1])
 
 
-__all__ = ["FLAT_BELOW_HZ", "colored_noise", "gaussian_pairs", "mean_power", "random_bits", "white_noise"]
+__all__ = ["colored_noise", "mean_power", "random_bits", "white_noise"]

@@ -265,7 +265,6 @@ class TimeShift(Augmentation):
 
 __all__ = [
     "FADE_SHAPES",
-    "ColoredNoise",
     "Fade",
     "MixedNoise",
     "PitchShift",

@@ -204,4 +204,4 @@ def hold_attacks(centers: Tensor, attack: Tensor, place: Tensor, rates: Tensor, 
     return torch.where(attack, begin, centers), start
 
 
-__all__ = ["find_attacks", "hold_attacks", "phase_vocoder"]
+__all__ = ["phase_vocoder"]

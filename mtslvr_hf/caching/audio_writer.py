@@ -126,4 +126,4 @@ def _flac_name(row_id: str) -> str:
     return (name[: -len(suffix)] if suffix in AUDIO_SUFFIXES else name) + ".flac"
 
 
-__all__ = ["AudioWriter", "CachedClip", "encode_flac"]
+__all__ = ["AudioWriter", "encode_flac"]

@@ -12,11 +12,10 @@ from huggingface_hub import ModelCard
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
+from ..cards.parts import save_card
 from ..files import output_folder
 from ..modeling_mtslvr import MTSLVRForAudioClassification, MTSLVRModelOutput
 from .clips import EmbeddedClips
-
-CARD_NAME = "README.md"
 
 
 class ClassificationTrainer(Trainer):
@@ -28,7 +27,7 @@ class ClassificationTrainer(Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes `card` into the output folder; ignores the facts for Trainer's own card."""
         if self.card is not None and self.is_world_process_zero():
-            self.card.save(output_folder(self.args) / CARD_NAME)
+            save_card(self.card, output_folder(self.args))
 
 
 class _StandIn(nn.Module):

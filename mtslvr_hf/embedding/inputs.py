@@ -176,4 +176,4 @@ def _read_array(waveform: torch.Tensor, number: int) -> Iterator[np.ndarray]:
         yield (block.mean(dim=0) if block.ndim == 2 else block).cpu().numpy()
 
 
-__all__ = ["Items", "items_of", "open_item"]
+__all__ = ["items_of", "open_item"]

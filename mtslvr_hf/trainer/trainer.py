@@ -23,6 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, Hu
 from transformers.training_args import TrainingArguments
 
 from ..augmentations import TwoViewAugmentation, TwoViews
+from ..cards.parts import save_card
 from ..cards.pretraining import TrainingSummary, create_model_card
 from ..data import AudioStream, dequantize_clips
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor, normalize_waveforms
@@ -450,7 +451,7 @@ class MTSLVRTrainer(Trainer):
         )
         known = card.data["tags"]
         card.data["tags"] = [*known, *(tag for tag in tags if tag not in known)]
-        card.save(Path(folder or output_folder(self.args)) / "README.md")
+        save_card(card, Path(folder or output_folder(self.args)))
 
     def _summary(self) -> TrainingSummary:
         """Summary of the run for its card; with the best weights loaded, steps and metrics are those of their step."""
@@ -504,4 +505,4 @@ def _share_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
-__all__ = ["MTSLVRTrainer", "SaveBestCallback", "SideStream", "StepEndCallback"]
+__all__ = ["MTSLVRTrainer", "SaveBestCallback", "SideStream"]

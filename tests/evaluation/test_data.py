@@ -109,7 +109,7 @@ def test_a_folder_comes_before_a_name_of_the_registry(folder, monkeypatch):
 
 
 def test_what_nobody_has(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nor is it one of the registry: esc50, .*paper, labelled"):
+    with pytest.raises(FileNotFoundError, match=r"Names of the registry: esc50, .*paper, labelled"):
         open_data(tmp_path / "absent")
 
 

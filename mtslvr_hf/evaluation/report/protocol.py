@@ -49,4 +49,4 @@ def data_protocol(result: DataResult) -> list[str]:
     return sentences
 
 
-__all__ = ["CLASSIFIER_WORDS", "data_protocol", "protocol"]
+__all__ = ["data_protocol", "protocol"]
