@@ -5,12 +5,7 @@ from .data import DataNotReachableError, EvaluationData, open_data, read_labelle
 from .embedders.base import MTSLVREmbedder
 from .embedders.log_mel import LogMelStatistics
 from .evaluate import average_ranks, evaluate, paired_differences
-from .few_shot.accuracy import (
-    few_shot_accuracy,
-    mean_and_interval,
-    score_episodes,
-    standardized,
-)
+from .few_shot.accuracy import few_shot_accuracy, mean_and_interval, score_episodes, standardized
 from .few_shot.episodes import Episodes, sample_episodes
 from .few_shot.solvers import logistic_regression, nearest_centroid
 from .few_shot.weight_shares import WeightShares

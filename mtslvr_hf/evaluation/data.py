@@ -172,7 +172,6 @@ def _of_audio(audio: LabelledAudio, name: str, source: str, benchmark: Benchmark
 
 
 def _holds_embeddings(folder: Path) -> bool:
-    """True if the first shard of a folder has a column `embedding`."""
     shard = min(folder.rglob("*.parquet"), default=None)
     return shard is not None and "embedding" in pq.read_schema(shard).names
 

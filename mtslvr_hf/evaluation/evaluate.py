@@ -109,10 +109,8 @@ def evaluate(
         classes: Classes to use in every data set; all if None.
         probes: "linear", "knn" or both, see `probe`.
         invariance_clips: Number of clips, divided over the data sets, for `measure_invariance`; or 0.
-        device: Device of the models.
         batch_size: Windows per batch.
         cache: Folder of stored embeddings, see `cached_embeddings`.
-        show_progress: Shows progress bars on standard error.
         columns: Further arguments of `open_data`, for data sets outside the registry.
 
     Raises:
@@ -158,13 +156,10 @@ def _run(
     with tqdm(total=total, desc="models x data", disable=not (show_progress and total)) as progress:
         for load, is_baseline in to_load:
             embedder = load()
+            embed = embedder.embed if cache is None else partial(cached_embeddings, cache, embedder)
             for each in to_embed:
                 progress.set_postfix_str(f"{embedder.name} on {each.data.name}")
-                audio = each.data.audio
-                if cache is None:
-                    found = embedder.embed(audio, show_progress=show_progress)
-                else:
-                    found = cached_embeddings(cache, embedder, audio, show_progress=show_progress)
+                found = embed(each.data.audio, show_progress=show_progress)
                 if is_baseline:
                     found = dict([list(found.items())[-1]])  # the main embedding
                 add(each, embedder.name, found)
@@ -180,7 +175,6 @@ def _run(
 
 
 def _check(models: Sequence[Any], classifier: str, probes: Sequence[str], invariance_clips: int) -> None:
-    """Checks of arguments, before anything is loaded."""
     if classifier not in CLASSIFIERS:
         raise ValueError(f"classifier is {classifier!r}; expected one of {', '.join(CLASSIFIERS)}.")
     for kind in probes:
@@ -314,10 +308,9 @@ def _look_closer(each: _Evaluated, episodes: Episodes, model: str, found: Mappin
     heads = dict(list(found.items())[:-1])
     if len(heads) > 1:
         each.shares[model] = weight_shares(heads, episodes)
+    names = each.data.label_names()
     for embedding, values in found.items():
-        each.projections.append(
-            project(values, each.data.label_names(), data=each.data.name, model=model, embedding=embedding)
-        )
+        each.projections.append(project(values, names, data=each.data.name, model=model, embedding=embedding))
 
 
 # Comparison

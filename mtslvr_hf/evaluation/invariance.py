@@ -124,7 +124,6 @@ def measure_invariance(
         sampling_rate: In Hz.
         strengths: Shares of the range of each augmentation; 1 is the strongest in pre-training.
         seed: Seed of augmentations and folds.
-        batch_size: Clips per batch.
         show_progress_bar: Default: only if stderr is a terminal.
 
     Raises:

@@ -35,11 +35,9 @@ class ProbeResult:
     Attributes:
         name: "linear" or "knn".
         metric: "accuracy", or "mAP" for multi-label data.
-        value: The metric, 0 to 1.
-        interval: Its 95 % interval, (lower, upper).
+        value, interval: The metric, 0 to 1, and its 95 % interval, (lower, upper).
         protocol: Protocol in words, to print with the value.
-        train_clips: Number of train clips, including those for the choice of C or k.
-        test_clips: Number of test clips.
+        train_clips, test_clips: Their numbers; train clips include those for the choice of C or k.
     """
 
     name: str

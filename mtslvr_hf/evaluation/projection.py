@@ -20,8 +20,7 @@ class Projection:
     """Clips of a data set in two dimensions of one embedding.
 
     Attributes:
-        data: Name of the data set.
-        model: Name of the model.
+        data, model: Their names.
         embedding: "contrastive", "predictive" or "both"; "" for a model with one embedding.
         method: Description of the dimensions.
         points: (x, y) of each clip.

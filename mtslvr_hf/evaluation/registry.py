@@ -12,10 +12,8 @@ class Benchmark:
     """Labeled data set of the registry.
 
     Attributes:
-        name: Name on the command line and in tables.
         paper_name: Data set of the paper that it is or replaces, or "".
         repository: Name on the Hub, or "" for a folder `ROOT/name` on disk.
-        revision: Commit.
         split: Split, or several joined by "+".
         audio_column, label_column, group_column: See `load_labelled_audio`.
         clips: Number of clips, from the source named below.

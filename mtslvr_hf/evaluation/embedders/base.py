@@ -6,6 +6,7 @@ Shapes: N clips, n waveforms, S samples, D embedding size.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -54,6 +55,7 @@ class Embedder(Protocol):
         ...
 
 
+@dataclass(eq=False, repr=False)
 class MTSLVREmbedder:
     """Embedder by an MT-SLVR model: an embedding per task, and last all of them concatenated.
 
@@ -64,17 +66,10 @@ class MTSLVREmbedder:
         batch_size: Windows per batch.
     """
 
-    def __init__(
-        self,
-        model: MTSLVRPreTrainedModel,
-        feature_extractor: MTSLVRFeatureExtractor,
-        name: str = "MT-SLVR",
-        batch_size: int = 16,
-    ):
-        self.model = model
-        self.feature_extractor = feature_extractor
-        self.name = name
-        self.batch_size = batch_size
+    model: MTSLVRPreTrainedModel
+    feature_extractor: MTSLVRFeatureExtractor
+    name: str = "MT-SLVR"
+    batch_size: int = 16
 
     @property
     def fingerprint(self) -> str:
@@ -137,11 +132,9 @@ def load_embedder(
     """Embedder by an MT-SLVR or another audio model of transformers (see `TransformersEmbedder`), in float32.
 
     Args:
-        source: Folder or Hub name of the model, with its feature extractor.
-        device: Device of the model.
+        source, revision: Folder or Hub name of the model with its feature extractor, and commit on the Hub.
         batch_size: Windows per batch.
         name: Name in tables. Default: the source.
-        revision: Commit on the Hub.
 
     Raises:
         OSError: If the model or its feature extractor does not exist.
@@ -168,9 +161,7 @@ def untrained(
         source: Model with the architecture and the feature extractor, or a configuration, for the default extractor at
             its sampling rate.
         seed: Seed of the weights; the global random state does not change.
-        device: Device of the model.
         batch_size: Windows per batch.
-        name: Name in tables.
 
     Raises:
         ValueError: If the model is not an MT-SLVR model.

@@ -107,19 +107,11 @@ class _Clap(_AnyLength):
         return hidden, torch.full_like(samples, hidden.shape[1])
 
 
+_ANY_LENGTH = "data2vec-audio hubert sew sew-d unispeech unispeech-sat wav2vec2 wav2vec2-bert wav2vec2-conformer wavlm"
 FAMILIES: dict[str, type[_AnyLength]] = {
+    **dict.fromkeys(_ANY_LENGTH.split(), _AnyLength),
     "audio-spectrogram-transformer": _SpectrogramTransformer,
     "clap": _Clap,
-    "data2vec-audio": _AnyLength,
-    "hubert": _AnyLength,
-    "sew": _AnyLength,
-    "sew-d": _AnyLength,
-    "unispeech": _AnyLength,
-    "unispeech-sat": _AnyLength,
-    "wav2vec2": _AnyLength,
-    "wav2vec2-bert": _AnyLength,
-    "wav2vec2-conformer": _AnyLength,
-    "wavlm": _AnyLength,
     "whisper": _Whisper,
 }
 
@@ -144,7 +136,6 @@ class TransformersEmbedder:
 
     Args:
         model: Model of a type in `FAMILIES`, in evaluation mode; ValueError for other types.
-        feature_extractor: Feature extractor of the model.
         name: Name in tables.
         batch_size: Windows per batch, and clips in memory.
     """

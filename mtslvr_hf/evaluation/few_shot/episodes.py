@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -49,22 +50,16 @@ def sample_episodes(
     seed: int = 0,
     groups: Sequence[Hashable] | None = None,
 ) -> Episodes:
-    """Few-shot episodes of `ways` classes, with `shots` support clips and `queries` other clips of each class.
+    """Few-shot episodes, as indices into `labels`.
 
     With groups, each episode assigns every group to support or query with equal probability, then draws its classes
     from those with enough clips on both sides. Support and query share no group, not even of different classes.
 
     Args:
         labels: (N,) class of each clip.
-        ways: Classes per episode.
-        shots: Support clips per class.
-        queries: Query clips per class.
-        episodes: Number of episodes.
+        ways, shots, queries: Classes per episode, support clips per class, and query clips per class.
         seed: Alone decides the draws: machine and versions of torch and numpy do not matter.
         groups: (N,) group (speaker, recording session) of each clip.
-
-    Returns:
-        Episodes of indices into `labels`.
 
     Raises:
         ValueError: If a count is too small, `groups` and `labels` differ in length, fewer than `ways` classes have
@@ -90,10 +85,8 @@ def sample_episodes(
     drawn = []
     for start in range(0, episodes, _CHUNK):
         count = min(_CHUNK, episodes - start)
-        if group_table is None:
-            drawn.append(_draw(table, ways, shots, queries, count, draws))
-        else:
-            drawn.append(_draw_group_disjoint(table, group_table, ways, shots, queries, count, draws))
+        draw = _draw if group_table is None else partial(_draw_group_disjoint, group_table)
+        drawn.append(draw(table, ways, shots, queries, count, draws))
     support, query = (torch.from_numpy(np.concatenate(part)) for part in zip(*drawn))
     return Episodes(support, query, left_out)
 
@@ -183,8 +176,8 @@ def _draw(
 
 
 def _draw_group_disjoint(
-    table: np.ndarray,
     group_table: np.ndarray,
+    table: np.ndarray,
     ways: int,
     shots: int,
     queries: int,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
 from importlib.resources import files
 from itertools import groupby
 from operator import attrgetter
@@ -25,15 +24,6 @@ TITLE = "Few-shot evaluation of audio embeddings"
 _CSS_DPI = 96
 
 
-@dataclass(frozen=True)
-class _Shown:
-    """Image (base64 of a PNG), its width in CSS pixels, and its description."""
-
-    png: str
-    width: int
-    words: str
-
-
 def to_html(report: EvaluationReport) -> str:
     """HTML page of a report, with tables, plots and protocol; ImportError if matplotlib is not installed."""
     # Names and reasons come from users and data sets: they are escaped.
@@ -51,7 +41,6 @@ def to_html(report: EvaluationReport) -> str:
 
 
 def _data(result: DataResult, ways: int) -> dict[str, object]:
-    """Template values of a data set."""
     return {
         "name": result.data,
         "protocol": data_protocol(result),
@@ -71,7 +60,6 @@ def _data(result: DataResult, ways: int) -> dict[str, object]:
 
 
 def _invariance(model: str, report: InvarianceReport) -> dict[str, object]:
-    """Template values of a model's invariance."""
     return {
         "model": model,
         "clips": report.clips,
@@ -82,9 +70,10 @@ def _invariance(model: str, report: InvarianceReport) -> dict[str, object]:
     }
 
 
-def _show(figure: Figure, words: str) -> _Shown:
+def _show(figure: Figure, words: str) -> dict[str, object]:
+    """Base64 of a PNG, its width in CSS pixels, and its description."""
     png = base64.b64encode(to_png(figure)).decode("ascii")
-    return _Shown(png, round(_CSS_DPI * figure.get_figwidth()), words)
+    return {"png": png, "width": round(_CSS_DPI * figure.get_figwidth()), "words": words}
 
 
 __all__ = ["to_html"]

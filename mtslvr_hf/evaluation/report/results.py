@@ -25,16 +25,14 @@ class FewShotProtocol:
 
 @dataclass(frozen=True)
 class Row:
-    """Accuracy of an embedding on one data set.
+    """Accuracy of an embedding of a model or baseline on one data set.
 
     Attributes:
-        model: Name of the model or baseline.
         embedding: "contrastive", "predictive" or "both"; "" for a model with one embedding.
         size: Embedding size D.
         accuracy: Mean over episodes, 0 to 1; None without episodes (multi-label data).
         interval: Half width of its 95 % interval, or None.
         main: True for the embedding in ranks and differences.
-        probes: Results of linear and nearest-neighbor probes, if requested.
     """
 
     model: str
@@ -76,7 +74,6 @@ class DataResult:
         rows: One per embedding, baselines first.
         differences: Between the main embeddings of each model and each one before it.
         weight_shares: By model with several heads.
-        projections: One per embedding.
     """
 
     data: str
@@ -99,14 +96,11 @@ class EvaluationReport:
     """All results of an evaluation.
 
     Attributes:
-        protocol: Few-shot protocol.
         classifier: "centroid" or "logistic".
-        results: One per data set.
         average_ranks: Mean over data sets of each model's rank by its main embedding, best (1) first; ties share the
             mean of their ranks.
         missing: Reason for each data set that could not be reached.
-        invariance: Invariance by model.
-        invariance_data: Names of the data sets for invariance.
+        invariance: By model, on clips of the data sets named in `invariance_data`.
     """
 
     protocol: FewShotProtocol
