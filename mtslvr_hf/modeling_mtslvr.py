@@ -510,7 +510,8 @@ class MTSLVREncoder(nn.Module):
         for block in self.layer1:
             hidden = block(hidden)
         hidden_states.append(hidden)
-        branches = [branch for branch in self.branches if branch in map(self.branch, tasks)]
+        wanted = [self.branch(task) for task in tasks]
+        branches = [branch for branch in self.branches if branch in wanted]
         maps = dict.fromkeys(branches, hidden)
         for layer in (self.layer2, self.layer3, self.layer4):
             for branch in branches:
