@@ -185,7 +185,10 @@ class TestEvaluate:
             (["--model", "./nowhere"], "no model in ./nowhere: there is no ./nowhere/config.json"),
             (["--device", "gpu0"], "cannot use the device 'gpu0'"),
             (["--batch-size", "0"], "batch_size is 0"),
-            (["--classes", "one,two", "--invariance", "10"], "8 clips are too few to measure invariance on"),
+            (
+                ["--classes", "one,two", "--invariance", "10"],
+                "8 clips are too few to measure invariance; ",
+            ),
         ],
     )
     def test_mistakes(self, evaluate, changes, message, capsys):
@@ -199,7 +202,7 @@ class TestEvaluate:
         (tmp_path / "two").mkdir()
         for name in ("one/a.wav", "one/b.wav", "one/c.wav", "two/a.wav", "two/b.wav", "two/c.wav"):
             (tmp_path / name).write_text("no audio")
-        assert "none of its 6 clips can be decoded; the first one: unreadable: " in failure(
+        assert "none of its 6 clips can be decoded; the first error: unreadable: " in failure(
             [*evaluate, "--data", str(tmp_path)], capsys
         )
 

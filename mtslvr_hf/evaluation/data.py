@@ -126,7 +126,7 @@ def open_data(
         audio = load_labelled_audio(spec, config, split or "train", audio_column, label_column, group_column, revision)
     except (FileNotFoundError, ConnectionError) as error:
         names = ", ".join((*BENCHMARKS, *SUITES))
-        raise FileNotFoundError(f"{error}; nor is it one of the registry: {names}") from error
+        raise FileNotFoundError(f"{str(error).rstrip('.')}; nor is it one of the registry: {names}.") from error
     if path.exists():
         kind = "folder" if path.is_dir() else "file"
         return _of_audio(audio, path.resolve().name, f"the {kind} {path.resolve().name}")
