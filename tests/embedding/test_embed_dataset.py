@@ -29,7 +29,6 @@ from interrupted_runs import contents
 from mtslvr_hf import MTSLVRForPreTraining
 from mtslvr_hf.embedding import encode
 from mtslvr_hf.embedding.embed_dataset import embed_dataset
-from mtslvr_hf.shards.partitions import open_source
 
 ROOT = Path(__file__).parents[2]
 
@@ -310,28 +309,6 @@ class TestMistakes:
         with pytest.raises(ValueError, match="neither config nor split"):
             embed_dataset(model, make_dataset(sound_rows(1)), out, split="train")
         assert not out.exists()
-
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"columns": ["speaker"]}, "no column 'speaker'; it has: name, audio, kind, tags"),
-            ({"id_column": "speaker"}, "no column 'speaker'"),
-            ({"columns": ["audio"]}, "the column 'audio' holds Audio and cannot be copied"),
-            ({"audio_column": "sound"}, "no column 'sound'"),
-        ],
-    )
-    def test_columns_of_a_data_set(self, tmp_path, options, message):
-        source = write_parquet(tmp_path / "parquet", [sound_rows(1)])
-        with pytest.raises(ValueError, match=message):
-            open_source(source, **options)
-
-    def test_splits_of_a_data_set(self, tmp_path):
-        source = write_parquet(tmp_path / "parquet", [sound_rows(1)])
-        (source / "train-0.parquet").rename(source / "train.parquet")
-        (source / "test.parquet").write_bytes((source / "train.parquet").read_bytes())
-        with pytest.raises(ValueError, match=r"has the splits .*: choose one with `split`"):
-            open_source(source)
-        assert len(open_source(source, split="test").partitions) == 1
 
     def test_output_that_is_something_else(self, model, sounds, out):
         out.mkdir()
