@@ -139,7 +139,7 @@ class HubServer:
         }
 
     def files(self, repo: str, kind: str = "models", revision: str = "main") -> dict[str, bytes]:
-        """What a repository holds, by path."""
+        """Files of a repository by path."""
         head = self.repository(kind, repo).history(revision)[-1]
         return {path: blob.content for path, blob in head.files.items()}
 

@@ -19,7 +19,7 @@ def tone(samples: int, rate: int = 16000, frequency: float = 440.0) -> np.ndarra
 
 
 class Decoder:
-    """What torchcodec and datasets give for an audio column."""
+    """Decoder objects that torchcodec and datasets give for an audio column."""
 
     def get_all_samples(self):
         return SimpleNamespace(data=torch.from_numpy(np.stack([tone(1000), tone(1000)])), sample_rate=16000)

@@ -1,4 +1,4 @@
-"""Errors: their classes' names end in Error, and their messages end in a full stop."""
+"""Words: messages of errors end in a full stop, their classes in Error, and first lines of docstrings name a thing."""
 
 import ast
 import re
@@ -35,3 +35,11 @@ def test_names_of_errors(file):
             bases = [ast.unparse(base) for base in node.bases]
             is_error = any(re.search(r"(Error|Exception)$", base) for base in bases)
             assert not is_error or node.name.endswith("Error"), node.name
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_first_lines_of_docstrings(file):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            first = (ast.get_docstring(node) or "").split("\n")[0]
+            assert not re.match(r"(What|How|Where|When|Which|Whether)\b", first), first

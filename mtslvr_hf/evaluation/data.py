@@ -76,12 +76,12 @@ class EvaluationData(LabelledAudio):
         return chosen.select(np.flatnonzero(labels.any(1)))
 
 
-def without_bad_clips(data: EvaluationData, show_progress: bool = False) -> tuple[EvaluationData, list[str]]:
+def without_bad_clips(data: EvaluationData, show_progress_bar: bool = False) -> tuple[EvaluationData, list[str]]:
     """Data without clips that are damaged, empty or silent, and the error of each; ValueError if no clip remains."""
     if data.audio is None:
         return data, []
     good, bad = [], []
-    for index in tqdm(range(len(data)), f"reading {data.name}", disable=not show_progress):
+    for index in tqdm(range(len(data)), f"reading {data.name}", disable=not show_progress_bar):
         try:
             decode_clip(data.audio[index])
             good.append(index)

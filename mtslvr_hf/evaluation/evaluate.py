@@ -92,7 +92,7 @@ def evaluate(
     device: str | torch.device = "cpu",
     batch_size: int = 16,
     cache: str | Path | None = None,
-    show_progress: bool = True,
+    show_progress_bar: bool = True,
     **columns: Any,
 ) -> EvaluationReport:
     """Report of models on data sets; every model gets the same few-shot episodes.
@@ -121,7 +121,7 @@ def evaluate(
     protocol = protocol or FewShotProtocol()
     _check(models, classifier, probes, invariance_clips)
     opened, missing = _open_all(data, classes, columns)
-    readable = [without_bad_clips(each, show_progress) for each in opened]
+    readable = [without_bad_clips(each, show_progress_bar) for each in opened]
     evaluated = [_with_episodes(each, bad, protocol, bool(probes)) for each, bad in readable]
     waveforms, heard = _waveforms([each for each, _ in readable], invariance_clips)
     add = partial(_add, classifier=classifier, probes=probes, seed=protocol.seed)
@@ -130,7 +130,7 @@ def evaluate(
             add(each, GIVEN, {"": each.data.embeddings})
     to_embed = [each for each in evaluated if each.data.audio is not None]
     to_load = _models(models, protocol.seed, device, batch_size) if to_embed else []
-    invariance = _run(to_load, to_embed, add, waveforms, cache, show_progress)
+    invariance = _run(to_load, to_embed, add, waveforms, cache, show_progress_bar)
     return EvaluationReport(
         protocol=protocol,
         classifier=classifier,
@@ -148,18 +148,18 @@ def _run(
     add: Callable[[_Evaluated, str, Mapping[str, Tensor]], None],
     waveforms: Tensor | None,
     cache: str | Path | None,
-    show_progress: bool,
+    show_progress_bar: bool,
 ) -> dict[str, InvarianceReport]:
     """Adds the results of each model to the data sets; returns each model's invariance."""
     invariance = {}
     total = len(to_load) * len(to_embed)
-    with tqdm(total=total, desc="models x data", disable=not (show_progress and total)) as progress:
+    with tqdm(total=total, desc="models x data", disable=not (show_progress_bar and total)) as progress:
         for load, is_baseline in to_load:
             embedder = load()
             embed = embedder.embed if cache is None else partial(cached_embeddings, cache, embedder)
             for each in to_embed:
                 progress.set_postfix_str(f"{embedder.name} on {each.data.name}")
-                found = embed(each.data.audio, show_progress=show_progress)
+                found = embed(each.data.audio, show_progress_bar=show_progress_bar)
                 if is_baseline:
                     found = dict([list(found.items())[-1]])  # the main embedding
                 add(each, embedder.name, found)
@@ -169,7 +169,7 @@ def _run(
             if waveforms is not None and not is_baseline:
                 progress.set_postfix_str(f"invariance of {embedder.name}")
                 invariance[embedder.name] = measure_invariance(
-                    embedder.embed_waveforms, waveforms, show_progress_bar=show_progress
+                    embedder.embed_waveforms, waveforms, show_progress_bar=show_progress_bar
                 )
     return invariance
 

@@ -34,14 +34,14 @@ def reason(audio, **options):
 
 
 def whole(data, rate=RATE):
-    """What a plain decoding of the whole file gives, at 16 kHz."""
+    """Samples of the whole file at 16 kHz, plainly decoded."""
     samples, found = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     assert found == rate
     return soxr.resample(samples.mean(1), rate, RATE, quality="HQ")
 
 
 def find(clip, signal):
-    """Where a clip lies in a signal, and the largest difference there."""
+    """Offset of a clip in a signal, and the largest difference there."""
     windows = np.lib.stride_tricks.sliding_window_view(signal, len(clip))
     at = int(np.argmin(np.square(windows[:, :64] - clip[:64]).sum(1)))
     return at, np.abs(windows[at] - clip).max()

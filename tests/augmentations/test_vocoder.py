@@ -121,7 +121,7 @@ def slow_attacks(waveform, centers, reach, half_frame):
 
 
 def slow_frames(waveform, rate, count, n_fft):
-    """Where each frame is read, and the frame from which its phases count."""
+    """Position of each frame's reading, and the frame from which its phases count."""
     hop, half = n_fft // 2, n_fft // 2
     written = [(n - 1) * hop for n in range(count)]
     reads = [min(max(round(place * rate), -half), len(waveform) + half) for place in written]

@@ -29,7 +29,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(source):
-    """What an uninterrupted run leaves."""
+    """Files of an uninterrupted run."""
     assert cache_audio(source, source.parent / "whole").computed == 3
     return contents(source.parent / "whole")
 

@@ -51,7 +51,7 @@ def ours(folder):
 
 
 def scores_of(folder, waveform, rate=RATE):
-    """What model and extractor say without a pipeline: (name, score), the best first."""
+    """Scores of model and extractor without a pipeline: (name, score), the best first."""
     inputs = AutoFeatureExtractor.from_pretrained(folder)(waveform, sampling_rate=rate, return_tensors="pt")
     model = AutoModelForAudioClassification.from_pretrained(folder).eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What encode does with odd and with bad input: an embedding, or an error that names the item and the remedy."""
+"""Odd and bad input of encode: an embedding, or an error that names the item and the remedy."""
 
 import io
 import logging

@@ -22,7 +22,7 @@ def sounds(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(model, sounds):
-    """What an uninterrupted run leaves."""
+    """Files of an uninterrupted run."""
     out = sounds.parent / "whole"
     assert embed_dataset(model, sounds, out, **OPTIONS).computed == 4
     return contents(out)

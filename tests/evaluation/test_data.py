@@ -1,4 +1,4 @@
-"""What models are evaluated on, and the registry."""
+"""Evaluation data and the registry."""
 
 import os
 import subprocess
@@ -136,7 +136,7 @@ SUITE = """
     HfApi().create_repo("mteb/esc50", repo_type="dataset")
     HfApi().upload_folder(folder_path=sys.argv[1], repo_id="mteb/esc50", repo_type="dataset")
     BENCHMARKS["esc50"] = dataclasses.replace(BENCHMARKS["esc50"], revision=None)  # the loopback Hub has its own
-    report = evaluate([], ["paper"], FewShotProtocol(ways=3, queries=2, episodes=50), show_progress=False)
+    report = evaluate([], ["paper"], FewShotProtocol(ways=3, queries=2, episodes=50), show_progress_bar=False)
     print([(result.data, result.clips, result.source) for result in report.results])
     print(*report.missing)
     print(report.missing["nsynth"])

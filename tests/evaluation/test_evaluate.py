@@ -41,7 +41,7 @@ def model(save_model):
 
 @pytest.fixture(scope="module")
 def report(sounds, model):
-    return evaluate([model], [sounds], PROTOCOL, show_progress=False)
+    return evaluate([model], [sounds], PROTOCOL, show_progress_bar=False)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ class Given:
     def __init__(self, name, embeddings):
         self.name, self.fingerprint, self.embeddings = name, name, embeddings
 
-    def embed(self, audio, show_progress=False):
+    def embed(self, audio, show_progress_bar=False):
         return self.embeddings
 
     def embed_waveforms(self, waveforms):
@@ -112,7 +112,7 @@ def test_rows_are_few_shot_accuracies_of_the_embeddings(rows, sounds, model):
     ],
 )
 def test_one_row_per_embedding(sounds, save_model, changes, names):
-    report = evaluate([save_model(**changes)], [sounds], PROTOCOL, classes=THREE, show_progress=False)
+    report = evaluate([save_model(**changes)], [sounds], PROTOCOL, classes=THREE, show_progress_bar=False)
     assert [row.embedding for row in report.results[0].rows[2:]] == names
 
 
@@ -122,7 +122,7 @@ def test_an_added_task_has_its_row(sounds, tmp_path):
     model.set_adapter(["contrastive", "predictive", "birds"])
     model.save_pretrained(tmp_path)
     MTSLVRFeatureExtractor().save_pretrained(tmp_path)
-    report = evaluate([tmp_path], [sounds], PROTOCOL, classes=THREE, show_progress=False)
+    report = evaluate([tmp_path], [sounds], PROTOCOL, classes=THREE, show_progress_bar=False)
     rows = [(row.embedding, row.size) for row in report.results[0].rows[2:]]
     assert rows == [("contrastive", 6), ("predictive", 6), ("birds", 6), ("all", 18)]
 
@@ -163,21 +163,21 @@ def test_dictionary_holds_everything_and_goes_through_json(report, rows, model):
 
 def test_repeats_itself_and_leaves_the_random_state_alone(report, sounds, model):
     state = torch.get_rng_state()
-    again = evaluate([str(model)], [sounds], PROTOCOL, show_progress=False)
+    again = evaluate([str(model)], [sounds], PROTOCOL, show_progress_bar=False)
     assert torch.equal(torch.get_rng_state(), state)
     assert again == report
 
 
 def test_cached_embeddings_are_not_computed_again(report, sounds, model, tmp_path, monkeypatch):
-    first = evaluate([model], [sounds], PROTOCOL, cache=tmp_path, show_progress=False)
+    first = evaluate([model], [sounds], PROTOCOL, cache=tmp_path, show_progress_bar=False)
     monkeypatch.setattr(MTSLVREmbedder, "embed", lambda *args, **options: pytest.fail("computed again"))
     monkeypatch.setattr(LogMelStatistics, "embed", lambda *args, **options: pytest.fail("computed again"))
-    assert evaluate([model], [sounds], PROTOCOL, cache=tmp_path, show_progress=False) == first == report
+    assert evaluate([model], [sounds], PROTOCOL, cache=tmp_path, show_progress_bar=False) == first == report
 
 
 def test_models_of_one_architecture_share_the_untrained_row(sounds, save_model, model):
     other, wider = save_model(seed=2), save_model(base_width=8)
-    report = evaluate([model, other, wider], [sounds], PROTOCOL, classes=THREE, show_progress=False)
+    report = evaluate([model, other, wider], [sounds], PROTOCOL, classes=THREE, show_progress_bar=False)
     rows = report.results[0].rows
     untrained = [row.model for row in rows if row.model.startswith("untrained")]
     assert untrained == ["untrained network", f"untrained network of {wider}"]
@@ -216,7 +216,7 @@ def test_models_are_compared_on_the_same_episodes(monkeypatch):
     shuffled = values[torch.randperm(60, generator=generator)]
     models = [Given("a", {"": values}), Given("b", {"": -values}), Given("c", {"": shuffled})]
     protocol = FewShotProtocol(ways=5, shots=1, queries=2, episodes=2000)
-    report = evaluate(models, [labelled("six", labels)], protocol, show_progress=False)
+    report = evaluate(models, [labelled("six", labels)], protocol, show_progress_bar=False)
     found = {(entry.model, entry.other): entry for entry in report.results[0].differences}
     assert found["b", "a"].difference == pytest.approx(0, abs=1e-3)
     assert found["b", "a"].interval < 1e-3
@@ -248,7 +248,7 @@ def test_average_ranks_share_ties():
 
 def test_given_embeddings_are_scored_without_a_model(model, sounds):
     given = labelled("given", [f"class {index % 4}" for index in range(24)], audio=False)
-    report = evaluate([model], [given, sounds], PROTOCOL, show_progress=False)
+    report = evaluate([model], [given, sounds], PROTOCOL, show_progress_bar=False)
     assert [(row.model, row.accuracy) for row in report.results[0].rows] == [("given embeddings", 1.0)]
     assert list(report.average_ranks) and "given embeddings" not in report.average_ranks
 
@@ -260,17 +260,23 @@ def test_group_disjoint_is_what_the_data_set_asks_for_unless_told(monkeypatch):
     )
     for asked, expected in ((None, True), (False, False), (True, True)):
         protocol = FewShotProtocol(ways=3, queries=2, episodes=20, group_disjoint=asked)
-        assert evaluate([], [data], protocol, show_progress=False).results[0].group_disjoint is expected
+        assert evaluate([], [data], protocol, show_progress_bar=False).results[0].group_disjoint is expected
 
 
 def test_group_disjoint_needs_groups(sounds, model):
     with pytest.raises(ValueError, match="has no groups, which group-disjoint episodes need"):
-        evaluate([model], [sounds], FewShotProtocol(group_disjoint=True), show_progress=False)
+        evaluate([model], [sounds], FewShotProtocol(group_disjoint=True), show_progress_bar=False)
 
 
 def test_probes_and_invariance(sounds, model):
     report = evaluate(
-        [model], [sounds], PROTOCOL, classes=THREE, probes=["linear", "knn"], invariance_clips=12, show_progress=False
+        [model],
+        [sounds],
+        PROTOCOL,
+        classes=THREE,
+        probes=["linear", "knn"],
+        invariance_clips=12,
+        show_progress_bar=False,
     )
     for row in report.results[0].rows:
         assert [probe.name for probe in row.probes] == ["linear", "knn"]
@@ -286,8 +292,8 @@ def test_clips_of_several_classes_are_for_probes():
     telling = torch.from_numpy(several).float() + 0.1 * torch.randn(48, 3, generator=generator)
     models = [Given("telling", {"": telling}), Given("noise", {"": torch.rand(48, 3, generator=generator)})]
     with pytest.raises(ValueError, match="measure a probe"):
-        evaluate(models, [data], PROTOCOL, show_progress=False)
-    report = evaluate(models, [data], PROTOCOL, probes=["linear"], show_progress=False)
+        evaluate(models, [data], PROTOCOL, show_progress_bar=False)
+    report = evaluate(models, [data], PROTOCOL, probes=["linear"], show_progress_bar=False)
     found = {row.model: row for row in report.results[0].rows}
     assert found["telling"].accuracy is None
     assert (found["telling"].probes[0].metric, found["telling"].probes[0].value) == ("mAP", pytest.approx(1, abs=0.02))
@@ -309,15 +315,15 @@ def test_clips_of_several_classes_are_for_probes():
 )
 def test_mistakes(sounds, model, options, message):
     with pytest.raises(ValueError, match=message):
-        evaluate([model], [sounds], PROTOCOL, show_progress=False, **options)
+        evaluate([model], [sounds], PROTOCOL, show_progress_bar=False, **options)
 
 
 def test_bad_clips_are_left_out_and_listed(sounds, model, tmp_path):
     shutil.copytree(sounds, tmp_path / "set")
-    whole = evaluate([model], [tmp_path / "set"], PROTOCOL, show_progress=False).results[0]
+    whole = evaluate([model], [tmp_path / "set"], PROTOCOL, show_progress_bar=False).results[0]
     (tmp_path / "set/anvil/broken.wav").write_text("no audio")
     soundfile.write(tmp_path / "set/anvil/silent.wav", np.zeros(4000), 16_000)
-    report = evaluate([model], [tmp_path / "set"], PROTOCOL, show_progress=False)
+    report = evaluate([model], [tmp_path / "set"], PROTOCOL, show_progress_bar=False)
     found = report.results[0]
     assert [row.accuracy for row in found.rows] == [row.accuracy for row in whole.rows]
     assert (whole.bad_clips, found.clips) == ([], whole.clips)
@@ -327,16 +333,16 @@ def test_bad_clips_are_left_out_and_listed(sounds, model, tmp_path):
 
 def test_one_name_for_each(sounds, model):
     with pytest.raises(ValueError, match="is given twice; name each model once"):
-        evaluate([model, str(model)], [sounds], PROTOCOL, show_progress=False)
+        evaluate([model, str(model)], [sounds], PROTOCOL, show_progress_bar=False)
     with pytest.raises(ValueError, match="two data sets are called sounds"):
-        evaluate([model], [sounds, sounds], PROTOCOL, show_progress=False)
+        evaluate([model], [sounds, sounds], PROTOCOL, show_progress_bar=False)
 
 
 def test_a_model_without_audio_input_is_refused_before_the_work(sounds, model, tmp_path, monkeypatch):
     BertConfig().save_pretrained(tmp_path)
     monkeypatch.setattr(LogMelStatistics, "embed", lambda *args, **options: pytest.fail("began"))
     with pytest.raises(ValueError, match="is a model of type bert; expected an audio model of type mtslvr, "):
-        evaluate([model, tmp_path], [sounds], PROTOCOL, show_progress=False)
+        evaluate([model, tmp_path], [sounds], PROTOCOL, show_progress_bar=False)
 
 
 def test_another_model_has_both_baselines_beside_it(sounds, tmp_path, monkeypatch):
@@ -345,6 +351,6 @@ def test_another_model_has_both_baselines_beside_it(sounds, tmp_path, monkeypatc
     sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
     Wav2Vec2Model(Wav2Vec2Config(**sizes, num_conv_pos_embedding_groups=2)).save_pretrained(tmp_path)
     Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
-    report = evaluate([tmp_path], [sounds], PROTOCOL, classes=THREE, show_progress=False)
+    report = evaluate([tmp_path], [sounds], PROTOCOL, classes=THREE, show_progress_bar=False)
     rows = [(row.model, row.size) for row in report.results[0].rows]
     assert rows == [("log-mel statistics", 80), ("untrained network", 6), (str(tmp_path), 8)]

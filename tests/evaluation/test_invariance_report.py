@@ -76,7 +76,7 @@ def test_probes_read_what_is_there_and_nothing_else():
 
 
 def test_presence_is_read_at_each_strength():
-    """How much of constant clips a fade takes away, read through noise that hides a weak one."""
+    """Share of constant clips that a fade takes away, read through noise that hides a weak fade."""
     generator = torch.Generator().manual_seed(2)
 
     def embed(waveforms):

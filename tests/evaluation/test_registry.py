@@ -78,7 +78,7 @@ def test_a_hub_that_does_not_answer_leaves_the_names_of_the_registry(monkeypatch
 
 
 def test_an_interrupted_download_is_not_reachable(monkeypatch):
-    """What the Hub's client raises when a download times out is no OSError."""
+    """A timeout of the Hub's client is no OSError."""
 
     def times_out(*_, **__):
         raise HfHubHTTPError.__bases__[0]("timed out")

@@ -1,4 +1,4 @@
-"""What keeps a GPU busy: no step waits for the device, and the views are made beside the step before."""
+"""A busy GPU: no step waits for the device, and the views are made beside the step before."""
 
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace

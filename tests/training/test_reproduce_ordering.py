@@ -1,4 +1,4 @@
-"""What training/reproduce_ordering.py runs, keeps and says; the training itself is tested in test_pretrain.py."""
+"""Commands, files and messages of training/reproduce_ordering.py; test_pretrain.py tests the training itself."""
 
 import sys
 from pathlib import Path

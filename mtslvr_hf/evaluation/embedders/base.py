@@ -38,12 +38,12 @@ class Embedder(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
-    def embed(self, audio: Sequence[Mapping[str, Any]], show_progress: bool = False) -> dict[str, Tensor]:
+    def embed(self, audio: Sequence[Mapping[str, Any]], show_progress_bar: bool = False) -> dict[str, Tensor]:
         """Embeddings (N, D) of audio by name, float32 on the CPU; the last is the main one, a single one is named "".
 
         Args:
             audio: N undecoded rows `{"bytes", "path"}`.
-            show_progress: Shows a progress bar on standard error.
+            show_progress_bar: Shows a progress bar on standard error.
 
         Raises:
             BadClipError: If a row cannot be decoded. A ValueError with the name of the row.
@@ -76,10 +76,10 @@ class MTSLVREmbedder:
         """Digest of current weights, configuration (with the tasks of the embedding) and extractor."""
         return model_fingerprint(self.model, self.feature_extractor)
 
-    def embed(self, audio: Sequence[Mapping[str, Any]], show_progress: bool = False) -> dict[str, Tensor]:
+    def embed(self, audio: Sequence[Mapping[str, Any]], show_progress_bar: bool = False) -> dict[str, Tensor]:
         """Embeddings "contrastive", "predictive" and last "both" (or "all" of three tasks) of undecoded rows."""
         undecoded = (audio[index] for index in range(len(audio)))  # a data set reads each row on access
-        rows = tqdm(undecoded, self.name, len(audio), unit="clip", disable=not show_progress)
+        rows = tqdm(undecoded, self.name, len(audio), unit="clip", disable=not show_progress_bar)
         return self._named(self._encode(rows, None))
 
     def embed_waveforms(self, waveforms: Tensor) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ def cached_embeddings(
     folder: str | Path,
     embedder: Embedder,
     audio: Sequence[Mapping[str, Any]],
-    show_progress: bool = False,
+    show_progress_bar: bool = False,
 ) -> dict[str, Tensor]:
     """Embeddings of `Embedder.embed`, read from a folder if present, otherwise computed and written there.
 
@@ -36,7 +36,7 @@ def cached_embeddings(
 
     Args:
         folder: Folder of entries; created if missing.
-        embedder, audio, show_progress: See `Embedder.embed`.
+        embedder, audio, show_progress_bar: See `Embedder.embed`.
 
     Raises:
         OSError: If the folder cannot be written, or a file cannot be read.
@@ -48,7 +48,7 @@ def cached_embeddings(
         if embeddings is not None:
             return embeddings
         logger.warning("%s is damaged; its embeddings are computed again.", path)
-    embeddings = embedder.embed(audio, show_progress=show_progress)
+    embeddings = embedder.embed(audio, show_progress_bar=show_progress_bar)
     # safetensors does not keep the order of names: they are numbers.
     numbered = {str(number): values.cpu().contiguous().clone() for number, values in enumerate(embeddings.values())}
     names = json.dumps(list(embeddings))

@@ -45,9 +45,11 @@ class LogMelStatistics:
             _SAMPLING_RATE, n_fft=_N_FFT, hop_length=_HOP_LENGTH, n_mels=_BANDS, f_max=_SAMPLING_RATE / 2
         )
 
-    def embed(self, audio: Sequence[Mapping[str, Any]], show_progress: bool = False) -> dict[str, Tensor]:
+    def embed(self, audio: Sequence[Mapping[str, Any]], show_progress_bar: bool = False) -> dict[str, Tensor]:
         """Embeddings {"": (N, 80)} of undecoded rows; BadClipError names the row that cannot be decoded."""
-        rows = tqdm((audio[index] for index in range(len(audio))), "log-mel", len(audio), disable=not show_progress)
+        rows = tqdm(
+            (audio[index] for index in range(len(audio))), "log-mel", len(audio), disable=not show_progress_bar
+        )
         clips = (torch.from_numpy(decode_clip(row, sampling_rate=_SAMPLING_RATE)) for row in rows)
         return {"": torch.stack([self._statistics(clip) for clip in clips])}
 

@@ -155,11 +155,11 @@ class TransformersEmbedder:
         windows = {"window_samples": self.family.window_samples, "min_seconds": MIN_SECONDS}
         return model_fingerprint(self.family.network, self.feature_extractor, **windows)
 
-    def embed(self, audio: Sequence[Mapping[str, Any]], show_progress: bool = False) -> dict[str, Tensor]:
+    def embed(self, audio: Sequence[Mapping[str, Any]], show_progress_bar: bool = False) -> dict[str, Tensor]:
         """Embeddings {"": (N, D)} of undecoded rows; BadClipError names the row that cannot be decoded."""
         rate = self.feature_extractor.sampling_rate
         parts = []
-        with tqdm(total=len(audio), desc=self.name, unit="clip", disable=not show_progress) as progress:
+        with tqdm(total=len(audio), desc=self.name, unit="clip", disable=not show_progress_bar) as progress:
             for begin in range(0, len(audio), self.batch_size):
                 chunk = range(begin, min(begin + self.batch_size, len(audio)))
                 parts.append(self._embed_clips([decode_clip(audio[index], sampling_rate=rate) for index in chunk]))

@@ -20,7 +20,7 @@ class Counting:
         self.fingerprint = fingerprint
         self.calls = 0
 
-    def embed(self, audio, show_progress=False):
+    def embed(self, audio, show_progress_bar=False):
         self.calls += 1
         whole = torch.arange(4.0 * len(audio)).reshape(len(audio), 4) + self.calls
         return {"predictive": whole[:, :2], "contrastive": whole[:, 2:], "both": whole}
