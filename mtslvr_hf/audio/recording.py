@@ -175,6 +175,7 @@ def _open(audio: Mapping[str, Any], name: str) -> tuple[BinaryIO, bytes]:
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise BadClipError("unreadable", f"{name}: {type(error).__name__}: {summary(error)}") from error
     if not magic:
+        file.close()
         raise BadClipError("empty", f"{name}: the file is empty; leave it out.")
     return file, magic
 
