@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from transformers.utils import cached_file, logging
 
 from .files import whole_file
+from .fingerprints import tensors_sha256
 from .modeling_mtslvr import SHARED, MTSLVRModel, MTSLVRPreTrainedModel
 
 logger = logging.get_logger(__name__)
@@ -106,14 +106,14 @@ def load_adapter(
 
 def trunk_fingerprint(network: MTSLVRModel) -> str:
     """SHA-256 of the weights that all tasks share (stem, layer1, convolutions), the same on every machine."""
-    digest = hashlib.sha256()
     convolutions = [f"encoder.{name}.conv.weight" for name, _ in network.encoder.task_layers()]
-    for name, tensor in sorted(network.encoder.state_dict(prefix="encoder.").items()):
-        shared = name in convolutions or f".{SHARED}." in name or name.startswith(("encoder.stem.", "encoder.layer1."))
-        if shared and not name.endswith("num_batches_tracked"):
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    places = ("encoder.stem.", "encoder.layer1.")
+    return tensors_sha256(
+        (name, tensor.float())
+        for name, tensor in sorted(network.encoder.state_dict(prefix="encoder.").items())
+        if (name in convolutions or f".{SHARED}." in name or name.startswith(places))
+        and not name.endswith("num_batches_tracked")
+    )
 
 
 def _tensors(network: MTSLVRModel, name: str) -> dict[str, torch.Tensor]:

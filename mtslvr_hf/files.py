@@ -7,9 +7,9 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -47,10 +47,10 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
 
 
-def sha256_of(file: Path) -> str:
+def sha256_of(file: Path | BinaryIO) -> str:
     """SHA-256 of a file."""
     digest = hashlib.sha256()
-    with open(file, "rb") as content:
+    with open(file, "rb") if isinstance(file, Path) else nullcontext(file) as content:
         while block := content.read(2**20):
             digest.update(block)
     return digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -33,12 +34,17 @@ def settings_fingerprint(**settings: Any) -> str:
 
 
 def weights_sha256(network: torch.nn.Module) -> str:
-    """SHA-256 of weights with their names, types and shapes, the same on every machine."""
+    """SHA-256 of a network's weights."""
+    return tensors_sha256(sorted(network.state_dict().items()))
+
+
+def tensors_sha256(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 of tensors with their names, types and shapes, the same on every machine."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+    for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-__all__ = ["model_fingerprint", "settings_fingerprint", "weights_sha256"]
+__all__ = ["model_fingerprint", "settings_fingerprint", "tensors_sha256", "weights_sha256"]

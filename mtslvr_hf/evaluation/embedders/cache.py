@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ...audio.files import open_audio
-from ...files import whole_file
+from ...files import sha256_of, whole_file
+from ...fingerprints import tensors_sha256
 
 if TYPE_CHECKING:
     from .base import Embedder
@@ -51,9 +51,9 @@ def cached_embeddings(
     embeddings = embedder.embed(audio, show_progress_bar=show_progress_bar)
     # safetensors does not keep the order of names: they are numbers.
     numbered = {str(number): values.cpu().contiguous().clone() for number, values in enumerate(embeddings.values())}
-    names = json.dumps(list(embeddings))
+    digest = tensors_sha256(zip(embeddings, numbered.values()))
     with whole_file(path) as temporary:  # other processes see a whole entry or none
-        save_file(numbered, temporary, metadata={"names": names, "sha256": _digest(names, list(numbered.values()))})
+        save_file(numbered, temporary, metadata={"names": json.dumps(list(embeddings)), "sha256": digest})
     return embeddings
 
 
@@ -62,36 +62,19 @@ def _read(path: Path) -> dict[str, Tensor] | None:
     try:
         with safe_open(path, framework="pt") as entry:
             written = entry.metadata() or {}
-            names = written.get("names", "[]")
-            values = [entry.get_tensor(str(number)) for number in range(len(entry.keys()))]
-    except SafetensorError:
+            names = json.loads(written.get("names", "[]"))
+            embeddings = {name: entry.get_tensor(str(number)) for number, name in enumerate(names)}
+    except (SafetensorError, ValueError):  # ValueError: names that are not JSON
         return None
-    if written.get("sha256") != _digest(names, values):
-        return None
-    return dict(zip(json.loads(names), values))
-
-
-def _digest(names: str, embeddings: Sequence[Tensor]) -> str:
-    digest = hashlib.sha256(names.encode())
-    for values in embeddings:
-        digest.update(values.contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return embeddings if written.get("sha256") == tensors_sha256(embeddings.items()) else None
 
 
 def _key(embedder: Embedder, audio: Sequence[Mapping[str, Any]]) -> str:
     digest = hashlib.sha256(embedder.fingerprint.encode())
     for index in range(len(audio)):
         with open_audio(audio[index]) as file:
-            digest.update(_content(file))
+            digest.update(sha256_of(file).encode())
     return digest.hexdigest()[:32]
-
-
-def _content(file: Any) -> bytes:
-    """SHA-256 of a file, read by mebibytes."""
-    digest = hashlib.sha256()
-    while block := file.read(2**20):
-        digest.update(block)
-    return digest.digest()
 
 
 __all__ = ["cached_embeddings"]
