@@ -177,7 +177,7 @@ def _linear_scores(
     # For two classes scikit-learn fits one weight vector; twice its C equals the C of the multinomial regression.
     factor = 2 if len(varied) == 2 and not multi_label else 1
     for columns, target in targets if len(varied) else []:
-        model = LogisticRegression(tol=1e-5, max_iter=1000, warm_start=True)
+        model = LogisticRegression(tol=1e-6, max_iter=1000, warm_start=True)
         for of_one, c in zip(scores, values):
             model.set_params(C=factor * c).fit(train, target)
             of_one[:, columns] = model.decision_function(others) if multi_label else model.predict_proba(others)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
+from torch.nn import functional as F
 
-from mtslvr_hf.evaluation import probe, split
+from mtslvr_hf.evaluation import probe, probes, split
 from mtslvr_hf.evaluation.probes import KINDS
 
 
@@ -30,6 +31,45 @@ def tags(clips, classes=4, size=10, seed=0):
     labels = generator.random((clips, classes)) < 0.3
     directions = np.random.default_rng(1).standard_normal((classes, size))
     return torch.from_numpy(labels @ directions + generator.standard_normal((clips, size))).float(), labels
+
+
+def optimum(x, c, classes, cross_entropy):
+    """Scores at the minimum of C x the summed cross-entropy plus half the squared weights, from its definition."""
+    weights = torch.zeros(x.shape[1], classes, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
+    search = torch.optim.LBFGS(
+        [weights, bias], max_iter=2000, tolerance_grad=1e-10, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+    def loss():
+        search.zero_grad()
+        value = c * cross_entropy(x @ weights + bias) + weights.square().sum() / 2
+        value.backward()
+        return value
+
+    search.step(loss)
+    return (x @ weights + bias).detach()
+
+
+@pytest.mark.parametrize("clips, size, classes", [(200, 12, 4), (60, 100, 3), (80, 20, 2)])
+def test_the_linear_probe_is_the_multinomial_optimum(clips, size, classes):
+    embeddings, of_clip = clouds(clips, classes, 2.0, size)
+    x, target, values = embeddings.double(), torch.from_numpy(of_clip), (1e-3, 0.1, 10.0)
+    found = probes._linear_scores(x.numpy(), one_hot(of_clip), x.numpy(), values, False)
+    for c, scores in zip(values, found):
+        expected = optimum(x, c, classes, lambda z: F.cross_entropy(z, target, reduction="sum")).softmax(1)
+        assert np.abs(scores - expected.numpy()).max() < 1e-4, c
+
+
+def test_the_linear_probe_of_several_classes_is_the_optimum_for_each():
+    embeddings, labels = tags(200)
+    x, target, values = embeddings.double(), torch.from_numpy(labels).double(), (0.01, 1.0)
+    found = probes._linear_scores(x.numpy(), labels, x.numpy(), values, True)
+    for c, scores in zip(values, found):
+        expected = optimum(
+            x, c, labels.shape[1], lambda z: F.binary_cross_entropy_with_logits(z, target, reduction="sum")
+        )
+        assert np.abs(scores - expected.numpy()).max() < 1e-3, c
 
 
 @pytest.mark.parametrize("kind", KINDS)
