@@ -121,7 +121,17 @@ class OpenedStream(NamedTuple):
     state: Any  # of its files: times of local ones, the commit on the Hub
     config: str
     split: str
-    rows: int | None  # if known without reading them
+    stated_rows: int | None = None  # number of rows in the data set's metadata
+    files: Sequence[str] = ()
+
+    def count_rows(self) -> int | None:
+        """Number of rows, from the metadata or the footers of local parquet files; None if it is unknown."""
+        if self.stated_rows or any("://" in file or not file.endswith(".parquet") for file in self.files):
+            return self.stated_rows
+        try:
+            return sum(pq.read_metadata(file).num_rows for file in self.files) or None
+        except SHARD_ERRORS:  # the reader reports the same error
+            return None
 
 
 def open_stream(
@@ -154,18 +164,9 @@ def open_stream(
     files = (builder.config.data_files or {}).get(split)
     state = [str(builder.hash)] if files is None else [[Path(f).name for f in files], files.origin_metadata]
     said = (builder.info.splits or {}).get(split)
-    rows = said.num_examples if said else _count_rows(files or [])
-    return OpenedStream(_divide_into_shards(dataset), state, builder.config.name, str(split), rows or None)
-
-
-def _count_rows(files: Sequence[str]) -> int | None:
-    """Number of rows of local parquet files."""
-    if any("://" in file or not file.endswith(".parquet") for file in files):
-        return None
-    try:
-        return sum(pq.read_metadata(file).num_rows for file in files)
-    except SHARD_ERRORS:  # the reader reports the same error
-        return None
+    rows = said.num_examples if said else None
+    dataset = _divide_into_shards(dataset)
+    return OpenedStream(dataset, state, builder.config.name, str(split), rows or None, files or ())
 
 
 def _divide_into_shards(dataset: datasets.IterableDataset) -> datasets.IterableDataset:

@@ -104,7 +104,7 @@ def open_source(
     if isinstance(source, (datasets.Dataset, datasets.IterableDataset)):
         if config is not None or split is not None:
             raise ValueError("A data set object has neither config nor split to choose: load the right part instead.")
-        opened = OpenedStream(source, _state_of(source), "default", "train", None)
+        opened = OpenedStream(source, _state_of(source), "default", "train")
     elif (path := local_path(source)) is None:
         opened = open_stream(source, config, split)
     else:
@@ -115,7 +115,7 @@ def open_source(
             return _folder(str(source), path, files, wanted, id_column, rows_per_partition, split or "train")
         if kind == "tar shards":
             state = [_file_state(file, file.name) for file in files]
-            opened = OpenedStream(open_tars(files), state, "default", split or "train", None)
+            opened = OpenedStream(open_tars(files), state, "default", split or "train")
         else:
             opened = open_stream(path, config, split)
     name = type(source).__name__ if isinstance(source, (datasets.Dataset, datasets.IterableDataset)) else str(source)
@@ -194,7 +194,7 @@ def _dataset(
     _check_columns(features, layout)
     read = (*columns, *([id_column] if id_column else []))
     dataset = undecoded(dataset, audio).select_columns(list(dict.fromkeys((audio, *read))))
-    state, rows = _hash([opened.state]), opened.rows
+    state, rows = _hash([opened.state]), opened.count_rows()
     if isinstance(dataset, datasets.Dataset):
         rows = len(dataset)
         partitions = [

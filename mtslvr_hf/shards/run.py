@@ -17,6 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
 from tqdm.auto import tqdm
 
+from ..data.sources import local_path
 from .partitions import Source, open_source
 from .writer import ShardWriter
 
@@ -68,11 +69,11 @@ def write_shards(
     Raises:
         ValueError: If the output lies in the source, or processes find different numbers of partitions.
     """
-    local = Path(source).expanduser() if isinstance(source, (str, Path)) else None
-    if local is not None and local.exists():
+    local = local_path(source) if isinstance(source, (str, Path)) else None
+    if local is not None:
         _check_apart(local.resolve(), output.resolve())
     opened = open_source(source, **options)
-    if local is not None and local.exists():
+    if local is not None:
         opened = replace(opened, name=Path(os.path.relpath(local.resolve(), output.resolve())).as_posix())
     writer = make_writer(opened)
     state = process_state(cpu)
