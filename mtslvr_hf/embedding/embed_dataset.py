@@ -226,7 +226,8 @@ def _index(folder: ShardFolder, manifest: dict[str, Any], wanted: bool) -> dict[
 def _write_index(file: Path, shards: Sequence[Path], normalized: bool) -> None:
     """Writes an exact index of all embeddings, in memory: twice 4 GB for a million of 1,000 values."""
     faiss = _import_faiss()
-    dataset = datasets.Dataset(pq.read_table(shards, columns=["embedding"]))
+    # With a fingerprint, datasets does not pickle the whole table to make one.
+    dataset = datasets.Dataset(pq.read_table(shards, columns=["embedding"]), fingerprint=INDEX)
     metric = faiss.METRIC_INNER_PRODUCT if normalized else faiss.METRIC_L2
     dataset.add_faiss_index("embedding", string_factory="Flat", metric_type=metric)
     with whole_file(file) as temporary:

@@ -213,7 +213,8 @@ def _read_shards(folder: Path) -> datasets.Dataset:
     shards = sorted(folder.rglob("*.parquet"))
     if not shards:
         raise FileNotFoundError(f"no parquet file in {folder}; expected a folder that mtslvr embed wrote.")
-    return datasets.Dataset(pa.concat_tables([pq.read_table(path) for path in shards]))
+    table = pa.concat_tables([pq.read_table(path) for path in shards])
+    return datasets.Dataset(table, fingerprint="embeddings")  # or datasets would pickle the whole table to make one
 
 
 __all__ = ["DataNotReachableError", "EvaluationData", "open_data", "read_labelled_embeddings", "without_bad_clips"]
