@@ -73,6 +73,7 @@ def project(
     components = PCA(min(2, prepared.shape[1]), svd_solver="full")
     with np.errstate(invalid="ignore"):  # equal clips have no variance
         points = components.fit_transform(prepared.numpy())  # (M, 2), or (M, 1) of a single dimension
+    points *= np.sign(points[np.abs(points).argmax(0), np.arange(points.shape[1])])  # the farthest clip is positive
     share = np.nan_to_num(components.explained_variance_ratio_.sum(), nan=1.0)
     method = f"two principal components, {100 * share:.0f} % of the variance"
     rounded = [(round(x, 4), round(y, 4)) for x, y, *_ in np.pad(points, ((0, 0), (0, 1))).tolist()]
