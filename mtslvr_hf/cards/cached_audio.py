@@ -24,7 +24,11 @@ def write_card(folder: Path, splits: Sequence[Mapping[str, Any]]) -> None:
         dataset_info=[{"config_name": name, "description": description} for name in configs],
         tags=["audio", "mtslvr"],
     )
-    save_card(fill_template(DatasetCard, "cached_audio", data, splits=splits), folder)
+    rows = [
+        (s["config"], s["split"], s["rows"], f"{s['seconds'] / 3600:.2f}", s["bad_rows"], s["clipped_rows"])
+        for s in splits
+    ]
+    save_card(fill_template(DatasetCard, "cached_audio", data, splits=splits, rows=rows), folder)
 
 
 __all__ = ["write_card"]

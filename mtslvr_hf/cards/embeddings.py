@@ -20,7 +20,15 @@ def write_card(folder: Path, manifest: Mapping[str, Any]) -> None:
         dataset_info=[{"config_name": "default", "description": description}],
         tags=["audio-embeddings", "mtslvr"],
     )
-    save_card(fill_template(DatasetCard, "embeddings", data, **manifest), folder)
+    norm = ", L2 norm 1" if manifest["normalize"] else ""
+    contents = [
+        ("`id`", "name of the row in the source"),
+        ("`embedding`", f"{manifest['embedding_size']} float32: {', '.join(manifest['tasks'])}{norm}"),
+        ("`duration`", "duration of the audio in seconds"),
+        ("`windows`", f"number of windows of {manifest['model']['window_seconds']:g} s; the embedding is their mean"),
+        *((f"`{name}`", "as in the source") for name in manifest["columns"]),
+    ]
+    save_card(fill_template(DatasetCard, "embeddings", data, contents=contents, **manifest), folder)
 
 
 __all__ = ["write_card"]

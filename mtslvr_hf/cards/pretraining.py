@@ -141,7 +141,9 @@ def _architecture(config: MTSLVRConfig) -> list[tuple[str, str]]:
             method += f", temperature {config.temperature:g}"
         rows.append(("Contrastive objective", method))
     if "predictive" in config.tasks:
-        rows.append(("Predictive objective", f"which of {', '.join(config.augmentations)} were applied"))
+        rows.append(
+            ("Predictive objective", f"recognition of the applied augmentations: {', '.join(config.augmentations)}")
+        )
     if len(config.tasks) > 1:
         rows.append(("Loss", f"contrastive + {config.predictive_weight:g} x predictive"))
     return rows

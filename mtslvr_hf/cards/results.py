@@ -80,6 +80,8 @@ def results_from(report: str | Path, model: str | Path) -> list[MeasuredResult]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no such report, or has no result of this model.
     """
+    if not Path(report).is_file():
+        raise FileNotFoundError(f"There is no report {report}: `mtslvr evaluate --output FOLDER` writes report.json.")
     text = Path(report).read_text(encoding="utf-8")
     found: dict[str, list[MeasuredResult]] = {}
     try:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from audio_files import FEATURES, encode, noise, numbered_clip, numbers, row, write_parquet
+from markdown_rows import unpadded
 
 from mtslvr_hf.caching import cache_audio
 from mtslvr_hf.caching.audio_writer import _flac_name, encode_flac
@@ -175,7 +176,7 @@ class TestContents:
             write_files(tmp_path / "source", {"a.wav": loud, "b.wav": KINDS["8 kHz"]}), tmp_path / "o"
         )
         assert report.clipped_rows == 1 and report.clipped_samples > 100
-        assert "| default | train | 2 | 0.00 | 0 | 1 |" in (tmp_path / "o/README.md").read_text()
+        assert "| default | train | 2 | 0.00 | 0 | 1 |" in unpadded((tmp_path / "o/README.md").read_text())
 
 
 class TestSplits:

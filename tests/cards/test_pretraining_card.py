@@ -54,7 +54,7 @@ model-index:
 
 # MT-Parallel (SimCLR)
 
-Audio embeddings by multi-task self-supervision (MT-SLVR). One encoder ... at once: ... were applied.
+Audio embeddings by multi-task self-supervision (MT-SLVR). One encoder ... at once: ... the applied augmentations.
 
 | | |
 | --- | --- |
@@ -67,7 +67,7 @@ Audio embeddings by multi-task self-supervision (MT-SLVR). One encoder ... at on
 | Spectrogram | 128 mel bands, n_fft 1024, hop 512 samples |
 | Audio | mono, 16000 Hz, windows of 5 s |
 | Contrastive objective | SimCLR, temperature 0.07 |
-| Predictive objective | which of pitch_shift, fade, ..., time_shift were applied |
+| Predictive objective | recognition of the applied augmentations: pitch_shift, fade, ..., time_shift |
 | Loss | contrastive + 1 x predictive |
 
 ## Use

@@ -147,7 +147,8 @@ def test_one_model_by_two_names(folder, capsys):
 def test_what_is_wrong_is_said_and_nothing_written(folder, capsys):
     before = Path("model/README.md").read_bytes()
     report = ["--report", "report.json"]
-    assert "No such file or directory: 'none.json'" in failure(capsys, "model", "--report", "none.json")
+    message = "There is no report none.json: `mtslvr evaluate --output FOLDER` writes report.json."
+    assert message in failure(capsys, "model", "--report", "none.json")
     Path("other.json").write_text('{"task": {}}')
     assert "other.json is no report of this version (KeyError('results'))" in failure(
         capsys, "model", "--report", "other.json"
