@@ -13,18 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import yaml
 from ordering_table import to_markdown
-from tqdm.auto import tqdm
+from repeated_runs import Run, train_all
 
 from mtslvr_hf.evaluation import FewShotProtocol, evaluate
 
@@ -35,33 +30,13 @@ ROWS = (
     *("mt_parallel_simclr", "cont_only_simsiam", "mt_simple_simsiam", "mt_parallel_simsiam"),
 )
 REPEATED = ("cont_only_simclr", "mt_simple_simclr", "mt_parallel_simclr")
-FINISHED = "eval_results.json"  # pretrain.py writes it just before the weights
-
-
-class Run(NamedTuple):
-    """Run of a table's row from one seed."""
-
-    row: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.row}_{self.seed}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains and compares all runs; raises SystemExit if a run failed."""
     options, fields = parse(argv)
-    runs = list(choose_runs(options.rows, options.seeds))
-    with ThreadPoolExecutor(options.parallel) as pool, tqdm(total=len(runs), desc="runs", unit="run") as progress:
-        failed = []
-        for run, status in pool.map(lambda run: (run, train(run, options, fields)), runs):
-            progress.update()
-            if status:
-                failed.append(run.name)
-                tqdm.write(f"{run.name} ended with {status}; see {options.output / run.name}.log", file=sys.stderr)
-    if failed:
-        raise SystemExit(f"reproduce_ordering.py: {len(failed)} of {len(runs)} runs failed: {', '.join(failed)}.")
+    runs = list(choose_runs(options, fields))
+    train_all(runs, options.output, options.parallel)
     if options.data_root is not None:
         compare(runs, options)
 
@@ -105,34 +80,20 @@ def names_of_data(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def choose_runs(rows: Sequence[str], seeds: int) -> Iterator[Run]:
+def choose_runs(options: argparse.Namespace, fields: Sequence[str]) -> Iterator[Run]:
     """Runs of all rows from the first seed, then repetitions, so that the table is complete early."""
-    for seed in range(seeds):
-        for row in rows:
+    for seed in range(options.seeds):
+        for row in options.rows:
             if seed == 0 or row in REPEATED:
-                yield Run(row, seed)
+                yield Run(row, seed, (str(options.config), *fields_of(row), *fields))
 
 
-def train(run: Run, options: argparse.Namespace, fields: Sequence[str]) -> int:
-    """Exit status of pretrain.py for a run; 0 for a finished one."""
-    folder = options.output / run.name
-    if (folder / FINISHED).is_file() and (folder / "model.safetensors").is_file():
-        return 0
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    own = yaml.safe_load((TRAINING / "configs" / "paper" / f"{run.row}.yaml").read_text(encoding="utf-8"))
-    own = {name: value for name, value in own.items() if name != "base"}
-    command = [sys.executable, TRAINING / "pretrain.py", options.config, "--output_dir", folder, "--seed", run.seed]
+def fields_of(row: str) -> Iterator[str]:
+    """A row's own fields as options of `pretrain.py`."""
+    own = yaml.safe_load((TRAINING / "configs" / "paper" / f"{row}.yaml").read_text(encoding="utf-8"))
     for name, value in own.items():
-        command += [f"--{name}", *(value if isinstance(value, list) else [value])]
-    threads = max(1, (os.cpu_count() or 1) // options.parallel)
-    with open(options.output / f"{run.name}.log", "a", encoding="utf-8") as log:
-        return subprocess.run(
-            [str(part) for part in (*command, *fields)],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-            check=False,
-        ).returncode
+        if name != "base":
+            yield from (f"--{name}", *map(str, value if isinstance(value, list) else [value]))
 
 
 def compare(runs: Sequence[Run], options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ import yaml
 TRAINING = Path(__file__).parents[2] / "training"
 sys.path.insert(0, str(TRAINING))
 import pretraining_arguments  # noqa: E402
+import repeated_runs  # noqa: E402
 import reproduce_ordering as script  # noqa: E402
 
 
@@ -28,7 +29,7 @@ def started(monkeypatch):
             (folder / name).touch()
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(script.subprocess, "run", run)
+    monkeypatch.setattr(repeated_runs.subprocess, "run", run)
     return SimpleNamespace(commands=commands, failing=failing)
 
 
