@@ -93,7 +93,8 @@ def load_data(
     """Stream of training clips, and decoded evaluation clips, of this process."""
     if not data_args.dataset_name:
         sys.exit("`dataset_name` is missing: name a data set on the Hub or a folder.")
-    config, share = model.config, {"rank": args.process_index, "world_size": args.world_size}
+    config = model.config
+    share = {"rank": args.process_index, "world_size": args.world_size, "crops": 2 if data_args.different_crops else 1}
     clip_seconds = data_args.clip_seconds or config.window_seconds
     rows = _open(data_args, data_args.train_split)
     stream = AudioStream(

@@ -61,6 +61,12 @@ class DataArguments(AudioArguments):
     shuffle_buffer: int = field(
         default=256, metadata={"help": "Undecoded clips that each worker shuffles in memory; 1 does not shuffle."}
     )
+    different_crops: bool = field(
+        default=False,
+        metadata={
+            "help": "Two random crops of each file as its views, instead of one crop twice; see docs/recipe.md."
+        },
+    )
     clip_seconds: float | None = field(default=None, metadata={"help": "Length of a clip. Default: window_seconds."})
     normalization: str = field(
         default="global", metadata={"help": "Waveforms: global (AudioSet's mean and deviation), sample or none."}

@@ -118,8 +118,9 @@ class TwoViewAugmentation:
 
     @torch.no_grad()
     def apply(self, waveforms: Tensor, drawn: AugmentationDraw) -> Tensor:
-        """Views (B, 2, S) of waveforms (B, S) by a draw of B clips."""
-        views = waveforms.float().unsqueeze(1).repeat(1, 2, 1)  # (B, 2, S)
+        """Views (B, 2, S) of waveforms, (B, S) or (B, 2, S), by a draw of B clips."""
+        views = waveforms.float()
+        views = views.unsqueeze(1).repeat(1, 2, 1) if views.dim() == 2 else views.clone()  # (B, 2, S)
         for position, clips in self._groups(drawn.order):
             augmentation = self.augmentations[position]
             parameters = {key: value[clips].flatten() for key, value in drawn.values[augmentation.name].items()}
@@ -155,16 +156,18 @@ class TwoViewAugmentation:
         """Views of clips offset..offset + B - 1 of a batch of `total` clips.
 
         Args:
-            waveforms: (B, S), normalized clips of one process.
+            waveforms: Normalized clips of one process, (B, S); or (B, 2, S), a crop of the clip for each view.
             step, split: Each step has new draws, and so has each split (training, evaluation).
             offset: Position of the first clip in the whole batch of all processes.
             total: Size of the whole batch of all processes; None for offset + B.
 
         Raises:
-            ValueError: If the waveforms are not (B, S), or the clips are not inside the whole batch.
+            ValueError: If the waveforms have another shape, or the clips are not inside the whole batch.
         """
-        if waveforms.dim() != 2:
-            raise ValueError(f"Waveforms must be (batch, samples), got {tuple(waveforms.shape)}.")
+        if waveforms.dim() != 2 and (waveforms.dim() != 3 or waveforms.shape[1] != 2):
+            raise ValueError(
+                f"Waveforms must be (batch, samples) or (batch, 2, samples), got {tuple(waveforms.shape)}."
+            )
         end = offset + waveforms.shape[0]
         total = end if total is None else total
         if not 0 <= offset <= end <= total:

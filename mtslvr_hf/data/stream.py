@@ -41,19 +41,20 @@ class _Progress(NamedTuple):
 class AudioStream(IterableDataset):
     """Stream of batches of clips from a data set, for a `DataLoader(stream, batch_size=None, num_workers=...)`.
 
-    A batch is a dictionary of `input_values`, int16 (batch, samples), and `scales`, float32 (batch,).
-    `dequantize_clips` turns them into float32 clips, not normalized. `stream` is the batch's record for `state_after`
+    A batch is a dictionary of `input_values`, int16 (batch, samples), and `scales`, float32 (batch,); with several crops
+    (batch, crops, samples) and (batch, crops). `dequantize_clips` turns them into float32 clips, not normalized.
+    `stream` is the batch's record for `state_after`
     (plain Python): `worker`, `num_workers`; `batches`, `epoch`, `rows`, counts of this worker; `place`, `index`,
     `used`, the reader's `Cursor`; and `skipped`, the `SkippedRows.state_dict()` of the rows since its last batch.
 
-    A row's crop depends only on seed, epoch and a checksum of the row's encoded bytes. The order depends on the seed
+    A row's crops depend only on seed, epoch and a checksum of the row's encoded bytes. The order depends on the seed
     and on the numbers of processes and workers.
 
     Args:
         dataset: Data set from `load_audio`, or any one with an audio column, streamed or not.
         clip_seconds: Length of a clip in seconds.
         sampling_rate: Sampling rate of the clips in Hz.
-        batch_size: Clips in a batch.
+        batch_size: Rows in a batch.
         seed: Seed of order and crops.
         shuffle_buffer: Undecoded rows that each worker shuffles in memory; it reads up to 64 more ahead.
         rank, world_size: Index of this process and number of processes; each reads its own share of the rows.
@@ -62,6 +63,7 @@ class AudioStream(IterableDataset):
         bad_share_after: Number of rows from which on that share is checked.
         held_out_fraction: Share of the rows, chosen by their checksum, that is held out.
         held_out: True yields the held-out rows, False the others.
+        crops: Random crops of each row, at positions that do not depend on each other.
         state: State to resume from, made by `state_after` of a stream with the same seed, shuffle buffer, data set,
             processes and workers.
 
@@ -85,6 +87,7 @@ class AudioStream(IterableDataset):
         bad_share_after: int = 1000,
         held_out_fraction: float = 0.0,
         held_out: bool = False,
+        crops: int = 1,
         state: Mapping[str, Any] | None = None,
     ):
         super().__init__()
@@ -101,6 +104,7 @@ class AudioStream(IterableDataset):
         self.bad_share_after = bad_share_after
         self.held_out_fraction = held_out_fraction
         self.held_out = held_out
+        self.crops = crops
         self.state = state
         self._check_arguments()
 
@@ -117,10 +121,11 @@ class AudioStream(IterableDataset):
         values, scales = self._empty_batch()
         filled = 0
         for row, progress in self._rows(start, self.rank * workers + worker, self.world_size * workers, total):
-            clip = self._clip(row, progress.epoch, (total, recent))
-            if clip is None:
+            crops = self._crops(row, progress.epoch, (total, recent))
+            if crops is None:
                 continue
-            scales[filled] = _quantize(clip, out=values[filled].numpy())
+            for crop, out, scale in zip(crops, values[filled].view(-1, self.samples), scales[filled].view(-1)):
+                scale.fill_(_quantize(crop, out=out.numpy()))
             filled += 1
             if filled == self.batch_size:
                 batches += 1
@@ -194,21 +199,21 @@ class AudioStream(IterableDataset):
                 return
             epoch, rows, begin, good = epoch + 1, 0, Cursor(), total.good
 
-    def _clip(self, row: Row, epoch: int, counts: tuple[SkippedRows, SkippedRows]) -> np.ndarray | None:
-        """Clip (samples,) of a row, which is counted; None if the row is bad or in the other part of the data set."""
+    def _crops(self, row: Row, epoch: int, counts: tuple[SkippedRows, SkippedRows]) -> list[np.ndarray] | None:
+        """Crops (samples,) of a row, which is counted; None if the row is bad or in the other part of the data set."""
         try:
-            clip = self._decode(row, epoch)
+            crops = self._decode(row, epoch)
         except BadClipError as error:
             for count in counts:
                 count.add(error.reason, str(error))
             counts[0].check(self.max_bad_share, self.bad_share_after)
             return None
-        if clip is not None:
+        if crops is not None:
             for count in counts:
                 count.add()
-        return clip
+        return crops
 
-    def _decode(self, row: Row, epoch: int) -> np.ndarray | None:
+    def _decode(self, row: Row, epoch: int) -> list[np.ndarray] | None:
         if row.error is not None:
             raise BadClipError("unreadable_shard", row.error)
         if row.audio is None:
@@ -217,14 +222,17 @@ class AudioStream(IterableDataset):
         key = row_key(audio)
         if (hash_integers(HELD_OUT_SALT, key) < self.held_out_fraction * 2**64) != self.held_out:
             return None
-        return decode_clip(audio, self.clip_seconds, self.sampling_rate, hash_integers(self.seed, epoch, key))
+        numbers = [()] + [(number,) for number in range(1, self.crops)]
+        seeds = [hash_integers(self.seed, epoch, key, *number) for number in numbers]
+        return [decode_clip(audio, self.clip_seconds, self.sampling_rate, seed) for seed in seeds]
 
     def _empty_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Memory for `input_values` and `scales`; a worker's is shared, so that DataLoader need not copy it."""
-        values = torch.empty(self.batch_size, self.samples, dtype=torch.int16)
+        rows = (self.batch_size,) if self.crops == 1 else (self.batch_size, self.crops)
+        values = torch.empty(*rows, self.samples, dtype=torch.int16)
         if get_worker_info() is not None:
             values.share_memory_()
-        return values, torch.empty(self.batch_size)
+        return values, torch.empty(rows)
 
     def _record(
         self, worker: int, workers: int, batches: int, progress: _Progress, recent: SkippedRows
@@ -245,10 +253,10 @@ class AudioStream(IterableDataset):
         }
 
     def _check_arguments(self) -> None:
-        if self.samples < 1 or self.batch_size < 1 or self.shuffle_buffer < 1:
+        if self.samples < 1 or self.batch_size < 1 or self.shuffle_buffer < 1 or self.crops < 1:
             raise ValueError(
-                "`clip_seconds`, `batch_size` and `shuffle_buffer` must be positive, got "
-                f"{self.clip_seconds}, {self.batch_size} and {self.shuffle_buffer}."
+                "`clip_seconds`, `batch_size`, `shuffle_buffer` and `crops` must be positive, got "
+                f"{self.clip_seconds}, {self.batch_size}, {self.shuffle_buffer} and {self.crops}."
             )
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"`rank` must lie in 0..{self.world_size - 1}, got {self.rank}.")
@@ -269,11 +277,11 @@ class AudioStream(IterableDataset):
 
 
 def dequantize_clips(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Float32 clips (batch, samples) of an `AudioStream` batch: `input_values` (batch, samples), `scales` (batch,).
+    """Float32 clips (..., samples) of an `AudioStream` batch: `input_values` (..., samples), `scales` (...).
 
     They are not normalized; each sample has an error of at most half a step, 2**-16 of its clip's peak.
     """
-    return values * scales[:, None]
+    return values * scales[..., None]
 
 
 def _quantize(clip: np.ndarray, out: np.ndarray) -> float:
@@ -294,16 +302,19 @@ def load_clips(
     held_out: bool = False,
     rank: int = 0,
     world_size: int = 1,
+    crops: int = 1,
 ) -> torch.Tensor:
     """Clips of an evaluation set, decoded once into memory; bad rows are skipped, with a warning.
 
     Args:
-        dataset, clip_seconds, sampling_rate, held_out_fraction, held_out, rank, world_size: As for `AudioStream`.
-        limit: Largest number of clips; None takes all.
+        dataset, clip_seconds, sampling_rate, held_out_fraction, held_out, rank, world_size, crops: As for
+            `AudioStream`.
+        limit: Largest number of rows; None takes all.
         seed: Seed of order and crops: the same seed gives the same clips.
 
     Returns:
-        Float32 (clips, samples), not normalized, rounded as a stream's batches are.
+        Float32 (rows, samples), or (rows, crops, samples) if there are several crops, not normalized, rounded as a
+        stream's batches are.
 
     Raises:
         TooManyBadRowsError: If no clip is good, or more than 5 % of at least 1,000 rows are bad.
@@ -319,6 +330,7 @@ def load_clips(
         endless=False,
         held_out_fraction=held_out_fraction,
         held_out=held_out,
+        crops=crops,
     )
     clips, skipped = [], SkippedRows()
     for batch in tqdm(islice(stream, limit), total=limit, desc="decoding", unit="clip", disable=None):
@@ -326,7 +338,7 @@ def load_clips(
         skipped.merge(batch["stream"]["skipped"])
     if skipped.skipped:
         logger.warning("%s", skipped)
-    return torch.cat(clips)  # (clips, samples)
+    return torch.cat(clips)
 
 
 __all__ = ["AudioStream", "dequantize_clips", "load_clips"]

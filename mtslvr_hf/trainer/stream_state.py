@@ -96,8 +96,8 @@ def check_stream(stream: Any, args: MTSLVRTrainingArguments) -> None:
 
     Raises:
         TypeError: If the stream is not an AudioStream.
-        ValueError: If the stream was made for another batch size or number of processes or is not endless, or
-            `max_steps` is missing.
+        ValueError: If the stream was made for another batch size or number of processes, has more crops than views
+            or is not endless, or `max_steps` is missing.
     """
     if stream is None:
         return
@@ -112,6 +112,8 @@ def check_stream(stream: Any, args: MTSLVRTrainingArguments) -> None:
             raise ValueError(
                 f"The stream was made for {name} = {ours}, the training arguments say {theirs}. Set both alike."
             )
+    if stream.crops > 2:
+        raise ValueError(f"The stream has {stream.crops} crops of each row; two views need 1 or 2.")
     if args.auto_find_batch_size:
         raise ValueError("`auto_find_batch_size` cannot work: the stream's batches have one size. Set it to false.")
     if not stream.endless:

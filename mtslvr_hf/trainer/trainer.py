@@ -108,8 +108,9 @@ class MTSLVRTrainer(Trainer):
     Args:
         model, args, callbacks, optimizers: As for Trainer.
         train_dataset: Endless stream of batches of this process's share; not needed for evaluation.
-        eval_dataset: This process's share of the held-out clips (N, samples), not normalized; or several by name. Only
-            full batches are used, with the same augmentations in each evaluation, so that losses can be compared.
+        eval_dataset: This process's share of the held-out clips, (N, samples) or with a crop for each view (N, 2,
+            samples), not normalized; or several by name. Only full batches are used, with the same augmentations in
+            each evaluation, so that losses can be compared.
         processing_class: The feature extractor. It sets the normalization (default: AudioSet's statistics) and is
             saved with the model.
         augmentation: Makes the two views; default: all of `model.config.augmentations`.
@@ -198,13 +199,14 @@ class MTSLVRTrainer(Trainer):
         )
 
     def get_eval_dataloader(self, eval_dataset: str | torch.Tensor | Dataset | None = None) -> DataLoader:
-        """Full batches of this process's evaluation clips (clips, samples), the same number in every process."""
+        """Full batches of this process's evaluation clips, the same number in every process."""
         clips = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(clips, str) and isinstance(self.eval_dataset, dict):
             clips = self.eval_dataset[clips]
-        if not isinstance(clips, torch.Tensor) or clips.ndim != 2:
+        if not isinstance(clips, torch.Tensor) or clips.ndim not in (2, 3):
             raise TypeError(
-                f"Evaluation needs a (clips, samples) tensor, as `load_clips` returns; got {kind_of(clips)}."
+                "Evaluation needs a (clips, samples) or (clips, 2, samples) tensor, as `load_clips` returns; got "
+                f"{kind_of(clips)}."
             )
         batch = self.args.eval_batch_size
         fewest = int(self.accelerator.gather(torch.tensor([len(clips)], device=self.args.device)).min())
@@ -213,17 +215,18 @@ class MTSLVRTrainer(Trainer):
                 f"{fewest} evaluation clips in a process do not fill a batch of {batch}. Take more clips, or a "
                 "smaller `per_device_eval_batch_size`."
             )
-        batches = clips[: fewest // batch * batch].unflatten(0, (-1, batch))  # (batches, B, samples)
+        batches = clips[: fewest // batch * batch].unflatten(0, (-1, batch))  # (batches, B, ...)
         return DataLoader(batches, batch_size=None)
 
     def make_views(self, values: torch.Tensor, step: int, split: str, scales: torch.Tensor | None = None) -> TwoViews:
         """Two augmented views of this process's share of a batch, normalized, on the model's device.
 
         Args:
-            values: (B, samples), not normalized: float waveforms, or int16 from the stream.
+            values: (B, samples), or (B, 2, samples) with a crop for each view, not normalized: float waveforms, or
+                int16 from the stream.
             step: Number of the batch. The seed, the step and the split decide the draws.
             split: `"train"` or `"eval"`.
-            scales: (B,) scales of int16 values.
+            scales: (B,) or (B, 2) scales of int16 values.
         """
         extractor, batch = self.processing_class, len(values)
         offset, total = self.args.process_index * batch, self.args.world_size * batch

@@ -1,5 +1,7 @@
 """The pipeline that makes two views: what is drawn, who gets it, and that places and processes do not matter."""
 
+import re
+
 import pytest
 import torch
 
@@ -70,6 +72,18 @@ def test_views_are_what_the_record_says():
                 own = {key: value[row : row + 1, view] for key, value in drawn.values[name].items()}
                 expected = kinds[name]().apply(expected, own)
             torch.testing.assert_close(views[row, view], expected[0], rtol=0, atol=1e-5)
+
+
+def test_each_view_can_have_a_crop_of_its_own():
+    crops = torch.stack([clips(6), clips(6).flip(1)], dim=1)  # (6, 2, samples)
+    pipeline = TwoViewAugmentation(seed=3)
+    before = crops.clone()
+    views, labels, _ = pipeline(crops, step=5)
+    assert torch.equal(crops, before)
+    for view in range(2):
+        alone = pipeline(crops[:, view], step=5)
+        torch.testing.assert_close(views[:, view], alone.views[:, view], rtol=0, atol=1e-5)
+        assert torch.equal(labels, alone.labels)
 
 
 def test_both_views_get_the_same_augmentations_with_different_parameters():
@@ -171,8 +185,9 @@ def test_misuse_is_explained():
     with pytest.raises(ValueError, match="cannot get 1 to 8 of 7"):
         TwoViewAugmentation(max_augmentations=8)
     pipeline = TwoViewAugmentation()
-    with pytest.raises(ValueError, match=r"must be \(batch, samples\), got \(2, 2, 100\)"):
-        pipeline(torch.zeros(2, 2, 100), step=0)
+    for shape in [(100,), (2, 3, 100), (2, 2, 2, 100)]:
+        with pytest.raises(ValueError, match=rf"must be .* or \(batch, 2, samples\), got {re.escape(str(shape))}"):
+            pipeline(torch.zeros(shape), step=0)
     with pytest.raises(ValueError, match=r"Clips 3\.\.4 do not lie inside a batch of 4"):
         pipeline(torch.zeros(2, 100), step=0, offset=3, total=4)
 

@@ -245,6 +245,7 @@ def test_a_state_of_another_stream_is_refused(dataset):
         {"rank": 2, "world_size": 2},
         {"held_out_fraction": 1.5},
         {"held_out": True},
+        {"crops": 0},
     ],
 )
 def test_arguments_out_of_range(dataset, options):
@@ -266,6 +267,30 @@ def test_crops_depend_on_seed_epoch_and_row_alone(tmp_path):
     assert not crops(seed=1) & first
     both = crops(batches=6)
     assert len(both) == 24 and first < both
+
+
+def test_two_crops_of_each_row(tmp_path):
+    files = [*(encode(noise(2, seed=n)) for n in range(7)), encode(noise(0.1, seed=7))]
+    dataset = load_audio(write_parquet(tmp_path / "x", files, shards=2))
+    single, double = (next(iter(AudioStream(dataset, SECONDS, batch_size=8, crops=crops))) for crops in (1, 2))
+    assert double["input_values"].shape == (8, 2, RATE // 4) and double["scales"].shape == (8, 2)
+    assert torch.equal(double["input_values"][:, 0], single["input_values"])
+    assert torch.equal(double["scales"][:, 0], single["scales"])
+    first, second = clips_of(double).unbind(1)
+    same = [torch.equal(*pair) for pair in zip(first, second)]
+    assert same.count(True) == 1  # the short file, which is repeated to the length of a crop
+    whole = [decode_clip(row(file)) for file in files[:7]]
+    assert all(any(holds(file, crop) for file in whole) for crop, equal in zip(second.numpy(), same) if not equal)
+    clips = load_clips(dataset, SECONDS, crops=2)
+    assert clips.shape == (8, 2, RATE // 4) and not torch.equal(clips[:, 0], clips[:, 1])
+    assert torch.equal(clips[:, 0], load_clips(dataset, SECONDS))
+
+
+def holds(clip, crop):
+    """Whether a crop is a part of a clip, up to rounding to 16 bits."""
+    windows = np.lib.stride_tricks.sliding_window_view(clip, len(crop))
+    near = windows[np.abs(windows[:, 0] - crop[0]) < 1e-3]
+    return bool((np.abs(near - crop).max(axis=1) < 1e-3).any())
 
 
 def test_held_out_rows(tmp_path):

@@ -197,6 +197,27 @@ def test_the_measures_are_those_of_the_model_on_the_views_of_the_step(tmp_path):
     )
 
 
+def test_views_of_two_crops(tmp_path):
+    """Each view is a crop of its own, in training and in evaluation."""
+    trainer = make_trainer(tmp_path, stream=make_stream(crops=2), max_steps=2)
+    seen = []
+    augment = trainer.augmentation
+
+    def noting(waveforms, step, split, offset, total):
+        seen.append((split, waveforms))
+        return augment(waveforms, step=step, split=split, offset=offset, total=total)
+
+    trainer.augmentation = noting
+    trainer.eval_dataset = torch.stack([make_clips(), make_clips().flip(1)], dim=1)
+    trainer.train()
+    assert {split for split, _ in seen} == {"train", "eval"}
+    for _, waveforms in seen:
+        assert waveforms.shape[:2] == (4, 2) and not torch.equal(waveforms[:, 0], waveforms[:, 1])
+    assert len(logged(trainer, "loss")) == 2 and logged(trainer, "eval_loss")
+    with pytest.raises(ValueError, match="has 3 crops of each row; two views need 1 or 2"):
+        make_trainer(tmp_path, stream=make_stream(crops=3))
+
+
 def recording(trainer):
     """Has a Trainer note each draw it asks for."""
     draws, augment = [], trainer.augmentation
@@ -294,7 +315,7 @@ def test_evaluation_clips_that_do_not_fit_are_refused(tmp_path):
     trainer = make_trainer(tmp_path)
     with pytest.raises(ValueError, match="3 evaluation clips in a process do not fill a batch of 4"):
         trainer.evaluate(make_clips(3))
-    with pytest.raises(TypeError, match=r"Evaluation needs a \(clips, samples\) tensor"):
+    with pytest.raises(TypeError, match=r"Evaluation needs a \(clips, samples\) or \(clips, 2, samples\) tensor"):
         trainer.evaluate(make_stream())
 
 
