@@ -41,8 +41,8 @@ class _Progress(NamedTuple):
 class AudioStream(IterableDataset):
     """Stream of batches of clips from a data set, for a `DataLoader(stream, batch_size=None, num_workers=...)`.
 
-    A batch is a dictionary of `input_values`, int16 (batch, samples), and `scales`, float32 (batch,); with several crops
-    (batch, crops, samples) and (batch, crops). `dequantize_clips` turns them into float32 clips, not normalized.
+    A batch is a dictionary of `input_values`, int16 (batch, samples), and `scales`, float32 (batch,); with several
+    crops (batch, crops, samples) and (batch, crops). `dequantize_clips` turns them into float32 clips, not normalized.
     `stream` is the batch's record for `state_after`
     (plain Python): `worker`, `num_workers`; `batches`, `epoch`, `rows`, counts of this worker; `place`, `index`,
     `used`, the reader's `Cursor`; and `skipped`, the `SkippedRows.state_dict()` of the rows since its last batch.
