@@ -22,7 +22,10 @@ ADAPTER_FILE = "adapter.safetensors"
 METADATA_KEY = "mtslvr_adapter"
 FORMAT_VERSION = 1
 # Fields of the configuration that define the shapes and the meaning of an adapter's tensors.
-ARCHITECTURE = ("frontend", "depth", "base_width", "adapter_type", "n_fft", "hop_length", "num_mel_bins")
+ARCHITECTURE = (
+    *("frontend", "n_fft", "hop_length", "num_mel_bins", "normalize_spectrogram"),
+    *("depth", "base_width", "adapter_type"),
+)
 
 
 def save_adapter(model: MTSLVRPreTrainedModel, folder: str | os.PathLike, name: str) -> str:

@@ -38,6 +38,8 @@ class MTSLVRConfig(PreTrainedConfig):
         n_fft: Length of the STFT in samples.
         hop_length: Distance of two STFT frames in samples.
         num_mel_bins: Number of HTK mel bands between 0 Hz and half the sampling rate.
+        normalize_spectrogram: Standardizes each channel of a spectrogram by fixed statistics, with decibels below -60
+            raised to -60. Without it, as in the paper, digital silence is -157 dB and loud bands are 40 dB.
         window_seconds: Length of a window. Longer audio is cut into windows, shorter audio is repeated to fill one.
         depth: Layers of the ResNet: 18 and 34 have basic blocks; 50, 101 and 152 have bottlenecks.
         base_width: Channels of the stem and of layer1; layer4 has eight times as many (times four with bottlenecks).
@@ -80,6 +82,7 @@ class MTSLVRConfig(PreTrainedConfig):
         n_fft: int = 1024,
         hop_length: int = 512,
         num_mel_bins: int = 128,
+        normalize_spectrogram: bool = False,
         window_seconds: float = 5.0,
         depth: int = 18,
         base_width: int = 64,
@@ -101,6 +104,7 @@ class MTSLVRConfig(PreTrainedConfig):
         self.n_fft = n_fft
         self.hop_length = hop_length
         self.num_mel_bins = num_mel_bins
+        self.normalize_spectrogram = normalize_spectrogram
         self.window_seconds = window_seconds
         self.depth = depth
         self.base_width = base_width
@@ -131,6 +135,8 @@ class MTSLVRConfig(PreTrainedConfig):
         for name in ("window_seconds", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be greater than 0, got {getattr(self, name)!r}.")
+        if self.normalize_spectrogram and self.frontend == "waveform":
+            raise ValueError("`normalize_spectrogram` needs a spectrogram; the frontend is 'waveform'.")
         if self.predictive_weight < 0:
             raise ValueError(f"`predictive_weight` must not be negative, got {self.predictive_weight!r}.")
         _check_names("tasks", self.tasks)
@@ -187,8 +193,8 @@ class MTSLVRConfig(PreTrainedConfig):
 
     def architecture(self) -> dict[str, Any]:
         """Fields that define the network (input, layers, adapters, heads), without training and active tasks."""
-        names = "frontend sampling_rate n_fft hop_length num_mel_bins window_seconds depth base_width adapter_type"
-        names += " tasks shared_head embedding_size added_adapters merged_adapters"
+        names = "frontend sampling_rate n_fft hop_length num_mel_bins normalize_spectrogram window_seconds depth"
+        names += " base_width adapter_type tasks shared_head embedding_size added_adapters merged_adapters"
         return {name: getattr(self, name) for name in names.split()}
 
     @property

@@ -44,6 +44,7 @@ def test_derived_sizes(settings, hidden_size, head_size):
         ({"predictive_weight": -1}, "not be negative"),
         ({"window_seconds": 0.03}, "480 samples"),
         ({"contrastive_method": "moco"}, "got 'moco'"),
+        ({"frontend": "waveform", "normalize_spectrogram": True}, "needs a spectrogram"),
     ],
 )
 def test_wrong_values_are_refused_with_what_is_expected(settings, message):

@@ -23,6 +23,9 @@ class ModelArguments:
     n_fft: int = field(default=1024, metadata={"help": "Length of the STFT in samples."})
     hop_length: int = field(default=512, metadata={"help": "Hop between STFT frames in samples."})
     num_mel_bins: int = field(default=128, metadata={"help": "Mel bands."})
+    normalize_spectrogram: bool = field(
+        default=False, metadata={"help": "Standardize spectrograms by fixed statistics, with a floor of -60 dB."}
+    )
     window_seconds: float = field(default=5.0, metadata={"help": "Length in seconds of the network's input."})
     depth: int = field(default=18, metadata={"help": "Layers of the ResNet: 18, 34, 50, 101 or 152."})
     base_width: int = field(default=64, metadata={"help": "Channels of the stem; layer4 has eight times as many."})
