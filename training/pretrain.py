@@ -22,6 +22,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy
 
 from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRForPreTraining
+from mtslvr_hf.augmentations import TwoViewAugmentation
 from mtslvr_hf.cards.pretraining import TrainingSummary
 from mtslvr_hf.data import AudioStream, load_audio, load_clips
 from mtslvr_hf.evaluation import open_data
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         train_dataset=train_stream,
         eval_dataset=eval_clips,
         processing_class=extractor,
+        augmentation=make_augmentation(model, data_args, training_args),
         probes=probes,
         summary=TrainingSummary(
             dataset=data_args.dataset_name,
@@ -85,6 +87,21 @@ def make_model(
     config = MTSLVRConfig(**dataclasses.asdict(model_args))
     extractor = MTSLVRFeatureExtractor(sampling_rate=config.sampling_rate, normalization=data_args.normalization)
     return MTSLVRForPreTraining(config), extractor
+
+
+def make_augmentation(
+    model: MTSLVRForPreTraining, data_args: DataArguments, args: MTSLVRTrainingArguments
+) -> TwoViewAugmentation:
+    """Pipeline of the model's augmentations."""
+    try:
+        return TwoViewAugmentation(
+            model.config.augmentations,
+            sampling_rate=model.config.sampling_rate,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            max_augmentations=data_args.max_augmentations,
+        )
+    except ValueError as error:
+        sys.exit(f"`max_augmentations` or `augmentations`: {error}")
 
 
 def load_data(

@@ -70,6 +70,10 @@ class DataArguments(AudioArguments):
             "help": "Two random crops of each file as its views, instead of one crop twice; see docs/recipe.md."
         },
     )
+    max_augmentations: int | None = field(
+        default=None,
+        metadata={"help": "Each clip gets 1 to this many augmentations. Default: 1 to all, as the paper."},
+    )
     clip_seconds: float | None = field(default=None, metadata={"help": "Length of a clip. Default: window_seconds."})
     normalization: str = field(
         default="global", metadata={"help": "Waveforms: global (AudioSet's mean and deviation), sample or none."}

@@ -40,6 +40,7 @@ class TrainingSummary:
     clips_skipped: int | None = None  # clips that could not be used
     clip_seconds: float | None = None
     normalization: str | None = None  # "global", "sample" or "none"
+    views: str | None = None  # in words: "two random crops of a clip, 1 to 3 of 7 augmentations"
     num_processes: int | None = None
     precision: str | None = None  # of the forward pass: "float32", "bf16"
     device: str | None = None  # "2 CPU cores"
@@ -131,9 +132,8 @@ def _architecture(config: MTSLVRConfig) -> list[tuple[str, str]]:
         ("Input", FRONTEND_NAMES[config.frontend]),
     ]
     if config.frontend != "waveform":
-        rows.append(
-            ("Spectrogram", f"{config.num_mel_bins} mel bands, n_fft {config.n_fft}, hop {config.hop_length} samples")
-        )
+        spectrogram = f"{config.num_mel_bins} mel bands, n_fft {config.n_fft}, hop {config.hop_length} samples"
+        rows.append(("Spectrogram", spectrogram + (", standardized" if config.normalize_spectrogram else "")))
     rows.append(("Audio", f"mono, {config.sampling_rate} Hz, windows of {config.window_seconds:g} s"))
     if "contrastive" in config.tasks:
         method = METHOD_NAMES[config.contrastive_method]
@@ -163,6 +163,7 @@ def _training_rows(training: TrainingSummary | None) -> list[tuple[str, str]]:
         ("Data", _dataset_text(training)),
         ("Waveform normalization", training.normalization),
         ("Clip length", _number(training.clip_seconds, " s")),
+        ("Views", training.views),
         ("Steps", _number(training.steps)),
         ("Batch", _number(training.batch_size, " clips")),
         ("Clips seen", _clips_text(training)),

@@ -474,6 +474,7 @@ class MTSLVRTrainer(Trainer):
             clips_skipped=self.progress.all_skipped.skipped if self.progress else None,
             clip_seconds=stream.clip_seconds if stream is not None else None,
             normalization=self.processing_class.normalization,
+            views=self._views_in_words(),
             num_processes=args.world_size,
             precision="float32" if precision == "no" else precision,
             device=torch.cuda.get_device_name(args.device) if on_gpu else f"CPU, {os.cpu_count()} cores",
@@ -481,6 +482,15 @@ class MTSLVRTrainer(Trainer):
             seed=args.seed,
             metrics=self._figures(steps),
         )
+
+    def _views_in_words(self) -> str | None:
+        """Crops and augmentations of the views, for the card; None if something else than the pipeline makes them."""
+        pipeline, stream = self.augmentation, self.train_dataset
+        if stream is None or not isinstance(pipeline, TwoViewAugmentation):
+            return None
+        crops = "one random crop" if stream.crops == 1 else "two random crops"
+        count = f"{pipeline.min_augmentations} to {pipeline.max_augmentations} of {len(pipeline.names)}"
+        return f"{crops} of a clip, {count} augmentations"
 
     def _figures(self, step: int) -> dict[str, float]:
         """Last value of each metric that was logged up to a step."""

@@ -110,6 +110,7 @@ print(outputs.predictive_embeds.shape)  # torch.Size([1, 500])
 | Data | agkphysics/AudioSet, configuration `balanced`, split `train` |
 | Waveform normalization | global |
 | Clip length | 5 s |
+| Views | one random crop of a clip, 1 to 7 of 7 augmentations |
 | Steps | 50,000 |
 | Batch | 100 clips |
 | Clips seen | 5,000,000 (6,944.4 hours, repetitions counted) |
@@ -170,6 +171,7 @@ TRAINING = TrainingSummary(
     clips_skipped=12,
     clip_seconds=5.0,
     normalization="global",
+    views="one random crop of a clip, 1 to 7 of 7 augmentations",
     num_processes=2,
     precision="bf16",
     device="2 GPUs",

@@ -287,6 +287,24 @@ def test_a_run_needs_data_and_something_to_evaluate_on(run_file):
     assert not pretrain.main([run_file, "--output_dir", "out", "--eval_strategy", "no", "--max_steps", "1"])
 
 
+def test_views_of_two_crops_with_few_augmentations(run_file, monkeypatch):
+    seen = []
+    make_views = MTSLVRTrainer.make_views
+
+    def noting(self, values, *arguments):
+        views = make_views(self, values, *arguments)
+        seen.append((values.shape, views.labels.sum(dim=1).max().item()))
+        return views
+
+    monkeypatch.setattr(MTSLVRTrainer, "make_views", noting)
+    options = ["--different_crops", "true", "--max_augmentations", "2"]
+    pretrain.main([run_file, "--output_dir", "out", *options])
+    assert {shape for shape, _ in seen} == {(4, 2, RATE // 2)} and {most for _, most in seen} <= {1, 2}
+    assert "two random crops of a clip, 1 to 2 of 7 augmentations" in Path("out/README.md").read_text()
+    with pytest.raises(SystemExit, match="`max_augmentations` or `augmentations`: A clip cannot get 1 to 9 of 7"):
+        pretrain.main([run_file, "--output_dir", "more", "--max_augmentations", "9"])
+
+
 @pytest.fixture
 def labelled(tmp_path):
     """A folder per class: rumbling and hissing."""
