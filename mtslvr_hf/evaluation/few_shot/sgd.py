@@ -22,9 +22,9 @@ def sgd_one_vs_all(
     """Logistic regressions of each class against the others, by the steps of scikit-learn's SGDClassifier.
 
     Its settings are loss="log_loss", alpha=0, learning_rate="adaptive", eta0=0.1, max_iter=20, tol=1e-4,
-    n_iter_no_change=2. The loss of an epoch is the mean over its clips, each before its own step. After two epochs in a
-    row that did not lower the lowest loss by 1e-4, the learning rate is divided by 5, or the classifier is finished if
-    its rate is 1e-6 or less.
+    n_iter_no_change=2. The loss of an epoch is the mean over its clips, each before its own step. After two epochs in
+    a row that did not lower the lowest loss by 1e-4, the learning rate is divided by 5, or the classifier is finished
+    if its rate is 1e-6 or less.
 
     Weights start at 0 and are not regularized, so w_k = sum over support clips i of a_ki x_i, and inner products
     suffice. As in scikit-learn, a classifier has a single permutation, which each epoch applies to the order of the
@@ -44,7 +44,8 @@ def sgd_one_vs_all(
     """
     support = support_gram.shape[1]
     dual = torch.zeros_like(permutations, dtype=support_gram.dtype)  # (E, W, S)
-    own = torch.arange(ways, device=dual.device)[:, None] == torch.arange(support, device=dual.device) // (support // ways)
+    classes = torch.arange(ways, device=dual.device)
+    own = classes[:, None] == classes.repeat_interleave(support // ways)  # (W, S)
     signs = torch.where(own, 1.0, -1.0).to(dual).expand_as(dual)  # 1 of the class's own clips, -1 of the others
     intercept = dual.new_zeros(dual.shape[:2])  # (E, W)
     rate = torch.full_like(intercept, FIRST_RATE)  # 0 of finished classifiers
