@@ -82,8 +82,8 @@ def data_protocol(result: DataResult) -> list[str]:
     else:
         sentences.append("Clips have several classes or none: there are no few-shot episodes.")
     if result.pieces:
-        silent = f"; {result.silent_pieces:,} silent ones are left out" if result.silent_pieces else ""
-        sentences.append(f"They have {result.pieces:,} pieces{silent}.")
+        silent = f", without {result.silent_pieces:,} that are silent" if result.silent_pieces else ""
+        sentences.append(f"Pieces of these clips: {result.pieces:,}{silent}.")
     if result.group_disjoint:
         sentences.append("An episode's queries come from other groups than its support.")
     if result.bad_clips:

@@ -43,7 +43,7 @@ class PaperProtocol(FewShotProtocol):
         for option, fixed in (("ways", 5), ("shots", 1), ("queries", 1)):
             if getattr(self, option) != fixed:
                 raise ValueError(
-                    f"the paper's protocol has {fixed} {option}; got {getattr(self, option)}: leave {option} out, or "
+                    f"the paper's protocol has {option} {fixed}; got {getattr(self, option)}: leave {option} out, or "
                     "use another protocol."
                 )
 
