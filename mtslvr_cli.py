@@ -227,22 +227,30 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_few_shot_options(parser: argparse.ArgumentParser) -> None:
-    """Options of few-shot episodes: classes, sizes, seed, classifier."""
+    """Options of few-shot episodes: classes, protocol, sizes, seed, classifier."""
     classes = parser.add_mutually_exclusive_group()
     classes.add_argument("--classes", metavar="A,B,...", type=_names, help="classes to use (default: all)")
     classes.add_argument("--class-list", metavar="FILE", help="text file of the classes to use, a name per line")
-    parser.add_argument("--ways", type=int, default=5, help="classes in an episode (default: %(default)s)")
-    parser.add_argument("--shots", type=int, default=1, help="labelled clips of each class (default: %(default)s)")
-    parser.add_argument("--queries", type=int, default=5, help="test clips of each class (default: %(default)s)")
+    parser.add_argument(
+        "--protocol",
+        choices=("standard", "paper"),
+        default="standard",
+        help="paper: the paper's episodes of one query, pieces of 5 s, SGD classifier and raw embeddings; it excludes "
+        "other values of --ways, --shots, --queries and --classifier (default: %(default)s)",
+    )
+    parser.add_argument("--ways", type=int, help="classes in an episode (default: 5)")
+    parser.add_argument("--shots", type=int, help="labelled clips of each class (default: 1)")
+    parser.add_argument("--queries", type=int, help="test clips of each class (default: 5; protocol paper: 1)")
     parser.add_argument("--episodes", type=int, default=10_000, help="number of episodes (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the episodes (default: %(default)s)")
     parser.add_argument(
         "--group-disjoint",
         action=argparse.BooleanOptionalAction,
-        help="no group has both queries and support clips of an episode (default: as in the registry, else no)",
+        help="no group has both queries and support clips of an episode (default: as in the registry, else no; "
+        "protocol paper: no)",
     )
     parser.add_argument(
-        "--classifier", choices=("centroid", "logistic"), default="centroid", help="(default: %(default)s)"
+        "--classifier", choices=("centroid", "logistic"), help="(default: centroid; protocol paper: its own)"
     )
 
 
@@ -267,19 +275,28 @@ class _ListData(argparse.Action):
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from mtslvr_hf.evaluation import FewShotProtocol, evaluate, read_class_list, to_markdown, write_report
+    from mtslvr_hf.evaluation import (
+        FewShotProtocol,
+        PaperProtocol,
+        evaluate,
+        read_class_list,
+        to_markdown,
+        write_report,
+    )
     from mtslvr_hf.evaluation.report.plots import check_matplotlib
 
     if options.output:
         check_matplotlib()
     for model in options.model:
         _check_model_folder(model)
-    names = "ways shots queries episodes seed group_disjoint"
+    few_shot = _settings(options, "ways shots queries episodes seed group_disjoint")
+    given = {name: value for name, value in few_shot.items() if value is not None}
+    protocol = PaperProtocol(**given) if options.protocol == "paper" else FewShotProtocol(**given)
     columns = "config split revision audio_column label_column group_column"
     report = evaluate(
         options.model,
         options.data,
-        FewShotProtocol(**_settings(options, names)),
+        protocol,
         classifier=options.classifier,
         classes=read_class_list(options.class_list) if options.class_list else options.classes,
         probes=options.probe,

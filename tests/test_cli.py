@@ -158,6 +158,19 @@ class TestEvaluate:
         assert tables[0] == tables[1]
         assert list((tmp_path / "cache").glob("*.safetensors"))
 
+    def test_protocol_of_the_paper(self, model, sounds, tmp_path, capsys):
+        for number in range(5):
+            shutil.copytree(sounds / "one", tmp_path / f"class {number}")
+        arguments = ["evaluate", "--model", str(model), "--data", str(tmp_path), "--protocol", "paper"]
+        assert main([*arguments, "--queries", "1", "--episodes", "20"]) == 0
+        assert "The paper's protocol" in capsys.readouterr().out
+        for option, message in (
+            (["--queries", "5"], "the paper's protocol has queries 1; got 5: leave queries out"),
+            (["--ways", "2"], "the paper's protocol has ways 5; got 2"),
+            (["--classifier", "centroid"], "the paper's protocol has its own classifier; got 'centroid'"),
+        ):
+            assert message in failure([*arguments, *option], capsys)
+
     def test_runs_as_a_command(self, evaluate):
         command = [sys.executable, "-m", "mtslvr_cli", *evaluate]
         result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)

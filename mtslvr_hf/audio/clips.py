@@ -54,7 +54,7 @@ def decode_clip(
         crop = _choose_crop(recording, clip_seconds, sampling_rate, crop_seed)
         blocks = list(recording.read(crop.begin, crop.end))
     mono = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-    level = _level_dbfs(mono)
+    level = level_dbfs(mono)
     if not math.isfinite(level) and level != -math.inf:
         raise BadClipError("non_finite", f"{recording.name}: contains infinite values or NaN.")
     if level < SILENCE_DBFS:
@@ -82,7 +82,7 @@ def _choose_crop(recording: Recording, clip_seconds: float | None, sampling_rate
     return _Crop(begin, min(frames, start + wanted + margin), start - begin)
 
 
-def _level_dbfs(mono: np.ndarray) -> float:
+def level_dbfs(mono: np.ndarray) -> float:
     """Level of the deviation from the mean in dBFS; NaN if samples are not finite or too large."""
     with np.errstate(all="ignore"):
         centered = mono - mono.mean()
@@ -108,4 +108,4 @@ def _fit(
     return mono[:samples] if len(mono) >= samples else np.resize(mono, samples)  # np.resize repeats
 
 
-__all__ = ["SILENCE_DBFS", "decode_clip"]
+__all__ = ["SILENCE_DBFS", "decode_clip", "level_dbfs"]

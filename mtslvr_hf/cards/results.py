@@ -15,7 +15,11 @@ from yaml import YAMLError
 
 from .parts import eval_result, is_hub_name, save_card
 
-CLASSIFIERS = {"centroid": "nearest centroid", "logistic": "logistic regression"}
+CLASSIFIERS = {
+    "centroid": "nearest centroid",
+    "logistic": "logistic regression",
+    "sgd": "the paper's protocol (5 s pieces, SGD on raw embeddings)",
+}
 EMBEDDINGS = {"": "its embedding", "both": "both embeddings", "all": "all embeddings"}
 SECTION = re.compile(r"^## Results\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 NO_RESULT = re.compile(r"^(- No result has been measured.*\n|Not trained yet.*\n\n)", re.MULTILINE)
@@ -113,9 +117,10 @@ def _results_of(
     clips += ", groups kept apart" if data["group_disjoint"] else ""
     if row["accuracy"] is not None:
         value, half = row["accuracy"], row["interval"]
+        queries = "1 query" if drawn["queries"] == 1 else f"{drawn['queries']} queries"
         yield MeasuredResult(
             protocol=f"{drawn['ways']}-way {drawn['shots']}-shot, {CLASSIFIERS[content['classifier']]}, "
-            f"{drawn['episodes']:,} episodes of {drawn['queries']} queries a class "
+            f"{drawn['episodes']:,} episodes of {queries} a class "
             f"(list {data['episodes_sha256'][:12]}), {clips}",
             value=round(value, 6),
             interval=None if math.isnan(half) else (round(value - half, 6), round(value + half, 6)),

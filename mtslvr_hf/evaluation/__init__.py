@@ -14,7 +14,7 @@ from .registry import BENCHMARKS, SUITES, read_class_list
 from .report.files import write_report
 from .report.html import to_html
 from .report.markdown import to_markdown
-from .report.results import DataResult, Difference, EvaluationReport, FewShotProtocol, Row
+from .report.results import DataResult, Difference, EvaluationReport, FewShotProtocol, PaperProtocol, Row
 
 __all__ = [
     "BENCHMARKS",
@@ -28,6 +28,7 @@ __all__ = [
     "FewShotProtocol",
     "LogMelStatistics",
     "MTSLVREmbedder",
+    "PaperProtocol",
     "Row",
     "WeightShares",
     "average_ranks",

@@ -20,8 +20,10 @@ from datasets.exceptions import DatasetsError
 from tqdm.auto import tqdm
 
 from ..audio.errors import READ_ERRORS
+from ..audio.pieces import Cuts, cut_clip
 from ..data import BadClipError, LabelledAudio, decode_clip, load_labelled_audio
 from ..data.labelled import read_columns
+from .pieces import PIECE_SECONDS
 from .registry import BENCHMARKS, SUITES, Benchmark
 
 ROOT_VARIABLE = "MTSLVR_EVALUATION_DATA"
@@ -42,6 +44,7 @@ class EvaluationData(LabelledAudio):
         source: Origin, in words.
         note: Difference from the paper's data set, or "".
         group_disjoint: Default of `FewShotProtocol.group_disjoint`.
+        cuts: Cuts of each clip into pieces, or None for whole clips.
     """
 
     audio: Any
@@ -50,6 +53,7 @@ class EvaluationData(LabelledAudio):
     source: str
     note: str = ""
     group_disjoint: bool = False
+    cuts: list[Cuts] | None = None
 
     def label_names(self) -> list[str]:
         """Class of each clip; ValueError if clips have several classes or none."""
@@ -63,7 +67,8 @@ class EvaluationData(LabelledAudio):
     def select(self, indices: Sequence[int] | np.ndarray) -> EvaluationData:
         """Clips of these indices, in this order."""
         embeddings = None if self.embeddings is None else self.embeddings[list(indices)]
-        return replace(super().select(indices), embeddings=embeddings)
+        cuts = None if self.cuts is None else [self.cuts[index] for index in indices]
+        return replace(super().select(indices), embeddings=embeddings, cuts=cuts)
 
     def only_classes(self, names: Sequence[str]) -> EvaluationData:
         """Clips of these classes; ValueError if a class does not exist."""
@@ -87,9 +92,36 @@ def without_bad_clips(data: EvaluationData, show_progress_bar: bool = False) -> 
             good.append(index)
         except BadClipError as error:
             bad.append(str(error))
-    if not good:
-        raise ValueError(f"{data.name}: none of its {len(data)} clips can be decoded; the first error: {bad[0]}")
+    _check_any(data, bad)
     return (data.select(good) if bad else data), bad
+
+
+def cut_clips(data: EvaluationData, show_progress_bar: bool = False) -> tuple[EvaluationData, list[str]]:
+    """Data with `cuts` into pieces, without clips that are damaged, empty or silent; and the error of each of these.
+
+    Raises:
+        ValueError: If the data are embeddings, or no clip remains.
+    """
+    if data.audio is None:
+        raise ValueError(
+            f"{data.name} holds embeddings of whole clips, and the paper's protocol embeds pieces of "
+            f"{PIECE_SECONDS:g} s: evaluate the audio, or use another protocol."
+        )
+    cuts: list[Cuts] = []
+    good, bad = [], []
+    for index in tqdm(range(len(data)), f"reading {data.name}", disable=not show_progress_bar):
+        try:
+            cuts.append(cut_clip(data.audio[index], PIECE_SECONDS))
+            good.append(index)
+        except BadClipError as error:
+            bad.append(str(error))
+    _check_any(data, bad)
+    return replace(data.select(good) if bad else data, cuts=cuts), bad
+
+
+def _check_any(data: EvaluationData, bad: list[str]) -> None:
+    if len(bad) == len(data):
+        raise ValueError(f"{data.name}: none of its {len(data)} clips can be decoded; the first error: {bad[0]}")
 
 
 def open_data(
@@ -217,4 +249,11 @@ def _read_shards(folder: Path) -> datasets.Dataset:
     return datasets.Dataset(table, fingerprint="embeddings")  # or datasets would pickle the whole table to make one
 
 
-__all__ = ["DataNotReachableError", "EvaluationData", "open_data", "read_labelled_embeddings", "without_bad_clips"]
+__all__ = [
+    "DataNotReachableError",
+    "EvaluationData",
+    "cut_clips",
+    "open_data",
+    "read_labelled_embeddings",
+    "without_bad_clips",
+]

@@ -6,8 +6,8 @@ Shapes: N clips, D embedding size, E episodes, S samples.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,20 @@ from tqdm.auto import tqdm
 
 from ..configuration_mtslvr import MTSLVRConfig
 from ..data import decode_clip
-from .data import DataNotReachableError, EvaluationData, open_data, without_bad_clips
+from .data import DataNotReachableError, EvaluationData, cut_clips, open_data, without_bad_clips
 from .embedders.base import Embedder, load_config, load_embedder, untrained
 from .embedders.cache import cached_embeddings
 from .embedders.log_mel import LogMelStatistics
 from .few_shot.accuracy import CLASSIFIERS, mean_and_interval, score_episodes
 from .few_shot.episodes import Episodes, sample_episodes
-from .few_shot.weight_shares import WeightShares, weight_shares
+from .few_shot.paper import PaperEpisodes, paper_episodes, score_paper_episodes
+from .few_shot.weight_shares import WeightShares, paper_weight_shares, weight_shares
 from .invariance import FEWEST_CLIPS, InvarianceReport, measure_invariance
+from .pieces import Pieces
 from .probes import KINDS, probe
 from .projection import Projection, project
 from .registry import expand
-from .report.results import DataResult, Difference, EvaluationReport, FewShotProtocol, Row
+from .report.results import DataResult, Difference, EvaluationReport, FewShotProtocol, PaperProtocol, Row
 
 INVARIANCE_SECONDS = 2.0  # of each clip
 GIVEN = "given embeddings"  # row of a data set of embeddings without audio
@@ -49,7 +51,7 @@ class _Evaluated:
 
     data: EvaluationData
     bad_clips: list[str]
-    episodes: Episodes | None
+    episodes: Episodes | PaperEpisodes | None
     group_disjoint: bool
     sha256: str
     rows: list[Row] = field(default_factory=list)
@@ -57,10 +59,19 @@ class _Evaluated:
     shares: dict[str, WeightShares] = field(default_factory=dict)
     projections: list[Projection] = field(default_factory=list)
 
+    @cached_property
+    def pieces(self) -> Pieces | None:
+        """Pieces of the clips, or None for whole clips."""
+        return None if self.data.cuts is None else Pieces(self.data.audio, self.data.cuts)
+
     @property
     def groups(self) -> list[str] | None:
         """Groups that must not be in both parts, or None."""
         return self.data.groups if self.group_disjoint else None
+
+    def of_clips(self, embeddings: Tensor) -> Tensor:
+        """Embeddings of clips: the same, or the means of their pieces'."""
+        return embeddings if self.pieces is None else self.pieces.clip_means(embeddings)
 
     def result(self) -> DataResult:
         return DataResult(
@@ -77,6 +88,8 @@ class _Evaluated:
             differences=paired_differences(self.accuracies),
             weight_shares=self.shares,
             projections=self.projections,
+            pieces=0 if self.pieces is None else len(self.pieces),
+            silent_pieces=0 if self.pieces is None else self.pieces.silent,
         )
 
 
@@ -85,7 +98,7 @@ def evaluate(
     data: Sequence[str | Path | EvaluationData],
     protocol: FewShotProtocol | None = None,
     *,
-    classifier: str = "centroid",
+    classifier: str | None = None,
     classes: Sequence[str] | None = None,
     probes: Sequence[str] = (),
     invariance_clips: int = 0,
@@ -104,8 +117,8 @@ def evaluate(
     Args:
         models: Folders or Hub names of MT-SLVR or other audio models, see `load_embedder`.
         data: Names of data sets or suites in the registry, folders or Hub names, see `open_data`.
-        protocol: Few-shot protocol.
-        classifier: "centroid" or "logistic", see `score_episodes`.
+        protocol: Few-shot protocol; `PaperProtocol()` is the paper's.
+        classifier: "centroid" (default) or "logistic", see `score_episodes`. The paper's protocol has its own.
         classes: Classes to use in every data set; all if None.
         probes: "linear", "knn" or both, see `probe`.
         invariance_clips: Number of clips, divided over the data sets, for `measure_invariance`; or 0.
@@ -119,9 +132,11 @@ def evaluate(
         OSError: If a model cannot be loaded, or no data set of a suite can be reached.
     """
     protocol = protocol or FewShotProtocol()
-    _check(models, classifier, probes, invariance_clips)
+    classifier = _classifier(classifier, protocol)
+    _check(models, probes, invariance_clips)
     opened, missing = _open_all(data, classes, columns)
-    readable = [without_bad_clips(each, show_progress_bar) for each in opened]
+    read = cut_clips if isinstance(protocol, PaperProtocol) else without_bad_clips
+    readable = [read(each, show_progress_bar) for each in opened]
     evaluated = [_with_episodes(each, bad, protocol, bool(probes)) for each, bad in readable]
     waveforms, heard = _waveforms([each for each, _ in readable], invariance_clips)
     add = partial(_add, classifier=classifier, probes=probes, seed=protocol.seed)
@@ -159,7 +174,7 @@ def _run(
             embed = embedder.embed if cache is None else partial(cached_embeddings, cache, embedder)
             for each in to_embed:
                 progress.set_postfix_str(f"{embedder.name} on {each.data.name}")
-                found = embed(each.data.audio, show_progress_bar=show_progress_bar)
+                found = embed(each.pieces or each.data.audio, show_progress_bar=show_progress_bar)
                 if is_baseline:
                     found = dict([list(found.items())[-1]])  # the main embedding
                 add(each, embedder.name, found)
@@ -174,9 +189,22 @@ def _run(
     return invariance
 
 
-def _check(models: Sequence[Any], classifier: str, probes: Sequence[str], invariance_clips: int) -> None:
+def _classifier(given: str | None, protocol: FewShotProtocol) -> str:
+    """Name of the classifier; ValueError if the given one is unknown or not the protocol's."""
+    if isinstance(protocol, PaperProtocol):
+        if given is not None:
+            raise ValueError(
+                f"the paper's protocol has its own classifier; got {given!r}: leave classifier out, or use another "
+                "protocol."
+            )
+        return "sgd"
+    classifier = "centroid" if given is None else given
     if classifier not in CLASSIFIERS:
         raise ValueError(f"classifier is {classifier!r}; expected one of {', '.join(CLASSIFIERS)}.")
+    return classifier
+
+
+def _check(models: Sequence[Any], probes: Sequence[str], invariance_clips: int) -> None:
     for kind in probes:
         if kind not in KINDS:
             raise ValueError(f"there is no probe {kind!r}; expected some of {', '.join(KINDS)}.")
@@ -240,7 +268,11 @@ def _with_episodes(data: EvaluationData, bad_clips: list[str], protocol: FewShot
     place = torch.full((len(labels),), -1)
     place[kept] = torch.arange(len(kept))
     moved = Episodes(place[episodes.support], place[episodes.query], episodes.left_out)
-    return _Evaluated(data.select(kept), bad_clips, moved, group_disjoint, episodes.sha256)
+    evaluated = _Evaluated(data.select(kept), bad_clips, moved, group_disjoint, episodes.sha256)
+    if evaluated.pieces is None:
+        return evaluated
+    of_pieces = paper_episodes(moved, evaluated.pieces.bounds, protocol.seed)
+    return replace(evaluated, episodes=of_pieces, sha256=of_pieces.sha256)
 
 
 def _waveforms(data: Sequence[EvaluationData], clips: int) -> tuple[Tensor | None, str]:
@@ -293,24 +325,40 @@ def _add(
     """Rows of a model's embeddings; the last is the main one."""
     for number, (embedding, values) in enumerate(found.items(), 1):
         main = number == len(found)
-        probed = [probe(values, each.data.labels, each.data.multi_label, each.groups, kind, seed) for kind in probes]
+        clips = each.of_clips(values)
+        probed = [probe(clips, each.data.labels, each.data.multi_label, each.groups, kind, seed) for kind in probes]
         accuracy: tuple[float | None, float | None] = (None, None)
         if each.episodes is not None:
-            accuracies = score_episodes(values, each.episodes, classifier=classifier)
+            accuracies = _accuracies(values, each.episodes, classifier)
             accuracy = mean_and_interval(accuracies)
             if main:
                 each.accuracies[model] = accuracies
         each.rows.append(Row(model, embedding, values.shape[1], *accuracy, main, probed))
 
 
-def _look_closer(each: _Evaluated, episodes: Episodes, model: str, found: Mapping[str, Tensor]) -> None:
+def _accuracies(embeddings: Tensor, episodes: Episodes | PaperEpisodes, classifier: str) -> Tensor:
+    if isinstance(episodes, PaperEpisodes):
+        return score_paper_episodes(embeddings, episodes)
+    return score_episodes(embeddings, episodes, classifier=classifier)
+
+
+def _shares(heads: Mapping[str, Tensor], episodes: Episodes | PaperEpisodes) -> WeightShares:
+    if isinstance(episodes, PaperEpisodes):
+        return paper_weight_shares(heads, episodes)
+    return weight_shares(heads, episodes)
+
+
+def _look_closer(
+    each: _Evaluated, episodes: Episodes | PaperEpisodes, model: str, found: Mapping[str, Tensor]
+) -> None:
     """Weight shares of the heads and projections of the embeddings."""
     heads = dict(list(found.items())[:-1])
     if len(heads) > 1:
-        each.shares[model] = weight_shares(heads, episodes)
+        each.shares[model] = _shares(heads, episodes)
     names = each.data.label_names()
     for embedding, values in found.items():
-        each.projections.append(project(values, names, data=each.data.name, model=model, embedding=embedding))
+        projection = project(each.of_clips(values), names, data=each.data.name, model=model, embedding=embedding)
+        each.projections.append(projection)
 
 
 # Comparison

@@ -16,6 +16,7 @@ from torch import Tensor
 from ...audio.files import open_audio
 from ...files import sha256_of, whole_file
 from ...fingerprints import tensors_sha256
+from ..pieces import Pieces
 
 if TYPE_CHECKING:
     from .base import Embedder
@@ -31,8 +32,9 @@ def cached_embeddings(
 ) -> dict[str, Tensor]:
     """Embeddings of `Embedder.embed`, read from a folder if present, otherwise computed and written there.
 
-    The key of an entry is the embedder's fingerprint and the content of the audio files in order, but not the code:
-    after a change of code, use another folder. A damaged entry is computed again, with a warning.
+    The key of an entry is the embedder's fingerprint and the content of the audio files in order, with the cuts of
+    `Pieces`, but not the code: after a change of code, use another folder. A damaged entry is computed again, with a
+    warning.
 
     Args:
         folder: Folder of entries; created if missing.
@@ -71,6 +73,9 @@ def _read(path: Path) -> dict[str, Tensor] | None:
 
 def _key(embedder: Embedder, audio: Sequence[Mapping[str, Any]]) -> str:
     digest = hashlib.sha256(embedder.fingerprint.encode())
+    if isinstance(audio, Pieces):
+        digest.update(audio.layout.encode())
+        audio = audio.audio
     for index in range(len(audio)):
         with open_audio(audio[index]) as file:
             digest.update(sha256_of(file).encode())

@@ -142,7 +142,7 @@ def _group_table(groups: list[Hashable], table: np.ndarray) -> np.ndarray:
     return group_of_clip[table.clip(min=0)]  # (C, M); values at missing clips are not used
 
 
-def _distinct(sizes: np.ndarray, count: int, draws: np.random.PCG64) -> np.ndarray:
+def distinct_numbers(sizes: np.ndarray, count: int, draws: np.random.PCG64) -> np.ndarray:
     """`count` different numbers below each size, in random order; (..., count) of sizes (...).
 
     Drawn from raw words of the bit generator: numpy keeps these over versions, unlike the methods of its Generator. A
@@ -163,15 +163,16 @@ def _distinct(sizes: np.ndarray, count: int, draws: np.random.PCG64) -> np.ndarr
 def _chosen(allowed: np.ndarray, count: int, draws: np.random.PCG64) -> np.ndarray:
     """`count` indices of the last axis, drawn without replacement from the allowed ones; (..., count)."""
     places = np.argsort(~allowed, axis=-1, kind="stable")  # allowed ones first, in order
-    return np.take_along_axis(places, _distinct(allowed.sum(-1), count, draws), -1)
+    return np.take_along_axis(places, distinct_numbers(allowed.sum(-1), count, draws), -1)
 
 
 def _draw(
     table: np.ndarray, ways: int, shots: int, queries: int, episodes: int, draws: np.random.PCG64
 ) -> tuple[np.ndarray, np.ndarray]:
     """Support (episodes, ways, shots) and query (episodes, ways, queries) of episodes without groups."""
-    classes = _distinct(np.full(episodes, len(table)), ways, draws)  # (E, W)
-    clips = table[classes[..., None], _distinct((table >= 0).sum(-1)[classes], shots + queries, draws)]  # (E, W, K+Q)
+    classes = distinct_numbers(np.full(episodes, len(table)), ways, draws)  # (E, W)
+    clips = distinct_numbers((table >= 0).sum(-1)[classes], shots + queries, draws)  # (E, W, K+Q), places in the rows
+    clips = table[classes[..., None], clips]
     return clips[..., :shots], clips[..., shots:]
 
 
@@ -210,4 +211,4 @@ def _draw_group_disjoint(
     )
 
 
-__all__ = ["Episodes", "sample_episodes"]
+__all__ = ["Episodes", "distinct_numbers", "sample_episodes"]

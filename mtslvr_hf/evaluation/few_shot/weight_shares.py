@@ -1,6 +1,7 @@
 """Weight shares of heads in few-shot classifiers.
 
-Shapes: N clips, D embedding size, D_h size of a head, E episodes, W ways, S support clips per episode.
+Shapes: N clips, P pieces of clips, D embedding size, D_h size of a head, E episodes, B episodes of a block, W ways,
+S support clips per episode.
 """
 
 import logging
@@ -13,6 +14,7 @@ from torch.nn.functional import normalize as unit_length
 
 from .accuracy import mean_and_interval, standardized
 from .episodes import Episodes
+from .paper import PaperEpisodes, fitted_classifiers
 from .solvers import logistic_regression_duals
 
 logger = logging.getLogger(__name__)
@@ -27,7 +29,7 @@ class WeightShares:
     Attributes:
         shares: Mean over episodes, 0 to 1.
         intervals: Half width of the 95 % interval of the mean.
-        sizes: Dimensions; heads with equally important dimensions have shares in proportion to these.
+        sizes: Dimensions.
         episodes: Number of episodes.
     """
 
@@ -45,7 +47,8 @@ def weight_shares(heads: Mapping[str, Tensor], episodes: Episodes) -> WeightShar
 
         sum over k and the head's d of |w_kd| / sum over k and all d of |w_kd|
 
-    Episodes with equal support clips have no weights and are left out.
+    Heads with equally important dimensions have shares in proportion to their sizes. Episodes with equal support clips
+    have no weights and are left out.
 
     Args:
         heads: Float embeddings (N, D_h) of each head, such as `{"contrastive": ..., "predictive": ...}`.
@@ -75,6 +78,34 @@ def weight_shares(heads: Mapping[str, Tensor], episodes: Episodes) -> WeightShar
     return _mean_shares(torch.cat(sums).cpu(), sizes)
 
 
+def paper_weight_shares(heads: Mapping[str, Tensor], episodes: PaperEpisodes) -> WeightShares:
+    """Weight shares of heads in the classifiers of `fitted_classifiers`, on raw embeddings.
+
+    With the mean m_h of |w_kd| over all classes k and the dimensions d of head h, the share of the head in an episode
+    is m_h / sum of the means of all heads. Weights are sums of support embeddings with coefficients: a head whose
+    values are a times as large has weights that are a times as large, however useful it is.
+
+    Args:
+        heads: Float embeddings (P, D_h) of each head.
+        episodes: Episodes of these pieces.
+
+    Raises:
+        ValueError: As `weight_shares`.
+
+    Source:
+        Heggan et al. (2023), average weight of features in the linear classifiers. Differs from: their exact measure
+        is not known.
+    """
+    _check(heads)
+    sizes = {name: values.shape[1] for name, values in heads.items()}
+    embeddings = torch.cat(list(heads.values()), 1)  # (P, D)
+    means = torch.empty(len(episodes.support), len(heads), dtype=torch.float64)
+    for fitted in fitted_classifiers(embeddings, episodes):
+        parts = fitted.weights.abs().mean(1).split(list(sizes.values()), 1)  # (B, D_h) of each head
+        means[fitted.episodes] = torch.stack([part.mean(1) for part in parts], 1)
+    return _mean_shares(means, sizes)
+
+
 def _check(heads: Mapping[str, Tensor]) -> None:
     if len(heads) < 2:
         raise ValueError(f"the heads are {', '.join(heads) or 'none'}; expected two or more.")
@@ -90,7 +121,7 @@ def _check(heads: Mapping[str, Tensor]) -> None:
 
 
 def _mean_shares(sums: Tensor, sizes: dict[str, int]) -> WeightShares:
-    """Shares from sums of absolute weights per episode and head, (E, heads)."""
+    """Shares from sums (or means) of absolute weights per episode and head, (E, heads)."""
     totals = sums.sum(1, keepdim=True)  # (E, 1)
     shares = (sums / totals)[totals[:, 0] > 0]
     if not len(shares):
@@ -102,4 +133,4 @@ def _mean_shares(sums: Tensor, sizes: dict[str, int]) -> WeightShares:
     return WeightShares(means, intervals, sizes, len(shares))
 
 
-__all__ = ["WeightShares", "weight_shares"]
+__all__ = ["WeightShares", "paper_weight_shares", "weight_shares"]

@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from ..invariance import InvarianceReport
 from . import tables
 from .plots import accuracy_plot, heat_map, projection_plot, to_png
-from .protocol import data_protocol, protocol
+from .protocol import data_protocol, protocol, weight_shares_words
 from .results import DataResult, EvaluationReport
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def to_html(report: EvaluationReport) -> str:
         protocol=protocol(report),
         accuracies=tables.accuracies(report),
         missing=report.missing,
+        weight_shares_words=weight_shares_words(report),
         results=[_data(result, report.protocol.ways) for result in report.results],
         invariance=[_invariance(model, found) for model, found in report.invariance.items()],
         invariance_data=report.invariance_data,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ...markdown import markdown_table
 from . import tables
-from .protocol import data_protocol, protocol
+from .protocol import data_protocol, protocol, weight_shares_words
 from .results import DataResult, EvaluationReport
 
 
@@ -18,7 +18,7 @@ def to_markdown(report: EvaluationReport) -> str:
         lines = [f"- {name}: {reason}" for name, reason in report.missing.items()]
         blocks.append("\n".join(["Data sets that could not be reached:", "", *lines]))
     for result in report.results:
-        blocks += _data(result)
+        blocks += _data(result, weight_shares_words(report))
     for model, found in report.invariance.items():
         blocks.append(f"## Invariance of {model}")
         blocks.append(f"{found.clips} clips of {report.invariance_data}, seed {found.seed}; distances by strength.")
@@ -26,16 +26,18 @@ def to_markdown(report: EvaluationReport) -> str:
     return "\n\n".join(blocks)
 
 
-def _data(result: DataResult) -> Iterator[str]:
+def _data(result: DataResult, shares_words: str) -> Iterator[str]:
     yield f"## {result.data}"
     yield "\n".join(data_protocol(result))
-    for title, table in (
-        ("Probes", tables.probes(result.rows)),
-        ("Differences on the same episodes", tables.differences(result)),
-        ("Heads that few-shot classifiers use", tables.weight_shares(result.weight_shares)),
+    for title, words, table in (
+        ("Probes", "", tables.probes(result.rows)),
+        ("Differences on the same episodes", "", tables.differences(result)),
+        ("Heads that few-shot classifiers use", shares_words, tables.weight_shares(result.weight_shares)),
     ):
         if table is not None:
             yield f"### {title}"
+            if words:
+                yield words
             yield markdown_table(table.header, table.cells)
 
 

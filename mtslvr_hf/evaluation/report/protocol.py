@@ -1,6 +1,8 @@
 """Protocol of an evaluation in sentences."""
 
-from .results import DataResult, EvaluationReport
+from ..few_shot.sgd import FIRST_RATE, MAX_EPOCHS, PATIENCE, TOLERANCE
+from ..pieces import PIECE_SECONDS
+from .results import DataResult, EvaluationReport, FewShotProtocol, PaperProtocol
 
 CLASSIFIER_WORDS = {
     "centroid": "nearest centroid by cosine similarity",
@@ -12,11 +14,16 @@ def protocol(report: EvaluationReport) -> list[str]:
     """Sentences for all data sets."""
     drawn = report.protocol
     sentences = [
-        f"{drawn.ways}-way {drawn.shots}-shot accuracy: {drawn.episodes:,} episodes of {drawn.queries} queries a "
-        f"class, seed {drawn.seed}, mean and 95 % interval over episodes; chance is {100 / drawn.ways:.1f} %.",
-        "All embeddings of a data set are scored on the same episodes: dimensions standardized over its clips without "
-        f"their labels, then {CLASSIFIER_WORDS[report.classifier]}.",
+        f"{drawn.ways}-way {drawn.shots}-shot accuracy: {drawn.episodes:,} episodes of {_queries(drawn)} a class, "
+        f"seed {drawn.seed}, mean and 95 % interval over episodes; chance is {100 / drawn.ways:.1f} %.",
     ]
+    if isinstance(drawn, PaperProtocol):
+        sentences += _paper(report)
+    else:
+        sentences.append(
+            "All embeddings of a data set are scored on the same episodes: dimensions standardized over its clips "
+            f"without their labels, then {CLASSIFIER_WORDS[report.classifier]}."
+        )
     if any(row.model.startswith("untrained network") for result in report.results for row in result.rows):
         sentences.append(
             f"An untrained network has the weights of seed {drawn.seed}; another seed's may differ by more than the "
@@ -30,6 +37,43 @@ def protocol(report: EvaluationReport) -> list[str]:
     return sentences
 
 
+def _queries(drawn: FewShotProtocol) -> str:
+    return "1 query" if drawn.queries == 1 else f"{drawn.queries} queries"
+
+
+def _paper(report: EvaluationReport) -> list[str]:
+    """Sentences about the paper's protocol, and how the episodes differ from the paper's."""
+    drawn = report.protocol
+    sentences = [
+        f"The paper's protocol: clips are cut into pieces of {PIECE_SECONDS:g} s, a shorter piece is repeated to this "
+        "length, and each piece is embedded on its own. A support clip stands for one random piece of it. All pieces "
+        "of a query are classified, and it gets the class of most of them (of several, the episode's first).",
+        "All embeddings of a data set are scored on the same episodes, as they are (dimensions not standardized, "
+        "lengths not scaled), by one-vs-all logistic regression as scikit-learn's SGDClassifier fits it: "
+        f"{MAX_EPOCHS} epochs at most, no regularization, adaptive learning rate from {FIRST_RATE:g}, tolerance "
+        f"{TOLERANCE:g} over {PATIENCE} epochs.",
+    ]
+    if drawn.episodes != PaperProtocol.episodes:
+        sentences.append(f"The paper has {PaperProtocol.episodes:,} episodes.")
+    if any(result.group_disjoint for result in report.results):
+        sentences.append("The paper does not keep groups apart.")
+    return sentences
+
+
+def weight_shares_words(report: EvaluationReport) -> str:
+    """Sentence about the measure of weight shares."""
+    if isinstance(report.protocol, PaperProtocol):
+        return (
+            "Share of a head in the average absolute weight per dimension of each episode's classifiers, mean and "
+            "95 % interval over episodes. The features are raw: a head with larger values has larger weights, however "
+            "useful it is."
+        )
+    return (
+        "Share of the sum of absolute weights of each episode's logistic regression that lies on a head's dimensions, "
+        "mean and 95 % interval over episodes."
+    )
+
+
 def data_protocol(result: DataResult) -> list[str]:
     """Sentences for one data set."""
     sentences = [f"{result.clips:,} clips of {len(result.classes)} classes from {result.source}."]
@@ -37,6 +81,9 @@ def data_protocol(result: DataResult) -> list[str]:
         sentences[0] += f" Episode list {result.episodes_sha256[:12]}."
     else:
         sentences.append("Clips have several classes or none: there are no few-shot episodes.")
+    if result.pieces:
+        silent = f", without {result.silent_pieces:,} that are silent" if result.silent_pieces else ""
+        sentences.append(f"Pieces of these clips: {result.pieces:,}{silent}.")
     if result.group_disjoint:
         sentences.append("An episode's queries come from other groups than its support.")
     if result.bad_clips:
@@ -49,4 +96,4 @@ def data_protocol(result: DataResult) -> list[str]:
     return sentences
 
 
-__all__ = ["data_protocol", "protocol"]
+__all__ = ["data_protocol", "protocol", "weight_shares_words"]

@@ -24,6 +24,31 @@ class FewShotProtocol:
 
 
 @dataclass(frozen=True)
+class PaperProtocol(FewShotProtocol):
+    """Protocol of the paper: one query a class, pieces of clips, raw embeddings, SGD; see `score_paper_episodes`.
+
+    `episodes`, `seed` and `group_disjoint` may differ from the paper's.
+
+    Raises:
+        ValueError: If `ways`, `shots` or `queries` differ from the paper's.
+
+    Source: The authors' evaluation code, CHeggan/Few-Shot-Classification-for-Audio-Evaluation, of February 2023.
+    """
+
+    queries: int = 1
+    group_disjoint: bool | None = False
+    name: str = field(default="paper", init=False)
+
+    def __post_init__(self) -> None:
+        for option, fixed in (("ways", 5), ("shots", 1), ("queries", 1)):
+            if getattr(self, option) != fixed:
+                raise ValueError(
+                    f"the paper's protocol has {option} {fixed}; got {getattr(self, option)}: leave {option} out, or "
+                    "use another protocol."
+                )
+
+
+@dataclass(frozen=True)
 class Row:
     """Accuracy of an embedding of a model or baseline on one data set.
 
@@ -74,6 +99,8 @@ class DataResult:
         rows: One per embedding, baselines first.
         differences: Between the main embeddings of each model and each one before it.
         weight_shares: By model with several heads.
+        pieces: Number of pieces of the clips in the paper's protocol, otherwise 0.
+        silent_pieces: Number of their silent pieces, which are left out.
     """
 
     data: str
@@ -89,6 +116,8 @@ class DataResult:
     differences: list[Difference] = field(default_factory=list)
     weight_shares: dict[str, WeightShares] = field(default_factory=dict)
     projections: list[Projection] = field(default_factory=list)
+    pieces: int = 0
+    silent_pieces: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,7 +125,7 @@ class EvaluationReport:
     """All results of an evaluation.
 
     Attributes:
-        classifier: "centroid" or "logistic".
+        classifier: "centroid" or "logistic"; "sgd" in the paper's protocol.
         average_ranks: Mean over data sets of each model's rank by its main embedding, best (1) first; ties share the
             mean of their ranks.
         missing: Reason for each data set that could not be reached.
@@ -116,4 +145,4 @@ class EvaluationReport:
         return asdict(self)
 
 
-__all__ = ["DataResult", "Difference", "EvaluationReport", "FewShotProtocol", "Row"]
+__all__ = ["DataResult", "Difference", "EvaluationReport", "FewShotProtocol", "PaperProtocol", "Row"]

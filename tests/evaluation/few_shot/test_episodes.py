@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mtslvr_hf.evaluation import Episodes, few_shot_accuracy, sample_episodes
-from mtslvr_hf.evaluation.few_shot.episodes import _distinct, _splits
+from mtslvr_hf.evaluation.few_shot.episodes import _splits, distinct_numbers
 
 
 def labels_of(classes: int, clips: int) -> list[str]:
@@ -135,7 +135,7 @@ class TestEpisodeList:
         assert Episodes(episodes.support.clone(), episodes.query.clone(), {"x": "y"}).sha256 == episodes.sha256
 
     def test_distinct_numbers_are_every_ordered_choice_as_often(self):
-        drawn = _distinct(np.full(24_000, 4), 3, np.random.PCG64(0))
+        drawn = distinct_numbers(np.full(24_000, 4), 3, np.random.PCG64(0))
         counts = np.unique(drawn, axis=0, return_counts=True)[1]
         assert len(counts) == 4 * 3 * 2
         assert abs(counts - 1000).max() < 5 * 1000**0.5
