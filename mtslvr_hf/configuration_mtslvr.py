@@ -38,8 +38,8 @@ class MTSLVRConfig(PreTrainedConfig):
         n_fft: Length of the STFT in samples.
         hop_length: Distance of two STFT frames in samples.
         num_mel_bins: Number of HTK mel bands between 0 Hz and half the sampling rate.
-        normalize_spectrogram: Standardizes each channel of a spectrogram by fixed statistics, with decibels below -60
-            raised to -60. Without it, as in the paper, digital silence is -157 dB and loud bands are 40 dB.
+        normalize_spectrogram: Standardizes spectrograms by fixed statistics, with decibels below -60 raised to -60.
+            Without it, as in the paper, digital silence is -157 dB and loud bands are 40 dB.
         window_seconds: Length of a window. Longer audio is cut into windows, shorter audio is repeated to fill one.
         depth: Layers of the ResNet: 18 and 34 have basic blocks; 50, 101 and 152 have bottlenecks.
         base_width: Channels of the stem and of layer1; layer4 has eight times as many (times four with bottlenecks).

@@ -35,11 +35,11 @@ logger = logging.get_logger(__name__)
 
 SHARED = "shared"  # key of an adapter or a head that all tasks use
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-# Decibels below the floor are raised to it, then each channel (log-mel, and magnitude and phase of the mel STFT) has
-# about mean 0 and deviation 1. Rounded from 200 clips of music, speech and effects with `global` normalization.
+# Mean and deviation of log-mel decibels, rounded from 200 clips of music, speech and effects with `global`
+# normalization. The phase is divided by the same number: with a deviation of 1 it costs accuracy (docs/recipe.md).
 SPECTROGRAM_FLOOR = -60.0
-SPECTROGRAM_MEAN = (7.0, 8.0, 0.0)
-SPECTROGRAM_STD = (26.0, 14.0, 1.8)
+SPECTROGRAM_MEAN = (7.0, 7.0, 0.0)  # of log-mel, and of magnitude and phase of the mel STFT
+SPECTROGRAM_STD = 26.0
 EPSILON = 2.220446049250313e-16  # float64's epsilon, added before the logarithm
 CONVOLUTION: dict[int, type[nn.Conv1d | nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -175,8 +175,8 @@ class MTSLVRFrontend(nn.Module):
                 imaginary = F.pad(imaginary[:, 1:], (0, 0, 1, 0))
                 channels += [decibels(torch.hypot(real, imaginary)), torch.atan2(imaginary, real)]
             if config.normalize_spectrogram:  # the floor is below any phase
-                statistics = zip(channels, SPECTROGRAM_MEAN, SPECTROGRAM_STD)
-                channels = [(c.clamp(min=SPECTROGRAM_FLOOR) - mean) / std for c, mean, std in statistics]
+                means = zip(channels, SPECTROGRAM_MEAN)
+                channels = [(c.clamp(min=SPECTROGRAM_FLOOR) - mean) / SPECTROGRAM_STD for c, mean in means]
             channels = [channel.transpose(1, 2) for channel in channels]  # (B, F, N)
             return torch.stack(channels, dim=-1).permute(0, 3, 1, 2)  # (B, C, F, N) in channels last
 
