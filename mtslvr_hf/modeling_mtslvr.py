@@ -81,27 +81,27 @@ class MTSLVRForPreTrainingOutput(ModelOutput):
     Attributes:
         loss: (), float. contrastive + `predictive_weight` * predictive, over the tasks of the configuration.
         contrastive_loss, predictive_loss: (), float.
-        label_loss, parameter_loss: (), float. Terms of `predictive_loss`; None if `predictive_target` leaves it out.
         augmentation_logits: (batch, views, A), float. Augmentations of each view, before the sigmoid; None without
             labels in `predictive_target`.
-        predicted_differences: (batch, P), float. Differences of the parameters `config.parameter_targets`; None
-            without parameters in `predictive_target`, or with a single view.
         pooler_output: (batch, views, D), float. As in [`MTSLVRModelOutput`].
         contrastive_embeds, predictive_embeds: (batch, views, head_size), float.
         hidden_states: As in [`MTSLVRModelOutput`]; windows of the first view, then of the second.
+        label_loss, parameter_loss: (), float. Terms of `predictive_loss`; None if `predictive_target` leaves it out.
+        predicted_differences: (batch, P), float. Differences of `config.parameter_targets` between the views; None
+            without parameters in `predictive_target`.
     """
 
     loss: Tensor | None = None
     contrastive_loss: Tensor | None = None
     predictive_loss: Tensor | None = None
-    label_loss: Tensor | None = None
-    parameter_loss: Tensor | None = None
     augmentation_logits: Tensor | None = None
-    predicted_differences: Tensor | None = None
     pooler_output: Tensor | None = None
     contrastive_embeds: Tensor | None = None
     predictive_embeds: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    label_loss: Tensor | None = None
+    parameter_loss: Tensor | None = None
+    predicted_differences: Tensor | None = None
 
 
 class MTSLVRFrontend(nn.Module):
@@ -1177,14 +1177,14 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
             loss=self._sum(contrastive_loss, predictive_loss),
             contrastive_loss=contrastive_loss,
             predictive_loss=predictive_loss,
-            label_loss=label_loss,
-            parameter_loss=parameter_loss,
             augmentation_logits=logits,
-            predicted_differences=differences,
             pooler_output=pooled,
             contrastive_embeds=contrastive,
             predictive_embeds=predictive,
             hidden_states=hidden_states,
+            label_loss=label_loss,
+            parameter_loss=parameter_loss,
+            predicted_differences=differences,
         )
 
     def _needed_tasks(self) -> list[str]:
