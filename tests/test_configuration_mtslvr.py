@@ -47,7 +47,10 @@ def test_derived_sizes(settings, hidden_size, head_size):
         ({"predictive_target": "param"}, "'labels', 'parameters', 'both'; got 'param'"),
         ({"predictive_target": "both", "augmentation_parameters": []}, "at least one"),
         ({"augmentation_parameters": ["fade.in_fraction", "fade.in_fraction"]}, "each once"),
-        ({"augmentation_parameters": ["semitones"]}, "'augmentation.parameter'; got 'semitones', and the augmentations"),
+        (
+            {"augmentation_parameters": ["semitones"]},
+            "'augmentation.parameter'; got 'semitones', and the augmentations",
+        ),
         ({"augmentation_parameters": ["fade.x"], "augmentations": ["time_shift"]}, "got 'fade.x', .* time_shift"),
         ({"augmentations": ["gain"], "predictive_target": "parameters"}, "none of the augmentations gain is built in"),
     ],

@@ -43,7 +43,9 @@ def test_targets_of_a_draw_by_hand():
     for name, found in zip(AUGMENTATION_PARAMETERS[:10], differences[:, :10].T, strict=True):
         width = {"white_noise.exponent": 1, "mixed_noise.exponent": 4}.get(name) or widths[name.split(".")[1]]
         for clip, (first, second) in enumerate(drawn_values(draw, name).tolist()):
-            assert found[clip].item() == pytest.approx((first - second) / width * math.sqrt(12) / math.sqrt(2), abs=1e-5)
+            assert found[clip].item() == pytest.approx(
+                (first - second) / width * math.sqrt(12) / math.sqrt(2), abs=1e-5
+            )
     for clip, (first, second) in enumerate(drawn_values(draw, "time_shift.shift_fraction").tolist()):
         angle = 2 * math.pi * (first - second)
         expected = (math.sqrt(2) * math.sin(angle), math.sqrt(2) * math.cos(angle))
@@ -119,10 +121,10 @@ def test_an_augmentation_of_ones_own():
 def test_a_range_of_one_value_is_refused_and_other_ranges_that_cannot_be():
     draw = TwoViewAugmentation([PitchShift(3.0, 3.0), "fade"]).draw(4, step=0)
     assert draw.differences(["fade.in_fraction"]).shape == (4, 1)
-    with pytest.raises(ValueError, match="'pitch_shift.semitones' .* a range of one value has no differences"):
+    with pytest.raises(ValueError, match=r"'pitch_shift.semitones' .* a range of one value has no differences"):
         draw.differences(["pitch_shift.semitones"])
     gain, values = Gain(), {"gain_db": torch.zeros(1, 2), "seed": torch.zeros(1, 2)}
     for ranges in ({"gain": (0.0, 1.0)}, {"gain_db": (1.0, 0.0)}, {"gain_db": (0.0, math.inf)}):
         gain.parameter_ranges = ranges
-        with pytest.raises(ValueError, match="`parameter_ranges` holds .* expected a parameter among gain_db, seed"):
+        with pytest.raises(ValueError, match=r"`parameter_ranges` holds .* expected a parameter among gain_db, seed"):
             gain.parameter_differences(values)
