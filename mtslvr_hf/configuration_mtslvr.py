@@ -14,7 +14,22 @@ DEPTHS = (18, 34, 50, 101, 152)
 ADAPTER_TYPES = ["none", "bn", "series", "parallel"]  # `register_adapter_type` adds to it
 TASKS = ("contrastive", "predictive")
 CONTRASTIVE_METHODS = ("simclr", "simsiam")
+PREDICTIVE_TARGETS = ("labels", "parameters", "both")
 AUGMENTATIONS = ("pitch_shift", "fade", "white_noise", "mixed_noise", "time_stretch", "time_masking", "time_shift")
+AUGMENTATION_PARAMETERS = (
+    "pitch_shift.semitones",
+    "fade.in_fraction",
+    "fade.out_fraction",
+    "white_noise.snr_db",
+    "white_noise.exponent",
+    "mixed_noise.snr_db",
+    "mixed_noise.exponent",
+    "time_stretch.rate",
+    "time_masking.start_fraction",
+    "time_masking.length_fraction",
+    "time_shift.shift_fraction_sine",
+    "time_shift.shift_fraction_cosine",
+)
 
 # Names of other adapters, and names that torch.nn.ModuleDict uses.
 RESERVED_NAMES = frozenset(("shared", *TASKS, *dir(ModuleDict()), *vars(ModuleDict())))
@@ -52,6 +67,11 @@ class MTSLVRConfig(PreTrainedConfig):
         temperature: Temperature of NT-Xent.
         predictive_weight: Weight of the predictive loss in the sum of both.
         augmentations: Augmentations that the predictive task predicts, in the order of the labels.
+        predictive_target: Target of the predictive task: `"labels"` (the augmentations of a view), `"parameters"` (the
+            differences of the augmentation parameters of two views) or `"both"`.
+        augmentation_parameters: Parameters whose differences are predicted, in the order of the targets, each as
+            `"augmentation.parameter"`; a circular parameter has two targets, with the endings `_sine` and `_cosine`.
+            Default: those of the built-in augmentations among `augmentations`.
         added_adapters: Added tasks with their adapter types; set by `model.add_adapter` and `model.delete_adapter`.
         active_adapters: Tasks of the embedding, in its order; default: `tasks`. Set by `model.set_adapter`.
         merged_adapters: Tasks whose adapters were merged into the convolutions, the only tasks of a merged network;
@@ -61,7 +81,8 @@ class MTSLVRConfig(PreTrainedConfig):
     Raises:
         ValueError: If a value is not allowed, or values do not fit together.
 
-    Source: Heggan et al., "MT-SLVR", Interspeech 2023, sections 3 and 4.
+    Source: Heggan et al., "MT-SLVR", Interspeech 2023, sections 3 and 4; Lee et al., "Improving Transferability of
+    Representations via Augmentation-Aware Self-Supervision", NeurIPS 2021, for the parameters as a target.
 
     Example:
 
@@ -94,6 +115,8 @@ class MTSLVRConfig(PreTrainedConfig):
         temperature: float = 0.07,
         predictive_weight: float = 1.0,
         augmentations: Sequence[str] = AUGMENTATIONS,
+        predictive_target: str = "labels",
+        augmentation_parameters: Sequence[str] | None = None,
         added_adapters: Mapping[str, str] | None = None,
         active_adapters: Sequence[str] | None = None,
         merged_adapters: Sequence[str] | None = None,
@@ -116,6 +139,8 @@ class MTSLVRConfig(PreTrainedConfig):
         self.temperature = temperature
         self.predictive_weight = predictive_weight
         self.augmentations = list(augmentations)
+        self.predictive_target = predictive_target
+        self.augmentation_parameters = None if augmentation_parameters is None else list(augmentation_parameters)
         self.added_adapters = dict(added_adapters or {})
         self.active_adapters = None if active_adapters is None else list(active_adapters)
         self.merged_adapters = None if merged_adapters is None else list(merged_adapters)
@@ -143,6 +168,8 @@ class MTSLVRConfig(PreTrainedConfig):
         _check_names("augmentations", self.augmentations)
         for task in self.tasks:
             _check_choice("tasks", task, TASKS)
+        _check_choice("predictive_target", self.predictive_target, PREDICTIVE_TARGETS)
+        self._check_parameters()
         for name, adapter_type in self.added_adapters.items():
             self.check_new_adapter(name, adapter_type)
         for field in ("merged_adapters", "active_adapters"):
@@ -160,6 +187,22 @@ class MTSLVRConfig(PreTrainedConfig):
             raise ValueError(
                 f"`window_seconds` {self.window_seconds} is {self.window_samples} samples at {self.sampling_rate} Hz; "
                 f"the STFT's reflect padding needs more than n_fft / 2 = {self.n_fft // 2}."
+            )
+
+    def _check_parameters(self) -> None:
+        if self.augmentation_parameters is not None:
+            _check_names("augmentation_parameters", self.augmentation_parameters)
+        for name in self.augmentation_parameters or ():
+            augmentation, _, parameter = name.partition(".")
+            if augmentation not in self.augmentations or not parameter:
+                raise ValueError(
+                    "`augmentation_parameters` must name parameters of `augmentations`, each as "
+                    f"'augmentation.parameter'; got {name!r}, and the augmentations {', '.join(self.augmentations)}."
+                )
+        if "predictive" in self.tasks and self.predictive_target != "labels" and not self.parameter_targets:
+            raise ValueError(
+                f"`predictive_target` {self.predictive_target!r} needs `augmentation_parameters`: none of the "
+                f"augmentations {', '.join(self.augmentations)} is built in, so name their parameters."
             )
 
     def check_new_adapter(self, name: str, adapter_type: str) -> None:
@@ -214,6 +257,15 @@ class MTSLVRConfig(PreTrainedConfig):
         """Head of each available task. Tasks with the same head have the same embedding."""
         one_for_all = self.shared_head and self.adapter_type == "none"
         return {task: "shared" if one_for_all and task in self.tasks else task for task in self.available_tasks}
+
+    @property
+    def parameter_targets(self) -> list[str]:
+        """Parameters whose differences the model predicts, in order; empty if it predicts labels alone, or nothing."""
+        if "predictive" not in self.tasks or self.predictive_target == "labels":
+            return []
+        if self.augmentation_parameters is not None:
+            return list(self.augmentation_parameters)
+        return [name for name in AUGMENTATION_PARAMETERS if name.partition(".")[0] in self.augmentations]
 
     @property
     def window_samples(self) -> int:

@@ -1,6 +1,6 @@
 """Losses of MT-SLVR, in float32 also under autocast.
 
-Shapes: B clips of this process, P processes, D size of a projection, A augmentations.
+Shapes: B clips of this process, P processes, D size of a projection, A augmentations, T augmentation parameters.
 """
 
 from __future__ import annotations
@@ -102,6 +102,32 @@ class AugmentationPredictionLoss(nn.Module):
             return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
 
 
+class ParameterDifferenceLoss(nn.Module):
+    """Squared error of the differences of two views' augmentation parameters.
+
+    A target counts for the clips that got its augmentation. Its error is the mean over these clips; the loss is the
+    mean over the targets of the batch. Under torch.distributed the counts are those of all processes, so the mean over
+    processes equals the loss of one process with the whole batch.
+
+    Source: Lee et al., "Improving Transferability of Representations via Augmentation-Aware Self-Supervision"
+    (AugSelf), NeurIPS 2021.
+    """
+
+    def forward(self, predictions: torch.Tensor, differences: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Loss (); 1 for predictions of 0 if the differences are standardized, 0 if no clip got an augmentation.
+
+        Args:
+            predictions, differences: (B, T).
+            mask: (B, T), 1 for a clip that got the augmentation of a target, else 0.
+        """
+        with torch.autocast(device_type=predictions.device.type, enabled=False):
+            errors = (predictions.float() - differences.float()).square()
+            counts = gather_with_gradient(mask.float().sum(dim=0, keepdim=True))  # (P, T)
+            clips = counts.sum(dim=0)  # (T,)
+            means = (errors * mask).sum(dim=0) / clips.clamp(min=1)  # (T,) shares of this process
+            return len(counts) * means.sum() / (clips > 0).sum().clamp(min=1)
+
+
 def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
     """Tensors (B, D) of all processes in the order of their ranks, (P x B, D), with gradient to each."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
@@ -115,4 +141,4 @@ def _rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-__all__ = ["AugmentationPredictionLoss", "NTXentLoss", "NegativeCosineLoss"]
+__all__ = ["AugmentationPredictionLoss", "NTXentLoss", "NegativeCosineLoss", "ParameterDifferenceLoss"]

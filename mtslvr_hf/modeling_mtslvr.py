@@ -1,6 +1,7 @@
 """MT-SLVR models: one audio ResNet, pre-trained on a contrastive and a predictive task, with adapters for each.
 
-Shapes: B batch, V views, T tasks, W windows of all clips, S samples, C channels, F mel bands, N frames, D embedding.
+Shapes: B batch, V views, T tasks, W windows of all clips, S samples, C channels, F mel bands, N frames, D embedding, A
+augmentations, P augmentation parameters.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_mtslvr import ADAPTER_TYPES, MTSLVRConfig
-from .losses_mtslvr import AugmentationPredictionLoss, NegativeCosineLoss, NTXentLoss
+from .losses_mtslvr import AugmentationPredictionLoss, NegativeCosineLoss, NTXentLoss, ParameterDifferenceLoss
 
 logger = logging.get_logger(__name__)
 
@@ -50,6 +51,7 @@ STEM_KERNEL = {1: 49, 2: 7}
 BLOCK_KERNEL = {1: 9, 2: 3}
 BATCH_NORM_ONLY = {SHARED: "bn"}  # the adapters of a plain convolution
 MERGE_DTYPE = torch.float64  # for the merge of adapters
+PROJECTORS = r"^(contrastive|predictive|parameter)_(projector|predictor)\."  # weights of pre-training alone
 
 _inference_networks: weakref.WeakKeyDictionary[MTSLVRModel, tuple[Any, MTSLVRModel]] = weakref.WeakKeyDictionary()
 
@@ -84,10 +86,14 @@ class MTSLVRForPreTrainingOutput(ModelOutput):
     Attributes:
         loss: (), float. contrastive + `predictive_weight` * predictive, over the tasks of the configuration.
         contrastive_loss, predictive_loss: (), float.
-        augmentation_logits: (batch, views, A), float. Augmentations of each view, before the sigmoid.
+        augmentation_logits: (batch, views, A), float. Augmentations of each view, before the sigmoid; None without
+            labels in `predictive_target`.
         pooler_output: (batch, views, D), float. As in [`MTSLVRModelOutput`].
         contrastive_embeds, predictive_embeds: (batch, views, head_size), float.
         hidden_states: As in [`MTSLVRModelOutput`]; windows of the first view, then of the second.
+        label_loss, parameter_loss: (), float. Terms of `predictive_loss`; None if `predictive_target` leaves it out.
+        predicted_differences: (batch, P), float. Differences of `config.parameter_targets` between the views; None
+            without parameters in `predictive_target`.
     """
 
     loss: Tensor | None = None
@@ -98,6 +104,9 @@ class MTSLVRForPreTrainingOutput(ModelOutput):
     contrastive_embeds: Tensor | None = None
     predictive_embeds: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    label_loss: Tensor | None = None
+    parameter_loss: Tensor | None = None
+    predicted_differences: Tensor | None = None
 
 
 class MTSLVRFrontend(nn.Module):
@@ -863,7 +872,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
     Representations", Interspeech 2023, section 3.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^(contrastive|predictive)_(projector|predictor)\.", r"^classifier\."]
+    _keys_to_ignore_on_load_unexpected = [PROJECTORS, r"^classifier\."]
 
     def __init__(self, config: MTSLVRConfig):
         super().__init__(config)
@@ -1097,9 +1106,11 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
     """MT-SLVR for pre-training: projectors behind the heads, and the two objectives.
 
     The contrastive projector is SimCLR's (h-h-256 for a head of size h) or SimSiam's (3 x 2048, and a predictor with a
-    bottleneck of 512); the predictive projector is 256-64-16-A.
+    bottleneck of 512); the predictive projector is 256-64-16-A. The parameter projector, 256-256-P, reads the
+    predictive embeddings of both views, 2h.
 
-    Source: Heggan et al. 2023, sections 3.1, 4; Chen et al., "SimCLR", ICML 2020; Chen and He, "SimSiam", CVPR 2021.
+    Source: Heggan et al. 2023, sections 3.1, 4; Chen et al., "SimCLR", ICML 2020; Chen and He, "SimSiam", CVPR 2021;
+    Lee et al., "AugSelf", NeurIPS 2021 (parameters).
     """
 
     def __init__(self, config: MTSLVRConfig):
@@ -1109,13 +1120,16 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
         self.contrastive_projector: nn.Sequential | None = None
         self.contrastive_predictor: nn.Sequential | None = None
         self.predictive_projector: nn.Sequential | None = None
+        self.parameter_projector: nn.Sequential | None = None
         if "contrastive" in config.tasks and config.contrastive_method == "simclr":
             self.contrastive_projector = _projector((size, size, 256), normalize=False)
         elif "contrastive" in config.tasks:
             self.contrastive_projector = _projector((size, 2048, 2048, 2048), normalize=True, normalize_last=True)
             self.contrastive_predictor = _projector((2048, 512, 2048), normalize=True)
-        if "predictive" in config.tasks:
+        if "predictive" in config.tasks and config.predictive_target != "parameters":
             self.predictive_projector = _projector((size, 256, 64, 16, len(config.augmentations)), normalize=True)
+        if config.parameter_targets:
+            self.parameter_projector = _projector((2 * size, 256, 256, len(config.parameter_targets)), normalize=True)
         self.post_init()
 
     @can_return_tuple
@@ -1126,6 +1140,7 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
         input_features: Tensor | None = None,
         augmentation_labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        parameter_differences: Tensor | None = None,
     ) -> MTSLVRForPreTrainingOutput:
         """Embeddings and losses of two views of each clip. BatchNorm sees one view at a time.
 
@@ -1136,9 +1151,13 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
             augmentation_labels: (batch, A) multi-hot, which of `config.augmentations` the views of a clip got. Without
                 them a model with the predictive task returns no `loss`.
             output_hidden_states: Whether to return the feature maps after the stem and the layers.
+            parameter_differences: (batch, P) differences of `config.parameter_targets` between the views, as
+                `AugmentationDraw.differences` computes them. Without them a model that predicts parameters returns no
+                `loss`. They count where `augmentation_labels` has their augmentation.
 
         Raises:
-            ValueError: As [`MTSLVRModel.forward`]; or if there are more than two views, or the labels do not fit.
+            ValueError: As [`MTSLVRModel.forward`]; or if there are more than two views, the labels or differences do
+                not fit, or differences came for a model that predicts none or without labels.
         """
         views = self._views(input_values, input_features)
         options = {"tasks": self.config.tasks, "output_hidden_states": output_hidden_states}
@@ -1151,9 +1170,14 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
         if self.predictive_projector is not None:  # one pass: the BN of this projector sees both views together
             flat = torch.cat([output.predictive_embeds for output in outputs])  # (V x B, head_size)
             logits = _stack_views(list(self.predictive_projector(flat).chunk(len(outputs))))  # (B, V, A)
-        contrastive_loss = predictive_loss = None
+        differences = contrastive_loss = label_loss = parameter_loss = None
         if len(views) == 2:
-            contrastive_loss, predictive_loss = self._losses(contrastive, logits, augmentation_labels)
+            if self.parameter_projector is not None and predictive is not None:
+                differences = self.parameter_projector(predictive.flatten(1))  # (B, 2 x head_size) -> (B, P)
+            contrastive_loss = self._contrastive_loss(contrastive)
+            label_loss = self._label_loss(logits, augmentation_labels)
+            parameter_loss = self._parameter_loss(differences, parameter_differences, augmentation_labels)
+        predictive_loss = self._predictive_loss(label_loss, parameter_loss)
         hidden_states = None
         if outputs[0].hidden_states is not None:
             hidden_states = tuple(torch.cat(states) for states in zip(*(output.hidden_states for output in outputs)))
@@ -1166,6 +1190,9 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
             contrastive_embeds=contrastive,
             predictive_embeds=predictive,
             hidden_states=hidden_states,
+            label_loss=label_loss,
+            parameter_loss=parameter_loss,
+            predicted_differences=differences,
         )
 
     def _needed_tasks(self) -> list[str]:
@@ -1186,28 +1213,67 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
             )
         return [{name: inputs[:, 0]}, {name: inputs[:, 1]}]
 
-    def _losses(
-        self, embeds: Tensor | None, logits: Tensor | None, labels: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        contrastive_loss = predictive_loss = None
-        if embeds is not None and self.contrastive_projector is not None:
-            z1, z2 = (self.contrastive_projector(embeds[:, view]) for view in (0, 1))
-            contrastive_loss = self.contrastive_objective(z1, z2)
-        if logits is not None and labels is not None:
-            if labels.shape != (len(logits), logits.shape[-1]):
-                raise ValueError(
-                    f"`augmentation_labels` has the shape {tuple(labels.shape)}; expected {len(logits)} clips x "
-                    f"{logits.shape[-1]} augmentations ({', '.join(self.config.augmentations)})."
-                )
-            flat = logits.transpose(0, 1).flatten(0, 1)  # (V x B, A)
-            predictive_loss = AugmentationPredictionLoss()(flat, labels.repeat(2, 1))
-        return contrastive_loss, predictive_loss
+    def _contrastive_loss(self, embeds: Tensor | None) -> Tensor | None:
+        if embeds is None or self.contrastive_projector is None:
+            return None
+        z1, z2 = (self.contrastive_projector(embeds[:, view]) for view in (0, 1))
+        return self.contrastive_objective(z1, z2)
+
+    def _label_loss(self, logits: Tensor | None, labels: Tensor | None) -> Tensor | None:
+        if logits is None or labels is None:
+            return None
+        self._check_labels(labels, len(logits))
+        flat = logits.transpose(0, 1).flatten(0, 1)  # (V x B, A)
+        return AugmentationPredictionLoss()(flat, labels.repeat(2, 1))
+
+    def _check_labels(self, labels: Tensor, clips: int) -> None:
+        augmentations = self.config.augmentations
+        if labels.shape != (clips, len(augmentations)):
+            raise ValueError(
+                f"`augmentation_labels` has the shape {tuple(labels.shape)}; expected {clips} clips x "
+                f"{len(augmentations)} augmentations ({', '.join(augmentations)})."
+            )
+
+    def _parameter_loss(self, predicted: Tensor | None, actual: Tensor | None, labels: Tensor | None) -> Tensor | None:
+        if actual is None:
+            return None
+        if predicted is None:
+            raise ValueError(
+                "`parameter_differences` came for a model that predicts none: leave them out, or set "
+                "`predictive_target` to 'parameters' or 'both'."
+            )
+        if actual.shape != predicted.shape:
+            raise ValueError(
+                f"`parameter_differences` has the shape {tuple(actual.shape)}; expected {len(predicted)} clips x "
+                f"{predicted.shape[1]} parameters ({', '.join(self.config.parameter_targets)})."
+            )
+        if labels is None:
+            raise ValueError("`parameter_differences` came without `augmentation_labels`: give both.")
+        return ParameterDifferenceLoss()(predicted, actual, self.parameter_mask(labels))
+
+    def parameter_mask(self, augmentation_labels: Tensor) -> Tensor:
+        """Mask (batch, P) of the clips that got the augmentation of each parameter, from labels (batch, A).
+
+        Raises:
+            ValueError: If the labels do not fit, or the model predicts no parameters.
+        """
+        if not self.config.parameter_targets:
+            raise ValueError("The model predicts no parameters: its `predictive_target` is 'labels'.")
+        self._check_labels(augmentation_labels, len(augmentation_labels))
+        columns = dict(zip(self.config.augmentations, augmentation_labels.unbind(dim=1)))
+        return torch.stack([columns[name.partition(".")[0]] for name in self.config.parameter_targets], dim=1)
 
     def contrastive_objective(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Contrastive loss of the projections of two views, (B, D) each; a subclass may override it."""
         if self.contrastive_predictor is None:
             return NTXentLoss(self.config.temperature)(z1, z2)
         return NegativeCosineLoss()(self.contrastive_predictor(z1), self.contrastive_predictor(z2), z1, z2)
+
+    def _predictive_loss(self, label_loss: Tensor | None, parameter_loss: Tensor | None) -> Tensor | None:
+        terms = [label_loss] if self.predictive_projector is not None else []
+        terms += [parameter_loss] if self.parameter_projector is not None else []
+        known = [term for term in terms if term is not None]
+        return sum(known[1:], known[0]) if known and len(known) == len(terms) else None
 
     def _sum(self, contrastive_loss: Tensor | None, predictive_loss: Tensor | None) -> Tensor | None:
         losses = {"contrastive": contrastive_loss, "predictive": predictive_loss}
@@ -1230,7 +1296,7 @@ def _classifier(config: MTSLVRConfig) -> nn.Linear:
 class MTSLVRForAudioClassification(MTSLVRPreTrainedModel):
     """MT-SLVR with a linear classifier on the concatenated embeddings of the active tasks."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^(contrastive|predictive)_(projector|predictor)\."]
+    _keys_to_ignore_on_load_unexpected = [PROJECTORS]
 
     def __init__(self, config: MTSLVRConfig):
         super().__init__(config)

@@ -45,6 +45,15 @@ def test_derived_sizes(settings, hidden_size, head_size):
         ({"window_seconds": 0.03}, "480 samples"),
         ({"contrastive_method": "moco"}, "got 'moco'"),
         ({"frontend": "waveform", "normalize_spectrogram": True}, "needs a spectrogram"),
+        ({"predictive_target": "param"}, "'labels', 'parameters', 'both'; got 'param'"),
+        ({"predictive_target": "both", "augmentation_parameters": []}, "at least one"),
+        ({"augmentation_parameters": ["fade.in_fraction", "fade.in_fraction"]}, "each once"),
+        (
+            {"augmentation_parameters": ["semitones"]},
+            "'augmentation.parameter'; got 'semitones', and the augmentations",
+        ),
+        ({"augmentation_parameters": ["fade.x"], "augmentations": ["time_shift"]}, "got 'fade.x', .* time_shift"),
+        ({"augmentations": ["gain"], "predictive_target": "parameters"}, "none of the augmentations gain is built in"),
     ],
 )
 def test_wrong_values_are_refused_with_what_is_expected(settings, message):
@@ -62,6 +71,8 @@ def test_round_trip_keeps_every_field(tmp_path):
         window_seconds=2,
         temperature=1,
         augmentations=("fade", "time_shift"),
+        predictive_target="both",
+        augmentation_parameters=("time_shift.shift_fraction_sine", "fade.in_fraction"),
         num_labels=5,
     )
     config.save_pretrained(tmp_path)
@@ -73,6 +84,17 @@ def test_round_trip_keeps_every_field(tmp_path):
 def test_architecture_is_every_field_but_those_of_training_and_the_choice_of_tasks():
     config = MTSLVRConfig(depth=34, added_adapters={"speech": "bn"}, temperature=0.5, active_adapters=["speech"])
     others = {"contrastive_method", "temperature", "predictive_weight", "augmentations", "active_adapters", "kwargs"}
+    others |= {"predictive_target", "augmentation_parameters"}
     assert config.architecture().keys() == inspect.signature(MTSLVRConfig).parameters.keys() - others
     assert config.architecture() == {name: getattr(config, name) for name in config.architecture()}
     assert config.architecture() == MTSLVRConfig(depth=34, added_adapters={"speech": "bn"}).architecture()
+
+
+def test_parameter_targets_are_those_of_the_augmentations_if_they_are_predicted():
+    both = MTSLVRConfig(predictive_target="both", augmentations=["time_shift", "fade", "gain"])
+    shift = ["time_shift.shift_fraction_sine", "time_shift.shift_fraction_cosine"]
+    assert both.parameter_targets == ["fade.in_fraction", "fade.out_fraction", *shift]
+    chosen = MTSLVRConfig(predictive_target="parameters", augmentation_parameters=["fade.in_fraction"])
+    assert chosen.parameter_targets == ["fade.in_fraction"]
+    assert MTSLVRConfig().parameter_targets == []
+    assert MTSLVRConfig(tasks="contrastive", predictive_target="both").parameter_targets == []

@@ -5,7 +5,12 @@ import math
 import pytest
 import torch
 
-from mtslvr_hf.losses_mtslvr import AugmentationPredictionLoss, NegativeCosineLoss, NTXentLoss
+from mtslvr_hf.losses_mtslvr import (
+    AugmentationPredictionLoss,
+    NegativeCosineLoss,
+    NTXentLoss,
+    ParameterDifferenceLoss,
+)
 
 
 def slow_nt_xent(z1: torch.Tensor, z2: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -92,3 +97,30 @@ def test_losses_stay_in_float32_under_autocast():
         ]
     for a, b in zip(got, expected):
         assert a.dtype == torch.float32 and torch.equal(a, b)
+
+
+def test_parameter_differences_count_where_their_augmentation_was_applied():
+    predictions = torch.tensor([[1.0, 0.0, 5.0], [2.0, 1.0, 5.0], [0.0, 3.0, 5.0]], requires_grad=True)
+    differences = torch.tensor([[0.0, 0.0, 0.0], [4.0, 0.0, 0.0], [100.0, 1.0, 0.0]])
+    mask = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])  # no clip has the third
+    loss = ParameterDifferenceLoss()(predictions, differences, mask)
+    assert loss.item() == pytest.approx(((1 + 4) / 2 + 4) / 2)  # mean over clips, then over the two targets
+    loss.backward()
+    expected = torch.tensor([[2 * 1 / 4, 0, 0], [2 * -2 / 4, 0, 0], [0, 2 * 2 / 2, 0]])
+    assert torch.equal(predictions.grad, expected)
+
+
+def test_a_batch_without_any_target_has_loss_0_and_gradients():
+    predictions = torch.randn(3, 2, requires_grad=True)
+    loss = ParameterDifferenceLoss()(predictions, torch.randn(3, 2), torch.zeros(3, 2))
+    loss.backward()  # DistributedDataParallel needs a gradient of every parameter
+    assert loss.item() == 0 and torch.equal(predictions.grad, torch.zeros(3, 2))
+
+
+def test_parameter_differences_stay_in_float32_under_autocast():
+    predictions, differences, mask = torch.randn(4, 3), torch.randn(4, 3), torch.ones(4, 3)
+    expected = ParameterDifferenceLoss()(predictions, differences, mask)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(ParameterDifferenceLoss()(predictions, differences, mask), expected)
+        low = ParameterDifferenceLoss()(predictions.bfloat16(), differences, mask)
+    assert low.dtype == torch.float32 and expected.item() == pytest.approx((predictions - differences).square().mean())

@@ -41,6 +41,17 @@ class ModelArguments:
     augmentations: list[str] = field(
         default_factory=lambda: list(AUGMENTATIONS), metadata={"help": "Augmentations, in the order of the labels."}
     )
+    predictive_target: str = field(
+        default="labels",
+        metadata={
+            "help": "Target of the predictive task: the augmentations of a view (labels), the differences of the two "
+            "views' augmentation parameters (parameters), or both."
+        },
+    )
+    augmentation_parameters: list[str] | None = field(
+        default=None,
+        metadata={"help": "Predicted parameters, each as augmentation.parameter. Default: all of the augmentations."},
+    )
 
 
 @dataclass

@@ -3,12 +3,16 @@
 Shapes: B clips, S samples.
 """
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 DEVICE_BLOCK = 2**25  # samples in one operation, to limit memory
+SMALLEST_VARIANCE = 1e-12  # of the cosine in a range of a thousandth of a turn; rounding decides below it
 
 
 def uniform(low: float, high: float, count: int, generator: torch.Generator) -> Tensor:
@@ -35,7 +39,8 @@ class Augmentation(ABC):
     A subclass sets `name` and `parameter_names`, draws in `sample_parameters` and computes in `transform`. Optional:
     `effort` (the pipeline runs augmentations with more effort less often, for more clips at once); `sort_by`, the
     parameter that the work for a clip depends on; `cpu_block`, samples per operation on a CPU, few enough that
-    intermediate results stay in cache and in mapped memory.
+    intermediate results stay in cache and in mapped memory; `parameter_ranges`, without which the predictive target
+    `"parameters"` has no parameters of this augmentation; `parameter_periods` of those among them that are circular.
     """
 
     name: str
@@ -43,6 +48,12 @@ class Augmentation(ABC):
     effort: int = 1
     sort_by: str | None = None
     cpu_block: int = 2**21
+    parameter_periods: Mapping[str, float] = MappingProxyType({})  # values a period apart have the same effect
+
+    @property
+    def parameter_ranges(self) -> Mapping[str, tuple[float, float]]:
+        """Lowest and highest value of each continuous parameter, drawn uniformly from there; none by default."""
+        return {}
 
     @abstractmethod
     def sample_parameters(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -83,6 +94,39 @@ class Augmentation(ABC):
         with torch.autocast(waveforms.device.type, enabled=False):
             return self._in_blocks(waveforms.float().contiguous(), own)
 
+    def parameter_differences(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Differences of the views' parameters, first minus second: mean 0 and variance 1 for uniform draws.
+
+        A circular parameter has two: sine and cosine of the angle between the views. A parameter whose range is a
+        single value has none.
+
+        Args:
+            parameters: (B, 2) for each parameter, the values of the first and of the second view.
+
+        Returns:
+            (B,) float32 by name of the parameter, with the ending `_sine` or `_cosine` if it is circular.
+
+        Raises:
+            ValueError: If a range is not finite and ascending, or its parameter is not drawn.
+        """
+        differences: dict[str, Tensor] = {}
+        for name, (low, high) in self.parameter_ranges.items():
+            if name not in parameters or not -math.inf < low <= high < math.inf:
+                raise ValueError(
+                    f"{self.name}: `parameter_ranges` holds {name!r}: ({low}, {high}); expected a parameter among "
+                    f"{', '.join(parameters)}, and a finite, ascending range."
+                )
+            if low == high:
+                continue
+            first, second = parameters[name].double().unbind(dim=1)
+            if name in self.parameter_periods:
+                radians = 2 * math.pi / self.parameter_periods[name]
+                parts = _standardized_angle(radians * (first - second), radians * (high - low))
+                differences |= {f"{name}_{part}": value for part, value in parts}
+            else:
+                differences[name] = (first - second) * math.sqrt(6) / (high - low)  # a uniform draw: width^2 / 12
+        return {name: difference.float() for name, difference in differences.items()}
+
     def _in_blocks(self, waveforms: Tensor, parameters: dict[str, Tensor]) -> Tensor:
         batch, samples = waveforms.shape
         clips = max(1, (self.cpu_block if waveforms.device.type == "cpu" else DEVICE_BLOCK) // samples)
@@ -94,6 +138,14 @@ class Augmentation(ABC):
             rows = block.to(waveforms.device, non_blocking=True)
             output[rows] = self.transform(waveforms[rows], {key: value[block] for key, value in parameters.items()})
         return output
+
+
+def _standardized_angle(angle: Tensor, width: float) -> Iterator[tuple[str, Tensor]]:
+    """Standardized sine and cosine (B,) of the angle between two uniform draws from a range of `width` radians."""
+    # E cos(k angle) = |E exp(i k draw)|^2 = (sin(k width / 2) / (k width / 2))^2
+    once, twice = ((math.sin(half) / half) ** 2 for half in (width / 2, width))
+    yield "sine", angle.sin() / math.sqrt(max((1 - twice) / 2, SMALLEST_VARIANCE))
+    yield "cosine", (angle.cos() - once) / math.sqrt(max((1 + twice) / 2 - once**2, SMALLEST_VARIANCE))
 
 
 def to_device(values: Tensor, waveforms: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ Source: Heggan et al., "MT-SLVR" (Interspeech 2023), section 3.3; Al-Tahan and M
 parameters are uniform, continuous ones (semitones too) over the whole range. Shapes: B clips, S samples.
 """
 
+from types import MappingProxyType
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,10 @@ class PitchShift(Augmentation):
         self.min_semitones = min_semitones
         self.max_semitones = max_semitones
         self.n_fft = n_fft
+
+    @property
+    def parameter_ranges(self) -> dict[str, tuple[float, float]]:
+        return {"semitones": (self.min_semitones, self.max_semitones)}
 
     def sample_parameters(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"semitones": uniform(self.min_semitones, self.max_semitones, n, generator)}
@@ -68,6 +74,10 @@ class TimeStretch(Augmentation):
         self.max_rate = max_rate
         self.n_fft = n_fft
 
+    @property
+    def parameter_ranges(self) -> dict[str, tuple[float, float]]:
+        return {"rate": (self.min_rate, self.max_rate)}
+
     def sample_parameters(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"rate": uniform(self.min_rate, self.max_rate, n, generator)}
 
@@ -96,6 +106,10 @@ class Fade(Augmentation):
         check_range("Fade", "out_fraction", 0, max_out_fraction)
         self.max_in_fraction = max_in_fraction
         self.max_out_fraction = max_out_fraction
+
+    @property
+    def parameter_ranges(self) -> dict[str, tuple[float, float]]:
+        return {"in_fraction": (0.0, self.max_in_fraction), "out_fraction": (0.0, self.max_out_fraction)}
 
     def sample_parameters(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {
@@ -152,6 +166,13 @@ class ColoredNoise(Augmentation):
         self.min_exponent = min_exponent
         self.max_exponent = max_exponent
         self.sampling_rate = sampling_rate
+
+    @property
+    def parameter_ranges(self) -> dict[str, tuple[float, float]]:
+        return {
+            "snr_db": (self.min_snr_db, self.max_snr_db),
+            "exponent": (self.min_exponent, self.max_exponent),
+        }
 
     def sample_parameters(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {
@@ -216,6 +237,10 @@ class TimeMasking(Augmentation):
         check_range("TimeMasking", "length_fraction", 0, max_length_fraction)
         self.max_length_fraction = max_length_fraction
 
+    @property
+    def parameter_ranges(self) -> dict[str, tuple[float, float]]:
+        return {"start_fraction": (0.0, 1.0), "length_fraction": (0.0, self.max_length_fraction)}
+
     def sample_parameters(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
         length_fraction = uniform(0, self.max_length_fraction, n, generator)
         return {
@@ -246,11 +271,16 @@ class TimeShift(Augmentation):
 
     name = "time_shift"
     parameter_names = ("shift_fraction",)
+    parameter_periods = MappingProxyType({"shift_fraction": 1.0})
 
     def __init__(self, min_shift_fraction: float = -0.5, max_shift_fraction: float = 0.5):
         check_range("TimeShift", "shift_fraction", min_shift_fraction, max_shift_fraction)
         self.min_shift_fraction = min_shift_fraction
         self.max_shift_fraction = max_shift_fraction
+
+    @property
+    def parameter_ranges(self) -> dict[str, tuple[float, float]]:
+        return {"shift_fraction": (self.min_shift_fraction, self.max_shift_fraction)}
 
     def sample_parameters(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"shift_fraction": uniform(self.min_shift_fraction, self.max_shift_fraction, n, generator)}

@@ -26,11 +26,13 @@ class AugmentationDraw(NamedTuple):
     names: The A augmentations, in the order of the labels.
     order: (B, A) int64; row b holds the positions in `names` of the augmentations of clip b, first to last, then -1.
     values: Parameters by name, each (B, V); drawn for every clip, used by clips whose `order` has the name.
+    augmentations: The A augmentations themselves.
     """
 
     names: tuple[str, ...]
     order: Tensor
     values: dict[str, dict[str, Tensor]]
+    augmentations: tuple[Augmentation, ...]
 
     @property
     def labels(self) -> Tensor:
@@ -40,7 +42,31 @@ class AugmentationDraw(NamedTuple):
     def clips(self, start: int, stop: int) -> "AugmentationDraw":
         """Draw of clips start..stop-1."""
         values = {name: {key: value[start:stop] for key, value in own.items()} for name, own in self.values.items()}
-        return AugmentationDraw(self.names, self.order[start:stop], values)
+        return self._replace(order=self.order[start:stop], values=values)
+
+    def differences(self, parameters: Sequence[str]) -> Tensor:
+        """Differences of parameters between a clip's views, (B, P) float32 on the CPU, also where they are not used.
+
+        Args:
+            parameters: The P parameters, as `MTSLVRConfig.parameter_targets` names them: `"pitch_shift.semitones"`.
+                [`Augmentation.parameter_differences`] describes the values.
+
+        Raises:
+            ValueError: If no augmentation declares a range for a parameter, or a range is not allowed.
+        """
+        known = {
+            f"{augmentation.name}.{key}": value
+            for augmentation in self.augmentations
+            for key, value in augmentation.parameter_differences(self.values[augmentation.name]).items()
+        }
+        for name in parameters:
+            if name not in known:
+                raise ValueError(
+                    f"There is no difference of {name!r} to predict; there are {', '.join(known) or 'none'}. "
+                    "`parameter_ranges` of an augmentation declares its parameters; a range of one value has no "
+                    "differences. Name others in `augmentation_parameters`."
+                )
+        return torch.stack([known[name] for name in parameters], dim=1)
 
 
 class TwoViews(NamedTuple):
@@ -114,7 +140,7 @@ class TwoViewAugmentation:
         for augmentation in self.augmentations:
             parameters = augmentation.sample_parameters(2 * total, generator)
             values[augmentation.name] = {key: value.view(total, 2) for key, value in parameters.items()}
-        return AugmentationDraw(self.names, order, values)
+        return AugmentationDraw(self.names, order, values, self.augmentations)
 
     @torch.no_grad()
     def apply(self, waveforms: Tensor, drawn: AugmentationDraw) -> Tensor:

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 TAGS = ("mtslvr", "audio", "audio-embeddings", "self-supervised-learning")
 METHOD_NAMES = {"simclr": "SimCLR", "simsiam": "SimSiam"}
+PREDICTIVE_OBJECTIVES = {  # by `predictive_target`: what the encoder learns
+    "labels": "recognize the applied augmentations",
+    "parameters": "predict how the augmentation parameters of two views differ",
+    "both": "recognize the applied augmentations and to predict how their parameters differ between two views",
+}
 FRONTEND_NAMES = {
     "mel_stft": "log-mel, and magnitude and phase of a complex mel STFT (three channels)",
     "mel": "log-mel spectrogram (one channel)",
@@ -91,6 +96,7 @@ def create_model_card(
         architecture=_architecture(config),
         outputs=_outputs(config),
         tasks=config.tasks,
+        predictive_objective=PREDICTIVE_OBJECTIVES[config.predictive_target],
         window_seconds=config.window_seconds,
         sampling_rate=config.sampling_rate,
         command=command,
@@ -141,9 +147,12 @@ def _architecture(config: MTSLVRConfig) -> list[tuple[str, str]]:
             method += f", temperature {config.temperature:g}"
         rows.append(("Contrastive objective", method))
     if "predictive" in config.tasks:
-        rows.append(
-            ("Predictive objective", f"recognition of the applied augmentations: {', '.join(config.augmentations)}")
-        )
+        texts = []
+        if config.predictive_target != "parameters":
+            texts.append(f"recognition of the applied augmentations: {', '.join(config.augmentations)}")
+        if config.parameter_targets:
+            texts.append(f"differences of the two views' parameters: {', '.join(config.parameter_targets)}")
+        rows.append(("Predictive objective", "; ".join(texts)))
     if len(config.tasks) > 1:
         rows.append(("Loss", f"contrastive + {config.predictive_weight:g} x predictive"))
     return rows

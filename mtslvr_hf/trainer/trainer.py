@@ -1,6 +1,6 @@
 """MT-SLVR pre-training as a transformers Trainer.
 
-Shapes: B clips of this process, V views, A augmentations, P processes.
+Shapes: B clips of this process, V views, A augmentations, P processes or augmentation parameters.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -25,17 +25,20 @@ from transformers.training_args import TrainingArguments
 from ..augmentations import TwoViewAugmentation, TwoViews
 from ..cards.parts import save_card
 from ..cards.pretraining import TrainingSummary, create_model_card
+from ..configuration_mtslvr import MTSLVRConfig
 from ..data import AudioStream, dequantize_clips
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor, normalize_waveforms
 from ..files import output_folder
 from ..modeling_mtslvr import MTSLVRForPreTraining
 from .arguments import ADAM, MTSLVRTrainingArguments
 from .checkpoints import last_checkpoint, load_run_state, save_run_state
-from .metrics import LOSSES, TASKS, StepAverages, Stopwatch
+from .metrics import LOSSES, PREDICTIVE_LOSSES, TASKS, StepAverages, Stopwatch
 from .probe import Probe
 from .stream_state import StreamProgress, check_stream, kind_of
 
-CARD_METRICS = (*LOSSES, "augmentation_map", *(f"{task}_spread" for task in TASKS))
+SPREADS = tuple(f"{task}_spread" for task in TASKS)
+CARD_METRICS = (*LOSSES, *PREDICTIVE_LOSSES, "augmentation_map", "augmentation_r2", *SPREADS)
+Made = TypeVar("Made", TwoViews, torch.Tensor)
 
 
 class SideStream:
@@ -47,8 +50,8 @@ class SideStream:
     def __init__(self, device: torch.device):
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def make(self, function: Callable[[torch.Tensor], TwoViews], values: torch.Tensor) -> TwoViews:
-        """Views of `values` (batch, samples), on the CPU or the device; the current stream waits for them.
+    def make(self, function: Callable[[torch.Tensor], Made], values: torch.Tensor) -> Made:
+        """Views, or a tensor, made of `values` (batch, ...) on the CPU or the device; the current stream waits for it.
 
         Evaluations use it too: augmentations keep filters and windows, which one stream must write and read.
         """
@@ -59,13 +62,13 @@ class SideStream:
             self._stream.wait_stream(current)  # which may not have written the values yet
             values.record_stream(self._stream)  # keeps their memory until this stream has read them
         with torch.cuda.stream(self._stream):
-            views = function(values)
+            made = function(values)
         current.wait_stream(self._stream)  # an event behind the last kernel of the views
         # The views' memory belongs to the side stream. Without this, the side stream could write the next views there
         # as soon as Python drops these, before the current stream has read them.
-        views.views.record_stream(current)
-        views.labels.record_stream(current)
-        return views
+        for tensor in (made.views, made.labels) if isinstance(made, TwoViews) else (made,):
+            tensor.record_stream(current)
+        return made
 
 
 class SaveBestCallback(TrainerCallback):
@@ -120,8 +123,8 @@ class MTSLVRTrainer(Trainer):
 
     Raises:
         TypeError: If a data set has the wrong type.
-        ValueError: If the stream was made for another batch size or number of processes, `max_steps` is missing, or
-            two probes have the same name.
+        ValueError: If the stream was made for another batch size or number of processes, `max_steps` is missing, two
+            probes have the same name, or `augmentation` has other augmentations or parameters than the model predicts.
     """
 
     model: MTSLVRForPreTraining
@@ -168,13 +171,15 @@ class MTSLVRTrainer(Trainer):
         self.augmentation = augmentation or TwoViewAugmentation(
             model.config.augmentations, sampling_rate=model.config.sampling_rate, seed=seed
         )
+        if isinstance(self.augmentation, TwoViewAugmentation) and "predictive" in model.config.tasks:
+            _check_augmentation(self.augmentation, model.config)
         self.summary = summary or TrainingSummary()
         self.probes = probes
         self.progress: StreamProgress | None = None
         self._side_stream = SideStream(args.device)
         self._resumed_from: str | None = None
         self._weights_step: int | None = None  # where the loaded best weights come from
-        self._averages = StepAverages()
+        self._averages = self._new_averages()
         self._clips = 0  # of this process since the last log
         self._micro_step = (0, -1)  # optimizer step, batch within it
         self._watch = Stopwatch()
@@ -187,7 +192,7 @@ class MTSLVRTrainer(Trainer):
         if self.train_dataset is None:
             raise ValueError("Training needs a `train_dataset`.")
         self.progress = StreamProgress(self.train_dataset, cast(int, self.args.dataloader_num_workers))
-        self._averages, self._clips, self._micro_step = StepAverages(), 0, (0, -1)
+        self._averages, self._clips, self._micro_step = self._new_averages(), 0, (0, -1)
         self._watch, self._probe_seconds = Stopwatch(), {}
         if self._resumed_from is not None:
             state = load_run_state(self._resumed_from, self.args.process_index, self.args.world_size)
@@ -239,6 +244,27 @@ class MTSLVRTrainer(Trainer):
             return self.augmentation(waveforms, step=step, split=split, offset=offset, total=total)
 
         return self._side_stream.make(make, values)
+
+    def _model_inputs(self, views: TwoViews) -> dict[str, torch.Tensor]:
+        """Arguments of the model: views, labels and, if it predicts parameters, their differences (B, P)."""
+        inputs = {"input_values": views.views, "augmentation_labels": views.labels}
+        if self.model.config.parameter_targets:
+            differences = views.parameters.differences(self.model.config.parameter_targets)
+            inputs["parameter_differences"] = self._side_stream.make(
+                lambda values: values.to(self.args.device, non_blocking=True), differences
+            )
+        return inputs
+
+    def _new_averages(self) -> StepAverages:
+        return StepAverages(self.model.config.parameter_targets)
+
+    def _add(self, averages: StepAverages, outputs: Any, inputs: dict[str, torch.Tensor]) -> None:
+        """Adds a batch to averages."""
+        labels, differences = inputs["augmentation_labels"], inputs.get("parameter_differences")
+        averages.add(outputs, labels)
+        if differences is not None:
+            mask = self.model.parameter_mask(labels)
+            averages.add_differences(outputs["predicted_differences"], differences, mask)
 
     # Training
 
@@ -299,8 +325,7 @@ class MTSLVRTrainer(Trainer):
         draw = step * self.args.gradient_accumulation_steps + batch
         views = self.make_views(inputs["input_values"], draw, "train", inputs["scales"])
         # Trainer would move the batch to the device and wait for it, so the views are made first.
-        inputs = {"input_values": views.views, "augmentation_labels": views.labels}
-        return super().training_step(model, inputs, num_items_in_batch)
+        return super().training_step(model, self._model_inputs(views), num_items_in_batch)
 
     def compute_loss(
         self,
@@ -311,7 +336,7 @@ class MTSLVRTrainer(Trainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Loss of one batch of two views. Negatives come from this batch only, also with gradient accumulation."""
         outputs = model(**inputs)
-        self._averages.add(outputs, inputs["augmentation_labels"])
+        self._add(self._averages, outputs, inputs)
         self._clips += len(inputs["augmentation_labels"])
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
@@ -334,12 +359,12 @@ class MTSLVRTrainer(Trainer):
             self.model.eval()
             _share_buffers(self.model)
             self.callback_handler.eval_dataloader = dataloader
-            averages, clips = StepAverages(), 0
+            averages, clips = self._new_averages(), 0
             for step, waveforms in enumerate(dataloader):
-                views = self.make_views(waveforms, step, "eval")
+                inputs = self._model_inputs(self.make_views(waveforms, step, "eval"))
                 with torch.no_grad(), self.accelerator.autocast():
-                    outputs = self.model(input_values=views.views, augmentation_labels=views.labels)
-                averages.add(outputs, views.labels)
+                    outputs = self.model(**inputs)
+                self._add(averages, outputs, inputs)
                 clips += len(waveforms) * self.args.world_size
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
             metrics = averages.compute(self.accelerator)
@@ -395,7 +420,7 @@ class MTSLVRTrainer(Trainer):
             return super().log(logs, start_time)
         averages = self._averages.compute(self.accelerator)
         clips = self._clips * self.args.world_size
-        self._averages, self._clips = StepAverages(), 0
+        self._averages, self._clips = self._new_averages(), 0
         self.progress.merge_processes()
         super().log(
             {**averages, **logs, "clips_per_second": clips / self._watch.lap(), **self.progress.logs()}, start_time
@@ -509,6 +534,17 @@ class MTSLVRTrainer(Trainer):
                 for file in Path(checkpoint_folder).glob(pattern):
                     shutil.copy(file, output_folder(self.args))
         super()._push_from_checkpoint(checkpoint_folder)
+
+
+def _check_augmentation(augmentation: TwoViewAugmentation, config: MTSLVRConfig) -> None:
+    """Raises a ValueError unless the pipeline has the augmentations and parameters that the model predicts."""
+    if list(augmentation.names) != config.augmentations:
+        raise ValueError(
+            f"`augmentation` has {', '.join(augmentation.names)}; the model predicts "
+            f"{', '.join(config.augmentations)}. Give both the same names in the same order."
+        )
+    if config.parameter_targets:
+        augmentation.draw(1, step=0).differences(config.parameter_targets)
 
 
 def _share_buffers(model: nn.Module) -> None:

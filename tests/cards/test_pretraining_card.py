@@ -268,3 +268,27 @@ def test_the_templates_are_packaged():
     pyproject = (package.parents[1] / "pyproject.toml").read_text()
     assert (package / "templates" / "pretraining.md").is_file()
     assert '"mtslvr_hf.cards" = ["templates/*.md"]' in pyproject
+
+
+@pytest.mark.parametrize(
+    ("target", "learns", "row"),
+    [
+        ("labels", "recognize the applied augmentations.", "recognition of the applied augmentations: fade"),
+        (
+            "parameters",
+            "predict how the augmentation parameters of two views differ.",
+            "differences of the two views' parameters: fade.in_fraction, fade.out_fraction",
+        ),
+        (
+            "both",
+            "recognize the applied augmentations and to predict how their parameters differ between two views.",
+            "recognition of the applied augmentations: fade; differences of the two views' parameters: "
+            "fade.in_fraction, fade.out_fraction",
+        ),
+    ],
+)
+def test_the_predictive_objective_is_that_of_its_target(target, learns, row):
+    for tasks in (["contrastive", "predictive"], ["predictive"]):
+        card = create_model_card(MTSLVRConfig(tasks=tasks, predictive_target=target, augmentations=["fade"]))
+        assert f"which learns to {learns}" in card.content
+        assert f"| Predictive objective | {row} |" in unpadded(card.content)

@@ -21,6 +21,7 @@ VARIANTS = {
     "parallel_simclr": {},
     "series_simsiam": {"adapter_type": "series", "contrastive_method": "simsiam"},
     "simple_simclr": {"adapter_type": "none", "shared_head": True},
+    "parallel_parameters": {"predictive_target": "both"},
 }
 
 GRADIENTS = """
@@ -55,7 +56,11 @@ os._exit(0)  # PyTorch 2.14's gloo threads abort one in thirty interpreters that
 
 def gradients_of(model, views):
     """Loss, and gradient of each parameter by name."""
-    loss = model(input_values=views.views, augmentation_labels=views.labels).loss
+    inputs = {"input_values": views.views, "augmentation_labels": views.labels}
+    targets = getattr(model, "module", model).config.parameter_targets
+    if targets:
+        inputs["parameter_differences"] = views.parameters.differences(targets)
+    loss = model(**inputs).loss
     loss.backward()
     named = {name.removeprefix("module."): parameter.grad for name, parameter in model.named_parameters()}
     return loss.detach(), named
@@ -81,6 +86,7 @@ def test_two_processes_train_through_the_script(tmp_path):
         (tmp_path / f"audio/{number}.wav").write_bytes(wav_bytes(tone(number)))
     run = {
         **TINY,
+        "predictive_target": "both",
         "dataset_name": "audio",
         "held_out_fraction": 0.5,
         "eval_clips": 9,  # 5 and 4 for the two processes, a batch of 4 each
@@ -108,6 +114,9 @@ def test_two_processes_train_through_the_script(tmp_path):
     rows = sum(state["stream"]["skipped"]["rows"] for state in states)
     assert rows == logged(tmp_path / "out", "rows_read")[2] == 2 * 2 * 4
     assert 2 in logged(tmp_path / "out", "eval_loss")
+    assert logged(tmp_path / "out", "augmentation_r2").keys() == {1, 2} and 2 in logged(
+        tmp_path / "out", "eval_augmentation_r2"
+    )
     state = json.loads((tmp_path / "out/trainer_state.json").read_text())
     assert state["best_metric"] == logged(tmp_path / "out", "eval_probe_accuracy_both")[2]
     assert states[0]["probe_seconds"]["probe"] > 0 and not states[1]["probe_seconds"]  # the first probes

@@ -52,11 +52,17 @@ class AroundSteps(TrainerCallback):
 
 def without_augmentation(waveforms, step, split, offset, total):
     """Its draws are made, and looked at, on the CPU, which the operators do not tell."""
-    return TwoViews(torch.stack([waveforms, -waveforms], dim=1), torch.ones(len(waveforms), 7), None)
+    draw = SimpleNamespace(differences=lambda names: torch.ones(len(waveforms), len(names)))
+    return TwoViews(torch.stack([waveforms, -waveforms], dim=1), torch.ones(len(waveforms), 7), draw)
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"contrastive_method": "simsiam", "adapter_type": "series"}, {"frontend": "waveform"}]
+    "changes",
+    [
+        {},
+        {"contrastive_method": "simsiam", "adapter_type": "series"},
+        {"frontend": "waveform", "predictive_target": "both"},
+    ],
 )
 def test_no_step_waits_for_the_device(tmp_path, changes):
     around = AroundSteps(NoWaiting)
@@ -87,11 +93,14 @@ def test_the_watch_for_waiting_sees_it():
 def test_a_step_needs_no_value_from_the_device_and_mixes_no_devices(monkeypatch):
     """On the device `meta` there are no values to read."""
     monkeypatch.setattr(torch, "autocast", lambda **options: nullcontext())  # which does not know `meta`
-    model, labels = make_model().to("meta"), torch.ones(4, 7, device="meta")
-    outputs = model(torch.empty(4, 2, 8000, device="meta"), augmentation_labels=labels)
+    model, labels = make_model(predictive_target="both").to("meta"), torch.ones(4, 7, device="meta")
+    targets = {"augmentation_labels": labels, "parameter_differences": torch.ones(4, 12, device="meta")}
+    outputs = model(torch.empty(4, 2, 8000, device="meta"), **targets)
     outputs.loss.backward()
-    averages = StepAverages()
+    averages = StepAverages(model.config.parameter_targets)
     averages.add(outputs, labels)
+    mask = model.parameter_mask(labels)
+    averages.add_differences(outputs.predicted_differences, targets["parameter_differences"], mask)
     assert all(parameter.grad.is_meta for parameter in model.parameters())
     assert averages.steps == 1
 
@@ -126,6 +135,10 @@ def test_views_wait_for_nothing_and_the_step_waits_for_them(monkeypatch):
     calls.clear()
     side.make(lambda values: views, tensor("clips", True))
     assert calls == ["side waits for current", "clips is kept until side has used it", *made]
+    calls.clear()
+    differences = tensor("differences", True)
+    assert side.make(lambda values: differences, tensor("differences", False)) is differences
+    assert calls == [*made[:3], "differences is kept until current has used it"]
 
 
 def test_a_stream_batch_gives_the_views_of_its_clips(tmp_path):
