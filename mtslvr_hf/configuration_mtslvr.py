@@ -145,7 +145,7 @@ class MTSLVRConfig(PreTrainedConfig):
         If they change the pooling, the heads of the checkpoint do not fit: `use_heads` becomes False, with a warning.
 
         Raises:
-            ValueError: If a value is not allowed, or if `use_heads=True` asks for heads that do not fit or are missing.
+            ValueError: If a value is not allowed, or `use_heads=True` asks for heads that do not fit or are missing.
         """
         fields = inspect.signature(MTSLVRConfig.__init__).parameters.keys() - {"self", "kwargs"}
         given = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
@@ -226,8 +226,8 @@ class MTSLVRConfig(PreTrainedConfig):
         if rows % self.num_bands:
             possible = ", ".join(str(bands) for bands in range(1, rows + 1) if rows % bands == 0)
             raise ValueError(
-                f"`num_bands` is {self.num_bands}, but must divide the {rows} rows of frequency that {self.num_mel_bins} "
-                f"mel bands have in the last feature map: choose one of {possible}."
+                f"`num_bands` is {self.num_bands}, but must divide the {rows} rows of frequency of the last feature "
+                f"map, from {self.num_mel_bins} mel bands: choose one of {possible}."
             )
 
     def check_new_adapter(self, name: str, adapter_type: str) -> None:

@@ -1118,7 +1118,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         return self.head(task)(pooled) if self.config.use_heads else pooled
 
     def _over_time(self, feature_map: Tensor, features: Tensor) -> Tensor:
-        """Pooled frames, (windows, C, rows, frames) or (windows, C, samples / 32) -> (windows, frames, pooled size)."""
+        """(windows, C, rows, frames) or (windows, C, samples / 32) -> pooled frames (windows, frames, pooled size)."""
         if feature_map.ndim == 4 and self.config.pooling == "bands":
             bands = feature_map.unflatten(2, (self.config.num_bands, -1)).mean(dim=3)  # (W, C, bands, N)
             return bands.permute(0, 3, 2, 1).flatten(2)  # (W, N, bands x C)
@@ -1127,8 +1127,8 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
             pooled = [feature_map.mean(dim=2), *([feature_map.amax(dim=2)] if maximum else [])]  # (W, C, N) each
         else:
             frames = max(1, round(features.shape[-1] / (32 * self.config.hop_length)))
-            pools = [F.adaptive_avg_pool1d, *([F.adaptive_max_pool1d] if maximum else [])]
-            pooled = [pool(feature_map, frames) for pool in pools]
+            pooled = [F.adaptive_avg_pool1d(feature_map, frames)]
+            pooled += [F.adaptive_max_pool1d(feature_map, frames)] if maximum else []
         return torch.cat(pooled, dim=1).transpose(1, 2)
 
 
@@ -1148,8 +1148,8 @@ def _projector(sizes: Sequence[int], normalize: bool, normalize_last: bool = Fal
 class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
     """MT-SLVR for pre-training: projectors behind the heads, and the two objectives.
 
-    The contrastive projector is SimCLR's (h-h-256 for embeddings of size h) or SimSiam's (3 x 2048, and a predictor with a
-    bottleneck of 512); the predictive projector is 256-64-16-A.
+    The contrastive projector is SimCLR's (h-h-256 for embeddings of size h) or SimSiam's (3 x 2048, and a predictor
+    with a bottleneck of 512); the predictive projector is 256-64-16-A.
 
     Source: Heggan et al. 2023, sections 3.1, 4; Chen et al., "SimCLR", ICML 2020; Chen and He, "SimSiam", CVPR 2021.
     """
