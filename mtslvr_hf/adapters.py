@@ -23,11 +23,8 @@ METADATA_KEY = "mtslvr_adapter"
 FORMAT_VERSION = 1
 # Fields of the configuration that define the shapes and the meaning of an adapter's tensors.
 ARCHITECTURE = ("frontend", "depth", "base_width", "adapter_type", "n_fft", "hop_length", "num_mel_bins")
-EMBEDDING = {
-    "pooling": "mean",
-    "num_bands": None,
-    "use_heads": True,
-}  # further fields, and values of files without them
+# More such fields, with their values in files that lack them.
+EMBEDDING = {"pooling": "mean", "num_bands": None, "use_heads": True}
 
 
 def save_adapter(model: MTSLVRPreTrainedModel, folder: str | os.PathLike, name: str) -> str:

@@ -55,8 +55,8 @@ class MTSLVRConfig(PreTrainedConfig):
         pooling: Statistics of the last feature map that go into a head: `"mean"` over frequency and time,
             `"mean_max"` (mean and maximum over both, side by side), or `"bands"` (means over time within each of
             `num_bands` equal bands of frequency, side by side from low to high; spectrograms only).
-        num_bands: Bands of the pooling `"bands"`; must divide the rows of frequency of the last feature map, one for
-            each 32 mel bands. Not used by other poolings.
+        num_bands: Bands of the pooling `"bands"`; must divide the rows of frequency of the last feature map, which are
+            `num_mel_bins` / 32, rounded up. Not used by other poolings.
         use_heads: True for a linear head behind the pooling; False for the pooled feature map as embedding.
         contrastive_method: `"simclr"` (NT-Xent) or `"simsiam"` (negative cosine with stop-gradient).
         temperature: Temperature of NT-Xent.

@@ -640,8 +640,9 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         trained = set(getattr(config, "architectures", None) or ()) & {base.__name__ for base in cls.__mro__}
         if getattr(config, "_other_embedding", False) and trained:
             raise ValueError(
-                f"{source} is a {trained.pop()}, trained on another embedding than `pooling` {config.pooling!r} with "
-                f"`use_heads` {config.use_heads}: load it as saved, or with AutoModel for the embedding alone."
+                f"{source} was saved as {trained.pop()}, trained on another embedding than that of `pooling` "
+                f"{config.pooling!r} with `use_heads` {config.use_heads}: load it as saved, or with AutoModel for the "
+                "embedding alone."
             )
 
     def encode(self, audio: Any, sampling_rate: int | None = None, **options: Any) -> Any:
