@@ -64,6 +64,7 @@ def _add_embed(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--id-column", metavar="NAME", help="column of the rows' names (default: the audio's path)")
     parser.add_argument("--tasks", metavar="A,B", type=_names, help="tasks of the embedding (default: the model's)")
+    _add_pooling_options(parser)
     parser.add_argument("--normalize", action="store_true", help="give embeddings L2 norm 1")
     parser.add_argument("--batch-size", type=int, default=32, help="windows embedded at once (default: %(default)s)")
     parser.add_argument("--num-workers", type=int, default=2, help="decoding threads (default: %(default)s)")
@@ -91,6 +92,30 @@ def _add_shard_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_pooling_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the pooling of a model's last feature map."""
+    pooling = parser.add_argument_group("pooling of MT-SLVR models (default: as saved; another pooling has no heads)")
+    pooling.add_argument(
+        "--pooling",
+        choices=("mean", "mean_max", "bands"),
+        help="last feature map: mean, mean and maximum, or means of bands of frequency",
+    )
+    pooling.add_argument("--num-bands", type=int, metavar="N", help="bands of frequency of --pooling bands")
+    pooling.add_argument(
+        "--no-heads",
+        dest="use_heads",
+        action="store_const",
+        const=False,
+        help="embeddings are the pooled feature maps, before the heads",
+    )
+
+
+def _pooling(options: argparse.Namespace) -> dict[str, Any]:
+    """Given options of the pooling."""
+    given = _settings(options, "pooling num_bands use_heads")
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def _embed(options: argparse.Namespace) -> None:
     from transformers import AutoModel
 
@@ -102,7 +127,8 @@ def _embed(options: argparse.Namespace) -> None:
     state = process_state(cpu=device == "cpu")
     if device in (None, "cuda"):  # each process has its own
         device = state.device
-    model = AutoModel.from_pretrained(options.model, dtype=options.dtype or "auto").to(device).eval()
+    model = AutoModel.from_pretrained(options.model, dtype=options.dtype or "auto", **_pooling(options))
+    model = model.to(device).eval()
     names = "config split audio_column columns id_column tasks normalize batch_size rows_per_shard num_workers"
     settings = _settings(options, f"{names} compile faiss verify")
     report = embed_dataset(model, options.source, options.output, **settings)
@@ -185,6 +211,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         "in the registry (see --list-data), or suite of the registry: paper, labelled; may be repeated",
     )
     parser.add_argument("--list-data", action=_ListData, nargs=0, help="list the registry of data sets and exit")
+    _add_pooling_options(parser)
     _add_data_options(parser)
     _add_few_shot_options(parser)
     parser.add_argument(
@@ -305,6 +332,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         cache=options.cache or (options.output and options.output / "embeddings"),
         root=options.data_root,
+        **_pooling(options),
         **_settings(options, columns),
     )
     if options.output:
@@ -397,6 +425,7 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
         "--input", choices=("waveform", "spectrogram"), default="waveform", help="kind of input (default: %(default)s)"
     )
     parser.add_argument("--tasks", metavar="A,B", type=_names, help="tasks of the embedding (default: the model's)")
+    _add_pooling_options(parser)
     parser.add_argument("--opset", type=int, help="ONNX operator set, 18 or higher (default: torch's)")
     parser.set_defaults(run=_export)
 
@@ -407,7 +436,7 @@ def _export(options: argparse.Namespace) -> None:
     from mtslvr_hf.export import export_onnx
 
     _check_model_folder(options.model)
-    model = AutoModel.from_pretrained(options.model)
+    model = AutoModel.from_pretrained(options.model, **_pooling(options))
     report = export_onnx(model, options.output, options.input, options.tasks, options.opset)
     sys.stdout.write(
         f"Wrote {report.path}: {report.input} to embeddings of {report.embedding_size} ({', '.join(report.tasks)}), "

@@ -26,17 +26,19 @@ ARCHITECTURE = (
     *("frontend", "n_fft", "hop_length", "num_mel_bins", "normalize_spectrogram"),
     *("depth", "base_width", "adapter_type"),
 )
+# More such fields, with their values in files that lack them.
+EMBEDDING = {"pooling": "mean", "num_bands": None, "use_heads": True}
 
 
 def save_adapter(model: MTSLVRPreTrainedModel, folder: str | os.PathLike, name: str) -> str:
-    """Writes the adapters, batch normalization and head of one task to `adapter.safetensors`.
+    """Writes the adapters, batch normalization and head, if any, of one task to `adapter.safetensors`.
 
     A classifier that reads only this task is written too, with its labels.
 
     Args:
         model: Any MT-SLVR model.
         folder: Output folder, made if it is missing. An existing file is replaced as a whole.
-        name: A task with adapters and a head of its own.
+        name: A task with adapters and a head of its own; without heads, with adapters.
 
     Returns:
         Path of the file.
@@ -128,7 +130,8 @@ def _tensors(network: MTSLVRModel, name: str) -> dict[str, torch.Tensor]:
 
 
 def _architecture(network: MTSLVRModel) -> dict[str, Any]:
-    return {field: getattr(network.config, field) for field in ARCHITECTURE}
+    fields = {field: getattr(network.config, field) for field in (*ARCHITECTURE, *EMBEDDING)}
+    return fields if fields["pooling"] == "bands" else {**fields, "num_bands": None}
 
 
 def _read(path: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -148,7 +151,7 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 def _check_architecture(network: MTSLVRModel, description: dict[str, Any], path: str) -> None:
     here = {**_architecture(network), "head_size": network.config.head_size}
-    there = {**description["architecture"], "head_size": description["head_size"]}
+    there = {**EMBEDDING, **description["architecture"], "head_size": description["head_size"]}
     different = [field for field, value in here.items() if there.get(field) != value]
     if different:
         values = ", ".join(f"{field} {there.get(field)!r} instead of {here[field]!r}" for field in different)

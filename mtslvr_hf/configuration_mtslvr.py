@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.nn import ModuleDict
 from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 FRONTENDS = ("mel_stft", "mel", "waveform")
 DEPTHS = (18, 34, 50, 101, 152)
 ADAPTER_TYPES = ["none", "bn", "series", "parallel"]  # `register_adapter_type` adds to it
 TASKS = ("contrastive", "predictive")
+POOLINGS = ("mean", "mean_max", "bands")
 CONTRASTIVE_METHODS = ("simclr", "simsiam")
 PREDICTIVE_TARGETS = ("labels", "parameters", "both")
 AUGMENTATIONS = ("pitch_shift", "fade", "white_noise", "mixed_noise", "time_stretch", "time_masking", "time_shift")
@@ -62,7 +67,14 @@ class MTSLVRConfig(PreTrainedConfig):
             `"parallel"` (1x1 convolutions and batch normalization).
         tasks: `"contrastive"` and `"predictive"`, or one of them, in the order of the embedding's parts.
         shared_head: One head of `embedding_size` for all tasks instead of one head each.
-        embedding_size: Size of all heads together; split evenly over the tasks unless the head is shared.
+        embedding_size: Size of all heads together; split evenly over the tasks unless the head is shared. Not used
+            without heads.
+        pooling: Statistics of the last feature map that go into a head: `"mean"` over frequency and time,
+            `"mean_max"` (mean and maximum over both, side by side), or `"bands"` (means over time within each of
+            `num_bands` equal bands of frequency, side by side from low to high; spectrograms only).
+        num_bands: Bands of the pooling `"bands"`; must divide the rows of frequency of the last feature map, which are
+            `num_mel_bins` / 32, rounded up. Not used by other poolings.
+        use_heads: True for a linear head behind the pooling; False for the pooled feature map as embedding.
         contrastive_method: `"simclr"` (NT-Xent) or `"simsiam"` (negative cosine with stop-gradient).
         temperature: Temperature of NT-Xent.
         predictive_weight: Weight of the predictive loss in the sum of both.
@@ -95,6 +107,7 @@ class MTSLVRConfig(PreTrainedConfig):
 
     model_type = "mtslvr"
     temperature: float | int = 0.07  # undeclared, transformers takes it for a parameter of text generation
+    _other_embedding = False  # True if read with another pooling, or without the heads, than saved; not saved
 
     def __init__(
         self,
@@ -111,6 +124,9 @@ class MTSLVRConfig(PreTrainedConfig):
         tasks: Sequence[str] | str = TASKS,
         shared_head: bool = False,
         embedding_size: int = 1000,
+        pooling: str = "mean",
+        num_bands: int = 4,
+        use_heads: bool = True,
         contrastive_method: str = "simclr",
         temperature: float = 0.07,
         predictive_weight: float = 1.0,
@@ -135,6 +151,9 @@ class MTSLVRConfig(PreTrainedConfig):
         self.tasks = [tasks] if isinstance(tasks, str) else list(tasks)
         self.shared_head = shared_head
         self.embedding_size = embedding_size
+        self.pooling = pooling
+        self.num_bands = num_bands
+        self.use_heads = use_heads
         self.contrastive_method = contrastive_method
         self.temperature = temperature
         self.predictive_weight = predictive_weight
@@ -148,12 +167,51 @@ class MTSLVRConfig(PreTrainedConfig):
         super().__init__(**kwargs)
         self.auto_map = dict(AUTO_MAP)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Configuration from the dictionary of a checkpoint; keyword arguments replace its values and are checked too.
+
+        If they change the pooling, the heads of the checkpoint do not fit: `use_heads` becomes False, with a warning.
+
+        Raises:
+            ValueError: If a value is not allowed, or `use_heads=True` asks for heads that do not fit or are missing.
+        """
+        fields = inspect.signature(MTSLVRConfig.__init__).parameters.keys() - {"self", "kwargs"}
+        given = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
+        saved = cls(**config_dict)
+        pooling, num_bands = given.get("pooling", saved.pooling), given.get("num_bands", saved.num_bands)
+        changed = pooling != saved.pooling or (pooling == "bands" and num_bands != saved.num_bands)
+        wants_heads = given.get("use_heads", saved.use_heads and not changed)
+        if wants_heads and (changed or not saved.use_heads):
+            raise ValueError(
+                f"The checkpoint has no heads for the pooling {pooling!r}: it was saved with the pooling "
+                f"{saved.pooling!r}{'' if saved.use_heads else ', without heads'}. Leave out `use_heads=True`; for a "
+                "new network, call MTSLVRConfig."
+            )
+        loaded = super().from_dict({**config_dict, **given, "use_heads": wants_heads}, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        if changed or wants_heads != saved.use_heads:
+            config._other_embedding = True
+        if saved.use_heads and not wants_heads and "use_heads" not in given:
+            logger.warning_once(
+                f"The heads were trained with the pooling {saved.pooling!r} and are not used with {pooling!r}: the "
+                f"embedding of a task is its pooled feature map, {config.pooled_size} values."
+            )
+        return loaded
+
+    def to_dict(self) -> dict[str, Any]:
+        """Dictionary of the fields that are saved."""
+        return {name: value for name, value in super().to_dict().items() if name != "_other_embedding"}
+
     def _check(self) -> None:
         _check_choice("frontend", self.frontend, FRONTENDS)
         _check_choice("depth", self.depth, DEPTHS)
         _check_choice("adapter_type", self.adapter_type, ADAPTER_TYPES)
         _check_choice("contrastive_method", self.contrastive_method, CONTRASTIVE_METHODS)
-        for name in ("sampling_rate", "n_fft", "hop_length", "num_mel_bins", "base_width", "embedding_size"):
+        _check_choice("pooling", self.pooling, POOLINGS)
+        _check_choice("use_heads", self.use_heads, (True, False))
+        sizes = ("sampling_rate", "n_fft", "hop_length", "num_mel_bins", "base_width", "embedding_size", "num_bands")
+        for name in sizes:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
@@ -178,7 +236,7 @@ class MTSLVRConfig(PreTrainedConfig):
                 self.check_tasks(getattr(self, field), [*self.tasks, *self.added_adapters])
         if self.merged_adapters is not None:
             self.check_tasks(self.embedding_tasks)
-        if not self.shared_head and self.embedding_size % len(self.tasks):
+        if self.use_heads and not self.shared_head and self.embedding_size % len(self.tasks):
             raise ValueError(
                 f"`embedding_size` {self.embedding_size} cannot be split evenly over {len(self.tasks)} tasks: "
                 "choose a multiple, or `shared_head=True`."
@@ -188,6 +246,8 @@ class MTSLVRConfig(PreTrainedConfig):
                 f"`window_seconds` {self.window_seconds} is {self.window_samples} samples at {self.sampling_rate} Hz; "
                 f"the STFT's reflect padding needs more than n_fft / 2 = {self.n_fft // 2}."
             )
+        if self.pooling == "bands":
+            self._check_bands()
 
     def _check_parameters(self) -> None:
         if self.augmentation_parameters is not None:
@@ -203,6 +263,19 @@ class MTSLVRConfig(PreTrainedConfig):
             raise ValueError(
                 f"`predictive_target` {self.predictive_target!r} needs `augmentation_parameters`: none of the "
                 f"augmentations {', '.join(self.augmentations)} is built in, so name their parameters."
+            )
+
+    def _check_bands(self) -> None:
+        if self.frontend == "waveform":
+            raise ValueError(
+                "`pooling` 'bands' needs a spectrogram, the frontend is 'waveform': choose 'mean' or 'mean_max'."
+            )
+        rows = -(-self.num_mel_bins // 32)  # five times halved and rounded up: stem, max-pool, layer2 to layer4
+        if rows % self.num_bands:
+            possible = ", ".join(str(bands) for bands in range(1, rows + 1) if rows % bands == 0)
+            raise ValueError(
+                f"`num_bands` is {self.num_bands}, but must divide the {rows} rows of frequency of the last feature "
+                f"map, from {self.num_mel_bins} mel bands: choose one of {possible}."
             )
 
     def check_new_adapter(self, name: str, adapter_type: str) -> None:
@@ -235,9 +308,10 @@ class MTSLVRConfig(PreTrainedConfig):
         return self.head_size * len({parts[task] for task in self.resolve_tasks(tasks)})
 
     def architecture(self) -> dict[str, Any]:
-        """Fields that define the network (input, layers, adapters, heads), without training and active tasks."""
+        """Fields that define the network (input, layers, adapters, pooling, heads), without training, active tasks."""
         names = "frontend sampling_rate n_fft hop_length num_mel_bins normalize_spectrogram window_seconds depth"
-        names += " base_width adapter_type tasks shared_head embedding_size added_adapters merged_adapters"
+        names += " base_width adapter_type tasks shared_head embedding_size pooling num_bands use_heads added_adapters"
+        names += " merged_adapters"
         return {name: getattr(self, name) for name in names.split()}
 
     @property
@@ -254,8 +328,8 @@ class MTSLVRConfig(PreTrainedConfig):
 
     @property
     def embedding_parts(self) -> dict[str, str]:
-        """Head of each available task. Tasks with the same head have the same embedding."""
-        one_for_all = self.shared_head and self.adapter_type == "none"
+        """Part of the embedding of each available task: tasks that share trunk and head have the same."""
+        one_for_all = self.adapter_type == "none" and (self.shared_head or not self.use_heads)
         return {task: "shared" if one_for_all and task in self.tasks else task for task in self.available_tasks}
 
     @property
@@ -274,8 +348,13 @@ class MTSLVRConfig(PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """Channels of layer4, the input size of a head."""
+        """Channels of layer4."""
         return self.base_width * 8 * (1 if self.depth < 50 else 4)
+
+    @property
+    def pooled_size(self) -> int:
+        """Size of a task's pooled feature map, the input size of a head."""
+        return self.hidden_size * {"mean": 1, "mean_max": 2, "bands": self.num_bands}[self.pooling]
 
     @property
     def num_hidden_layers(self) -> int:
@@ -285,6 +364,8 @@ class MTSLVRConfig(PreTrainedConfig):
     @property
     def head_size(self) -> int:
         """Size of one task's embedding."""
+        if not self.use_heads:
+            return self.pooled_size
         return self.embedding_size if self.shared_head else self.embedding_size // len(self.tasks)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.audio_utils import mel_filter_bank
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -61,10 +61,11 @@ class MTSLVRModelOutput(ModelOutput):
     """Output of [`MTSLVRModel`].
 
     Attributes:
-        last_hidden_state: (batch, frames, channels x tasks), float. Mean over mel bands; one frame per `hop_length` *
-            32 samples. Windows follow each other; frames after a clip's last window are 0.
+        last_hidden_state: (batch, frames, pooled size x tasks), float. Last feature map, pooled over frequency as the
+            configuration says: the mean, mean and maximum, or the means of bands from low to high, side by side. One
+            frame per `hop_length` * 32 samples. Windows follow each other; frames after a clip's last window are 0.
         pooler_output: (batch, D), float. Embeddings of the chosen tasks, concatenated; once for all tasks that share
-            both trunk and head.
+            both trunk and head. Without heads, an embedding is the pooled feature map.
         contrastive_embeds, predictive_embeds: (batch, head_size), float; None if the task was not chosen.
         added_embeds: Embeddings of the chosen added tasks by name, each (batch, head_size), float; None without any.
         hidden_states: Feature maps of the windows after the stem and after layer1 to layer4, float: (windows, channels
@@ -598,6 +599,12 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["MTSLVRBlock"]
 
+    def __init__(self, config: MTSLVRConfig):
+        super().__init__(config)
+        if not config.use_heads:  # a checkpoint that was trained with heads still has them
+            ignored = self._keys_to_ignore_on_load_unexpected or ()
+            self._keys_to_ignore_on_load_unexpected = [*ignored, r"(^|\.)heads\."]
+
     @property
     def base_model(self) -> MTSLVRModel:
         """Network without classifier and projectors."""
@@ -623,12 +630,37 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """Loads a model as in transformers; keeps the revision, with which `encode` loads the feature extractor."""
+        """Loads a model as in transformers; keeps the revision, with which `encode` loads the feature extractor.
+
+        `pooling`, `num_bands` and `use_heads` may differ from those of the checkpoint: see [`MTSLVRConfig.from_dict`].
+
+        Raises:
+            ValueError: If they differ, and the checkpoint has projectors or a classifier, which would not fit.
+        """
+        cls._check_embedding(pretrained_model_name_or_path, kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         config = (loaded[0] if isinstance(loaded, tuple) else loaded).config
         if getattr(config, "_commit_hash", None) is None:  # transformers 5.0 sets it, 5.23 does not; neither saves it
             config._commit_hash = kwargs.get("revision")
         return loaded
+
+    @classmethod
+    def _check_embedding(cls, source: Any, options: Mapping[str, Any]) -> None:
+        """Raises a ValueError if this class has more than an embedding, trained on another one than asked for."""
+        config = options.get("config")
+        if issubclass(cls, MTSLVRModel):
+            return
+        if not isinstance(config, PreTrainedConfig):
+            if not options.keys() & {"pooling", "num_bands", "use_heads"}:
+                return
+            config = cls.config_class.from_pretrained(config or source, **{**options, "config": None})
+        trained = set(getattr(config, "architectures", None) or ()) & {base.__name__ for base in cls.__mro__}
+        if getattr(config, "_other_embedding", False) and trained:
+            raise ValueError(
+                f"{source} was saved as {trained.pop()}, trained on another embedding than that of `pooling` "
+                f"{config.pooling!r} with `use_heads` {config.use_heads}: load it as saved, or with AutoModel for the "
+                "embedding alone."
+            )
 
     def encode(self, audio: Any, sampling_rate: int | None = None, **options: Any) -> Any:
         """Embeds audio of any kind, length and rate: files, URLs, arrays, data set rows, or an iterator of them.
@@ -662,7 +694,8 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         init_from = config.tasks[0] if init_from is None else init_from
         config.check_tasks([init_from])
         model.encoder.add_adapter(name, adapter_type, init_from)
-        model.heads[name] = copy.deepcopy(model.head(init_from)).requires_grad_(True)
+        if config.use_heads:
+            model.heads[name] = copy.deepcopy(model.head(init_from)).requires_grad_(True)
         config.added_adapters = {**config.added_adapters, name: adapter_type}
         model.keep_frozen()
 
@@ -679,7 +712,8 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         remaining = [task for task in self.config.embedding_tasks if task != name]
         self.set_adapter(remaining or self.config.tasks)
         self.base_model.encoder.delete_adapter(name)
-        del self.base_model.heads[name]
+        if name in self.base_model.heads:
+            del self.base_model.heads[name]
         self.config.added_adapters = {k: v for k, v in self.config.added_adapters.items() if k != name}
 
     def set_adapter(self, names: Sequence[str] | str) -> None:
@@ -879,7 +913,8 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         self.frontend = MTSLVRFrontend(config)
         self.encoder = MTSLVREncoder(config)
         heads = [SHARED if config.shared_head and task in config.tasks else task for task in config.available_tasks]
-        self.heads = nn.ModuleDict({task: nn.Linear(config.hidden_size, config.head_size) for task in heads})
+        heads = heads if config.use_heads else []
+        self.heads = nn.ModuleDict({task: nn.Linear(config.pooled_size, config.head_size) for task in heads})
         self._trained: tuple[str, ...] | None = None  # tasks whose adapters train; None: everything trains
         # Encoder, heads and active tasks before the merge; in a tuple, so that they are no submodules and not saved.
         self.unmerged: tuple[MTSLVREncoder, nn.ModuleDict, list[str] | None] | None = None
@@ -911,11 +946,10 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         features, windows = self._features(input_values, attention_mask, input_features)
-        features = features.to(self.head(tasks[0]).weight.dtype)
+        features = features.to(next(self.encoder.parameters()).dtype)
         maps, hidden_states = self.encoder(features, tasks, output_hidden_states)
-        pooled = {task: maps[task].flatten(2).mean(-1) for task in tasks}  # (W, C)
-        embeddings = {task: windows.mean(self.head(task)(pooled[task])) for task in tasks}  # (B, head_size)
-        frames = torch.cat([self._over_time(maps[task], features) for task in tasks], dim=-1)  # (W, N, C x T)
+        embeddings = {task: windows.mean(self.embed(task, self.pool(maps[task]))) for task in tasks}  # (B, head_size)
+        frames = torch.cat([self._over_time(maps[task], features) for task in tasks], dim=-1)  # (W, N, P x T)
         return MTSLVRModelOutput(
             last_hidden_state=windows.concatenate(frames),
             pooler_output=torch.cat([embeddings[task] for task in self._distinct(tasks)], dim=-1),
@@ -931,10 +965,10 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
             raise ValueError(f"Cannot {act} a merged model: its adapters are gone. Call `unmerge_adapters` first.")
 
     def check_own_adapter(self, act: str, name: str) -> None:
-        """Raises a ValueError unless the task has adapters and a head of its own, not merged."""
+        """Raises a ValueError unless the task has adapters and, with heads, a head of its own, not merged."""
         self.refuse_if_merged(f"{act} an adapter of")
         self.config.check_tasks([name])
-        if self.encoder.branch(name) == SHARED or name not in self.heads:
+        if self.encoder.branch(name) == SHARED or (self.config.use_heads and name not in self.heads):
             raise ValueError(
                 f"{name!r} shares adapters or head with other tasks and has nothing of its own to {act}: "
                 "call `add_adapter` first."
@@ -982,7 +1016,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         config.merged_adapters, config.active_adapters = list(tasks), None
         with torch.device("meta"):
             merged = type(self)(config)
-        dtype, device = self.head(tasks[0]).weight.dtype, self.device
+        dtype, device = self.dtype, self.device
         state: dict[str, Tensor] = self.heads.state_dict(prefix="heads.")
         modules: dict[str, Any] = dict(copy.deepcopy(self.encoder).cpu().named_modules())  # not all devices: float64
         folded: dict[str, tuple[Tensor, Tensor]] = {}
@@ -1033,15 +1067,16 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         """Embeddings of frames, (batch, frames, D) in the order of `pooler_output`.
 
         Their mean over a window is the window's embedding; on `waveform` input only nearly, because frames there
-        average unequal numbers of values.
+        average unequal numbers of values. With the pooling `"mean_max"` a frame has its own maximum, which the mean
+        does not keep: the maximum over the frames is the window's.
 
         Args:
-            last_hidden_state: (batch, frames, channels x tasks), from a forward for `tasks`.
+            last_hidden_state: (batch, frames, pooled size x tasks), from a forward for `tasks`.
             tasks: Tasks of that forward; default: the active tasks.
         """
         tasks = self.config.resolve_tasks(tasks)
         parts = dict(zip(tasks, last_hidden_state.chunk(len(tasks), dim=-1)))
-        return torch.cat([self.head(task)(parts[task]) for task in self._distinct(tasks)], dim=-1)
+        return torch.cat([self.embed(task, parts[task]) for task in self._distinct(tasks)], dim=-1)
 
     def frame_centers(self, frames: int) -> Tensor:
         """Centers of a window's frames in seconds from its start, (frames,).
@@ -1075,18 +1110,44 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
                 f"`input_features` has the shape {tuple(features.shape)}; a {self.config.frontend!r} model takes "
                 f"{axes} axes with {channels} channels on the second, as `model.frontend(waveforms)` returns them."
             )
+        if self.config.pooling == "bands" and features.shape[2] != self.config.num_mel_bins:
+            raise ValueError(
+                f"`input_features` has {features.shape[2]} mel bands; the pooling 'bands' takes "
+                f"{self.config.num_mel_bins}, as the configuration says."
+            )
         return features, ClipWindows.same_for_all(len(features), 1, features.device)
 
     def head(self, task: str) -> nn.Linear:
         """Head of a task."""
         return cast(nn.Linear, self.heads[task if task in self.heads else SHARED])
 
+    def pool(self, feature_map: Tensor) -> Tensor:
+        """Pooled feature maps, (windows, C, rows, frames) or (windows, C, samples / 32) -> (windows, pooled size)."""
+        if self.config.pooling == "bands":
+            bands = feature_map.unflatten(2, (self.config.num_bands, -1))  # (W, C, bands, rows / bands, N)
+            return bands.flatten(3).mean(-1).transpose(1, 2).flatten(1)  # (W, bands x C)
+        flat = feature_map.flatten(2)  # (W, C, rows x N)
+        if self.config.pooling == "mean_max":
+            return torch.cat([flat.mean(-1), flat.amax(-1)], dim=-1)  # (W, 2 x C)
+        return flat.mean(-1)  # (W, C)
+
+    def embed(self, task: str, pooled: Tensor) -> Tensor:
+        """Embedding of a task from its pooled feature map: (..., pooled size) -> (..., head_size)."""
+        return self.head(task)(pooled) if self.config.use_heads else pooled
+
     def _over_time(self, feature_map: Tensor, features: Tensor) -> Tensor:
-        """(windows, C, bands, frames) or (windows, C, samples / 32) -> (windows, frames, C)."""
+        """(windows, C, rows, frames) or (windows, C, samples / 32) -> pooled frames (windows, frames, pooled size)."""
+        if feature_map.ndim == 4 and self.config.pooling == "bands":
+            bands = feature_map.unflatten(2, (self.config.num_bands, -1)).mean(dim=3)  # (W, C, bands, N)
+            return bands.permute(0, 3, 2, 1).flatten(2)  # (W, N, bands x C)
+        maximum = self.config.pooling == "mean_max"
         if feature_map.ndim == 4:
-            return feature_map.mean(dim=2).transpose(1, 2)
-        frames = max(1, round(features.shape[-1] / (32 * self.config.hop_length)))
-        return F.adaptive_avg_pool1d(feature_map, frames).transpose(1, 2)
+            pooled = [feature_map.mean(dim=2), *([feature_map.amax(dim=2)] if maximum else [])]  # (W, C, N) each
+        else:
+            frames = max(1, round(features.shape[-1] / (32 * self.config.hop_length)))
+            pooled = [F.adaptive_avg_pool1d(feature_map, frames)]
+            pooled += [F.adaptive_max_pool1d(feature_map, frames)] if maximum else []
+        return torch.cat(pooled, dim=1).transpose(1, 2)
 
 
 def _projector(sizes: Sequence[int], normalize: bool, normalize_last: bool = False) -> nn.Sequential:
@@ -1105,8 +1166,8 @@ def _projector(sizes: Sequence[int], normalize: bool, normalize_last: bool = Fal
 class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
     """MT-SLVR for pre-training: projectors behind the heads, and the two objectives.
 
-    The contrastive projector is SimCLR's (h-h-256 for a head of size h) or SimSiam's (3 x 2048, and a predictor with a
-    bottleneck of 512); the predictive projector is 256-64-16-A. The parameter projector, 256-256-P, reads the
+    The contrastive projector is SimCLR's (h-h-256 for embeddings of size h) or SimSiam's (3 x 2048, and a predictor
+    with a bottleneck of 512); the predictive projector is 256-64-16-A. The parameter projector, 256-256-P, reads the
     predictive embeddings of both views, 2h.
 
     Source: Heggan et al. 2023, sections 3.1, 4; Chen et al., "SimCLR", ICML 2020; Chen and He, "SimSiam", CVPR 2021;

@@ -121,6 +121,14 @@ class TestEvaluate:
         assert len(between) == 2  # the same weights: no difference, episode by episode
         assert all(line.count("+0.0 ± 0.0") == 1 for line in between)
 
+    def test_another_pooling(self, evaluate, model, capsys):
+        assert main([*evaluate, "--pooling", "bands", "--num-bands", "1"]) == 0
+        assert f"{model} (pooling bands 1, no heads)" in capsys.readouterr().out
+        assert main([*evaluate, "--no-heads"]) == 0
+        assert "untrained network (pooling mean, no heads)" in capsys.readouterr().out
+        assert "choose one of 1." in failure([*evaluate, "--pooling", "bands"], capsys)
+        assert "invalid choice: 'max'" in usage_error([*evaluate, "--pooling", "max"], capsys)
+
     def test_given_embeddings_need_no_model(self, tmp_path, capsys):
         rows = {"embedding": np.eye(3)[np.arange(12) % 3].tolist(), "label": list("abc") * 4}
         datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "made.parquet")

@@ -28,10 +28,18 @@ def relative_error(found, expected):
     return float((found - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize(("frontend", "merged"), [("mel_stft", False), ("waveform", True)])
-def test_forward_is_one_graph(frontend, merged):
+@pytest.mark.parametrize(
+    ("changes", "merged"),
+    [
+        ({}, False),
+        ({"frontend": "waveform"}, True),
+        ({"frontend": "mel", "pooling": "bands", "use_heads": False}, True),
+        ({"frontend": "mel", "pooling": "mean_max"}, False),
+    ],
+)
+def test_forward_is_one_graph(changes, merged):
     """Traced only (`backend="eager"`), which is what can fail."""
-    model = tiny(frontend=frontend)
+    model = tiny(**changes)
     if merged:
         model.merge_adapters()
     waveforms = torch.randn(2, WINDOW)

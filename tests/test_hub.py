@@ -81,6 +81,18 @@ LOAD = """
             outputs = model(**inputs)
         assert torch.equal(outputs.pooler_output, expected["pooled"]), name
         assert torch.equal(outputs.last_hidden_state, expected["frames"]), name
+    bands, info = AutoModel.from_pretrained(name, trust_remote_code=True, pooling="bands", output_loading_info=True)
+    assert not any(info.values()) and type(bands).__module__.startswith("transformers_modules."), info
+    with torch.no_grad():
+        outputs = bands(**inputs)  # the mean of equal bands is the mean that the heads were trained on
+        mean = outputs.contrastive_embeds.view(2, 4, 64).mean(1)
+        assert torch.allclose(model.heads.contrastive(mean), model(**inputs).contrastive_embeds, rtol=1e-4, atol=1e-5)
+    try:
+        AutoModelForPreTraining.from_pretrained(name, trust_remote_code=True, pooling="bands")
+    except ValueError as error:
+        assert "trained on another embedding" in str(error)
+    else:
+        raise AssertionError("projectors of another embedding")
     whole, info = AutoModelForPreTraining.from_pretrained(name, trust_remote_code=True, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     with torch.no_grad():

@@ -21,14 +21,27 @@ def write_card(folder: Path, manifest: Mapping[str, Any]) -> None:
         tags=["audio-embeddings", "mtslvr"],
     )
     norm = ", L2 norm 1" if manifest["normalize"] else ""
+    before_heads = _before_heads(manifest["model"])
+    pooled = f"; pooled feature maps, {', '.join(f'{k} {v}' for k, v in before_heads.items())}" if before_heads else ""
     contents = [
         ("`id`", "name of the row in the source"),
-        ("`embedding`", f"{manifest['embedding_size']} float32: {', '.join(manifest['tasks'])}{norm}"),
+        ("`embedding`", f"{manifest['embedding_size']} float32: {', '.join(manifest['tasks'])}{norm}{pooled}"),
         ("`duration`", "duration of the audio in seconds"),
         ("`windows`", f"number of windows of {manifest['model']['window_seconds']:g} s; the embedding is their mean"),
         *((f"`{name}`", "as in the source") for name in manifest["columns"]),
     ]
-    save_card(fill_template(DatasetCard, "embeddings", data, contents=contents, **manifest), folder)
+    save_card(
+        fill_template(DatasetCard, "embeddings", data, contents=contents, before_heads=before_heads, **manifest),
+        folder,
+    )
+
+
+def _before_heads(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for embeddings without heads, which the model's checkpoint may have."""
+    if model["use_heads"]:
+        return {}
+    names = ["pooling", *(["num_bands"] if model["pooling"] == "bands" else []), "use_heads"]
+    return {name: model[name] for name in names}
 
 
 __all__ = ["write_card"]

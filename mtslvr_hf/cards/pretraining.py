@@ -27,6 +27,11 @@ FRONTEND_NAMES = {
     "waveform": "raw waveform (1-D convolutions)",
 }
 
+POOLING_NAMES = {
+    "mean_max": "mean and maximum over frequency and time",
+    "bands": "mean over time within {} bands of frequency",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSummary:
@@ -126,6 +131,8 @@ def _architecture(config: MTSLVRConfig) -> list[tuple[str, str]]:
     heads = f"one per task, {config.head_size} each" if len(config.tasks) > 1 else f"one, {config.head_size}"
     if config.shared_head:
         heads = f"one for all tasks, {config.head_size}"
+    if not config.use_heads:
+        heads = f"none: the embedding of a task is its pooled feature map, {config.head_size}"
     adapters = config.adapter_type
     if adapters != "none":
         adapters += ", one set per task in layer2 to layer4"
@@ -134,6 +141,7 @@ def _architecture(config: MTSLVRConfig) -> list[tuple[str, str]]:
         ("Encoder", f"ResNet-{config.depth}, base width {config.base_width}"),
         ("Adapters", adapters),
         ("Tasks", ", ".join(config.tasks)),
+        *([] if config.pooling == "mean" else [("Pooling", POOLING_NAMES[config.pooling].format(config.num_bands))]),
         ("Heads", heads),
         ("Input", FRONTEND_NAMES[config.frontend]),
     ]

@@ -105,6 +105,9 @@ def evaluate(
     device: str | torch.device = "cpu",
     batch_size: int = 16,
     cache: str | Path | None = None,
+    pooling: str | None = None,
+    num_bands: int | None = None,
+    use_heads: bool | None = None,
     show_progress_bar: bool = True,
     **columns: Any,
 ) -> EvaluationReport:
@@ -124,11 +127,14 @@ def evaluate(
         invariance_clips: Number of clips, divided over the data sets, for `measure_invariance`; or 0.
         batch_size: Windows per batch.
         cache: Folder of stored embeddings, see `cached_embeddings`.
+        pooling, num_bands, use_heads: Replace those of all MT-SLVR models that are folders or Hub names, and of their
+            untrained networks; the names of the rows say so. See `MTSLVRConfig`. Default: as saved.
         columns: Further arguments of `open_data`, for data sets outside the registry.
 
     Raises:
         FileNotFoundError: If a data set does not exist.
-        ValueError: If an argument is unknown, the data are too small for the episodes, or no clip is audio.
+        ValueError: If an argument is unknown, the data are too small for the episodes, no clip is audio, or a pooling
+            is asked for that a model cannot have.
         OSError: If a model cannot be loaded, or no data set of a suite can be reached.
     """
     protocol = protocol or FewShotProtocol()
@@ -144,7 +150,9 @@ def evaluate(
         if each.data.embeddings is not None:
             add(each, GIVEN, {"": each.data.embeddings})
     to_embed = [each for each in evaluated if each.data.audio is not None]
-    to_load = _models(models, protocol.seed, device, batch_size) if to_embed else []
+    asked = {"pooling": pooling, "num_bands": num_bands, "use_heads": use_heads}
+    overrides = {name: value for name, value in asked.items() if value is not None}
+    to_load = _models(models, protocol.seed, device, batch_size, overrides) if to_embed else []
     invariance = _run(to_load, to_embed, add, waveforms, cache, show_progress_bar)
     return EvaluationReport(
         protocol=protocol,
@@ -296,27 +304,46 @@ def _waveforms(data: Sequence[EvaluationData], clips: int) -> tuple[Tensor | Non
 
 
 def _models(
-    models: Sequence[str | Path | Embedder], seed: int, device: str | torch.device, batch_size: int
+    models: Sequence[str | Path | Embedder],
+    seed: int,
+    device: str | torch.device,
+    batch_size: int,
+    overrides: Mapping[str, Any],
 ) -> list[tuple[Callable[[], Embedder], bool]]:
     """Loaders of the baselines (True) and the models (False), one at a time to save memory."""
-    to_load: list[tuple[Callable[[], Embedder], bool]] = [(LogMelStatistics, True)]
-    options: dict[str, Any] = {"device": device, "batch_size": batch_size}
+    baselines: list[Callable[[], Embedder]] = [LogMelStatistics]
+    to_load: list[Callable[[], Embedder]] = []
+    options: dict[str, Any] = {"device": device, "batch_size": batch_size, "overrides": overrides}
     seen: list[tuple[dict[str, Any], list[str]]] = []
-    sources = [source for source in models if isinstance(source, (str, Path))]
-    for source in sources:
-        config: Any = load_config(source)
+    for source in models:
+        if not isinstance(source, (str, Path)):
+            to_load.append(partial(_given, source))
+            continue
+        config: Any = load_config(source, overrides=overrides)
         network = (config.architecture(), config.embedding_tasks) if config.model_type == "mtslvr" else None
+        suffix = _pooling_of(config) if network and overrides else ""
+        to_load.append(partial(load_embedder, source, name=f"{source}{suffix}", **options))
         if network and network not in seen:
             seen.append(network)
             name = "untrained network" if len(seen) == 1 else f"untrained network of {source}"
-            to_load.append((partial(untrained, source, seed, name=name, **options), True))
-    if sources and not seen:
-        to_load.append((partial(untrained, MTSLVRConfig(), seed, **options), True))
-    return to_load + [(partial(_load, model, **options), False) for model in models]
+            baselines.append(partial(untrained, source, seed, name=name + suffix, **options))
+    if overrides and not seen:
+        raise ValueError(
+            f"{', '.join(overrides)} apply to MT-SLVR models, and none is among the models: leave them out."
+        )
+    if not seen and any(isinstance(source, (str, Path)) for source in models):
+        baselines.append(partial(untrained, MTSLVRConfig(), seed, device=device, batch_size=batch_size))
+    return [(load, True) for load in baselines] + [(load, False) for load in to_load]
 
 
-def _load(model: str | Path | Embedder, **options: Any) -> Embedder:
-    return load_embedder(model, name=str(model), **options) if isinstance(model, (str, Path)) else model
+def _given(embedder: Embedder) -> Embedder:
+    return embedder
+
+
+def _pooling_of(config: MTSLVRConfig) -> str:
+    """Pooling of a network for the name of its row."""
+    bands = f" {config.num_bands}" if config.pooling == "bands" else ""
+    return f" (pooling {config.pooling}{bands}{'' if config.use_heads else ', no heads'})"
 
 
 def _add(

@@ -34,7 +34,8 @@ class EmbeddingGraph(nn.Module):
         distinct: dict[str, str] = {}  # the first task of each part of the embedding
         for task in self.tasks:
             distinct.setdefault(self.network.config.embedding_parts[task], task)
-        return torch.cat([self.network.head(task)(maps[task].flatten(2).mean(-1)) for task in distinct.values()], -1)
+        network = self.network
+        return torch.cat([network.embed(task, network.pool(maps[task])) for task in distinct.values()], dim=-1)
 
 
 class SpectrogramGraph(EmbeddingGraph):

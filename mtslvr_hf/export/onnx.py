@@ -205,9 +205,9 @@ def _metadata(
     network: MTSLVRModel, input: str, tasks: Sequence[str], extractor: MTSLVRFeatureExtractor
 ) -> dict[str, str]:
     """Metadata for programs without this package; every value is JSON."""
-    of_network = ("head_size", "sampling_rate", "window_samples", "frontend", "n_fft", "hop_length", "num_mel_bins")
+    of_network = "head_size pooling num_bands use_heads sampling_rate window_samples frontend n_fft hop_length"
     facts = {"input": input, "tasks": list(tasks)}
-    facts |= {name: getattr(network.config, name) for name in of_network}
+    facts |= {name: getattr(network.config, name) for name in f"{of_network} num_mel_bins".split()}
     facts |= {name: getattr(extractor, name) for name in ("normalization", "mean", "std")}
     return {f"mtslvr.{name}": json.dumps(value) for name, value in facts.items()}
 

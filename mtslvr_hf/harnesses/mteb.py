@@ -13,7 +13,7 @@ from datasets import Audio
 from transformers import AutoFeatureExtractor, AutoModel
 
 from ..embedding import encode
-from ..fingerprints import weights_sha256
+from ..fingerprints import model_fingerprint
 
 if TYPE_CHECKING:
     from mteb.models import ModelMeta
@@ -132,8 +132,8 @@ class MTSLVREncoder:
             loader=None if local else MTSLVREncoder,
             loader_kwargs={} if self.tasks is None else {"tasks": tasks},
             name=f"local/{Path(self.model_name).resolve().name}" if local else self.model_name,
-            # mteb reuses results of the same name and revision, so other weights need another revision.
-            revision=config._commit_hash if not local else weights_sha256(self.model)[:16],
+            # mteb reuses results of the same name and revision: other weights or poolings need another revision.
+            revision=config._commit_hash if not local else model_fingerprint(self.model, self.feature_extractor)[:16],
             release_date=None,
             languages=None,
             n_parameters=parameters,

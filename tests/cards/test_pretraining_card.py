@@ -259,6 +259,16 @@ def test_variants_have_the_papers_names_and_examples_print_what_they_say(name, f
         assert capsys.readouterr().out.splitlines() == re.findall(r"print\(.*?\)  # (.*)", example)
 
 
+def test_pooling_and_missing_heads_are_in_the_table():
+    text = unpadded(create_model_card(MTSLVRConfig(pooling="bands")).text)
+    assert "| Pooling | mean over time within 4 bands of frequency |\n| Heads | one per task, 500 each |" in text
+    text = unpadded(create_model_card(MTSLVRConfig(pooling="mean_max", use_heads=False)).text)
+    assert "| Pooling | mean and maximum over frequency and time |" in text
+    assert "| Heads | none: the embedding of a task is its pooled feature map, 1024 |" in text
+    assert "torch.Size([1, 2048])" in text
+    assert "Pooling" not in create_model_card(MTSLVRConfig()).text
+
+
 def test_versions_are_those_installed():
     assert library_versions()["torch"].split("+")[0] == torch.__version__.split("+")[0]
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from embed_runs import errors_in, make_model, manifest_of, rows_in, save_model, write_sounds
 from interrupted_runs import contents
+from transformers import AutoModel
 
 from mtslvr_cli import main
 from mtslvr_hf.embedding.embed_dataset import embed_dataset
@@ -79,6 +80,23 @@ def test_mistakes(command, folder, tmp_path, capsys, monkeypatch):
     assert "cannot use the device 'gpu0'" in failure([*command, "--device", "gpu0"], capsys)
     monkeypatch.setitem(sys.modules, "faiss", None)
     assert "pip install 'mtslvr-hf[faiss]'" in failure([*command, "--faiss"], capsys)
+
+
+def test_another_pooling(command, folder, tmp_path, capsys):
+    assert main([*command, "--pooling", "bands", "--num-bands", "2", "--device", "cpu"]) == 0
+    out = tmp_path / "out"
+    assert "6 embeddings of 128 values" in capsys.readouterr().out
+    model = AutoModel.from_pretrained(folder / "model", pooling="bands", num_bands=2)
+    expected = model.encode(folder / "sounds" / rows_in(out)[0]["id"])
+    torch.testing.assert_close(
+        torch.tensor(rows_in(out)[0]["embedding"]), torch.from_numpy(expected), rtol=1e-4, atol=1e-3
+    )
+    facts = manifest_of(out)["model"]
+    assert (facts["pooling"], facts["num_bands"], facts["use_heads"]) == ("bands", 2, False)
+    text = (out / "README.md").read_text()
+    assert "; pooled feature maps, pooling bands, num_bands 2, use_heads False" in text
+    for other in (["--pooling", "bands"], ["--no-heads"], []):
+        assert "other settings: model was" in failure([*command, *other, "--device", "cpu"], capsys)
 
 
 def test_nothing_but_bad_files(command, tmp_path, capsys):

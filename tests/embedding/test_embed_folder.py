@@ -37,11 +37,12 @@ def test_fingerprint_is_of_all_weights(sounds, out, tmp_path):
         embed_dataset(model, sounds, out)
 
 
-def test_its_readme_runs(sounds, out, tmp_path, monkeypatch):
+@pytest.mark.parametrize("pooling", [{}, {"pooling": "bands", "num_bands": 2}])
+def test_its_readme_runs(sounds, out, tmp_path, monkeypatch, pooling):
     faiss = pytest.importorskip("faiss")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
-    model = type(make_model()).from_pretrained(save_model(tmp_path / "model"))
+    model = type(make_model()).from_pretrained(save_model(tmp_path / "model"), **pooling)
     embed_dataset(model, sounds, out, rows_per_shard=2, normalize=True, faiss=True)
     assert faiss.read_index(str(out / "embeddings.faiss")).ntotal == 7
     (tmp_path / "query.wav").write_bytes((sounds / "odd/3.wav").read_bytes())

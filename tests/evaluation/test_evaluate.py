@@ -127,6 +127,34 @@ def test_an_added_task_has_its_row(sounds, tmp_path):
     assert rows == [("contrastive", 6), ("predictive", 6), ("birds", 6), ("all", 18)]
 
 
+def test_another_pooling_has_other_rows_and_cached_embeddings(sounds, save_model, tmp_path):
+    folder = save_model(num_mel_bins=128)
+    options = {"classes": THREE, "cache": tmp_path, "show_progress_bar": False}
+    entries, rows = [], []
+    for changes in ({}, {"pooling": "bands"}, {"pooling": "bands", "num_bands": 2}, {"use_heads": False}, {}):
+        report = evaluate([folder], [sounds], PROTOCOL, **options, **changes)
+        rows.append([(row.model, row.embedding, row.size) for row in report.results[0].rows])
+        entries.append(len(list(tmp_path.glob("*.safetensors"))))
+    assert entries == [3, 5, 7, 9, 9]  # one of log-mel statistics, then two for each pooling
+    names = ["", " (pooling bands 4, no heads)", " (pooling bands 2, no heads)", " (pooling mean, no heads)"]
+    for found, name, size in zip(rows, names, (6, 128, 64, 32)):
+        assert found == [
+            ("log-mel statistics", "", 80),
+            (f"untrained network{name}", "both", 2 * size),
+            *((f"{folder}{name}", task, size) for task in ("contrastive", "predictive")),
+            (f"{folder}{name}", "both", 2 * size),
+        ]
+    assert rows[4] == rows[0]
+
+
+def test_a_pooling_that_no_model_can_have_is_refused(sounds, save_model):
+    options = {"classes": THREE, "show_progress_bar": False}
+    with pytest.raises(ValueError, match="choose one of 1"):
+        evaluate([save_model()], [sounds], PROTOCOL, pooling="bands", **options)
+    with pytest.raises(ValueError, match="pooling, num_bands apply to MT-SLVR models, and none is among the models"):
+        evaluate([], [sounds], PROTOCOL, pooling="bands", num_bands=2, **options)
+
+
 def test_markdown(report, rows, sounds):
     text = to_markdown(report)
     assert "3-way 1-shot accuracy: 200 episodes of 4 queries a class, seed 2" in text

@@ -55,7 +55,17 @@ class TestGraphs:
             expected = model(**inputs).pooler_output
             assert relative_error(WaveformGraph(merged(model), BOTH)(**inputs), expected) < 1e-5
 
-    @pytest.mark.parametrize("changes", [{"adapter_type": "none"}, {"depth": 50}, {"frontend": "waveform"}])
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"adapter_type": "none"},
+            {"depth": 50},
+            {"frontend": "waveform"},
+            {"pooling": "bands"},
+            {"pooling": "mean_max", "use_heads": False},
+            {"adapter_type": "none", "use_heads": False},
+        ],
+    )
     def test_other_networks(self, changes):
         model = tiny(**changes)
         inputs = batch(WINDOW, WINDOW)
@@ -174,6 +184,30 @@ class TestFiles:
             {"input_features": torch.randn(clips, 1, 128, frames)} for clips, frames in ((1, 1), (3, 45), (2, 9))
         ]
         assert max(compare(path, model, batches, ["predictive"])) < 1e-4
+
+    @pytest.mark.parametrize(
+        "pooling", [{"pooling": "bands", "use_heads": False}, {"pooling": "mean_max"}, {"use_heads": False}]
+    )
+    def test_poolings(self, pooling, tmp_path, onnx):
+        from mtslvr_hf.export.onnx import compare, export_onnx
+
+        model = tiny(frontend="mel", window_seconds=0.5, **pooling)
+        report = export_onnx(model, tmp_path / "model.onnx", "spectrogram")
+        assert report.max_error <= 1e-4 and report.embedding_size == model.config.embedding_size_of()
+        batches = [{"input_features": torch.randn(clips, 1, 128, frames)} for clips, frames in ((1, 1), (3, 75))]
+        assert max(compare(report.path, model, batches)) < 1e-4
+        facts = {entry.key: json.loads(entry.value) for entry in onnx.load(report.path).metadata_props}
+        for name in ("pooling", "num_bands", "use_heads", "head_size"):
+            assert facts[f"mtslvr.{name}"] == getattr(model.config, name)
+
+    def test_command_with_another_pooling(self, tmp_path, capsys):
+        tiny(frontend="mel", window_seconds=0.5).save_pretrained(tmp_path / "model")
+        MTSLVRFeatureExtractor().save_pretrained(tmp_path / "model")
+        command = ["export", str(tmp_path / "model"), "--output", str(tmp_path / "model.onnx")]
+        assert main([*command, "--pooling", "bands", "--num-bands", "2"]) == 0
+        assert "waveform to embeddings of 128 (contrastive, predictive)" in capsys.readouterr().out
+        assert main([*command, "--pooling", "bands", "--num-bands", "3"]) == 1
+        assert "choose one of 1, 2, 4" in capsys.readouterr().err
 
     @pytest.mark.slow
     def test_frames_of_a_length_that_is_no_power_of_2(self, tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoFeatureExtractor, AutoModel
 
 from mtslvr_hf.harnesses import hear
 
@@ -32,6 +33,15 @@ def test_scene_embeddings(model):
         expected = model.model(**inputs).pooler_output
     torch.testing.assert_close(embeddings, expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(model(audio), embeddings)
+
+
+def test_embeddings_before_the_heads(folder, tmp_path):
+    AutoModel.from_pretrained(folder, pooling="bands").save_pretrained(tmp_path)
+    AutoFeatureExtractor.from_pretrained(folder).save_pretrained(tmp_path)
+    model, audio = hear.load_model(str(tmp_path)), noise(2, 1.0)
+    assert model.scene_embedding_size == 256
+    assert hear.get_scene_embeddings(audio, model).shape == (2, 256)
+    assert hear.get_timestamp_embeddings(audio, model)[0].shape == (2, 21, 256)
 
 
 @pytest.mark.parametrize("seconds", (1.07, 1.98, 4.0))  # the validator's

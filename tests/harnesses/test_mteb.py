@@ -9,6 +9,7 @@ import soundfile
 import torch
 from datasets import Audio, Dataset, Features, Value
 from torch.utils.data import DataLoader
+from transformers import AutoFeatureExtractor, AutoModel
 
 from mtslvr_hf.harnesses.mteb import MTSLVREncoder
 
@@ -141,6 +142,15 @@ class TestInMTEB:
         other.model.heads["predictive"].bias.data += 1
         other._meta = None
         assert other.mteb_model_meta.revision != meta.revision  # or mteb would return the other weights' results
+
+    def test_another_pooling_of_the_same_weights_has_another_revision(self, mteb, folder, tmp_path):
+        metas = []
+        for bands in (2, 4):
+            AutoModel.from_pretrained(folder, pooling="bands", num_bands=bands).save_pretrained(tmp_path / "tiny")
+            AutoFeatureExtractor.from_pretrained(folder).save_pretrained(tmp_path / "tiny")
+            metas.append(MTSLVREncoder(str(tmp_path / "tiny"), device="cpu").mteb_model_meta)
+        assert [meta.embed_dim for meta in metas] == [128, 256]
+        assert metas[0].name == metas[1].name and metas[0].revision != metas[1].revision
 
     def test_classification(self, mteb, encoder, task):
         from mteb.abstasks import AbsTaskClassification

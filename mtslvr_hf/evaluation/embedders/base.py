@@ -110,9 +110,11 @@ class MTSLVREmbedder:
         return named
 
 
-def load_config(source: str | Path, revision: str | None = None) -> PreTrainedConfig:
-    """Configuration of a model for `load_embedder`, with the same errors."""
-    config = AutoConfig.from_pretrained(source, revision=revision)
+def load_config(
+    source: str | Path, revision: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> PreTrainedConfig:
+    """Configuration of a model for `load_embedder`, with the same arguments and errors."""
+    config = AutoConfig.from_pretrained(source, revision=revision, **(overrides or {}))
     if config.model_type != "mtslvr" and config.model_type not in FAMILIES:
         raise ValueError(
             f"{source} is a model of type {config.model_type}; expected an audio model of type "
@@ -128,6 +130,7 @@ def load_embedder(
     batch_size: int = 16,
     name: str | None = None,
     revision: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> Embedder:
     """Embedder by an MT-SLVR or another audio model of transformers (see `TransformersEmbedder`), in float32.
 
@@ -135,15 +138,20 @@ def load_embedder(
         source, revision: Folder or Hub name of the model with its feature extractor, and commit on the Hub.
         batch_size: Windows per batch.
         name: Name in tables. Default: the source.
+        overrides: `pooling`, `num_bands` and `use_heads` of an MT-SLVR model that replace the saved ones; other models
+            do not have them.
 
     Raises:
         OSError: If the model or its feature extractor does not exist.
-        ValueError: If the type of the model is not supported; the message lists those that are.
+        ValueError: If the type of the model is not supported; the message lists those that are. Or if the overrides do
+            not fit the model, see `MTSLVRConfig.from_dict`.
     """
-    config = load_config(source, revision)
+    config = load_config(source, revision, overrides)
     extractor = AutoFeatureExtractor.from_pretrained(source, revision=revision)
-    model = AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32).to(device).eval()
-    kind = MTSLVREmbedder if config.model_type == "mtslvr" else TransformersEmbedder
+    ours = config.model_type == "mtslvr"
+    changes = overrides if ours and overrides else {}
+    model = AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32, **changes).to(device).eval()
+    kind = MTSLVREmbedder if ours else TransformersEmbedder
     return kind(model, extractor, name or str(source), batch_size)
 
 
@@ -154,6 +162,7 @@ def untrained(
     device: str | torch.device = "cpu",
     batch_size: int = 16,
     name: str = "untrained network",
+    overrides: Mapping[str, Any] | None = None,
 ) -> Embedder:
     """Embedder by an untrained MT-SLVR network: random weights of a seed, BatchNorm statistics of 0 and 1.
 
@@ -162,12 +171,15 @@ def untrained(
             its sampling rate.
         seed: Seed of the weights; the global random state does not change.
         batch_size: Windows per batch.
+        overrides: As for `load_embedder`, for a model that is not a configuration.
 
     Raises:
         ValueError: If the model is not an MT-SLVR model.
         OSError: If the model or its feature extractor does not exist.
     """
-    config = source if isinstance(source, PreTrainedConfig) else AutoConfig.from_pretrained(source)
+    config = source
+    if not isinstance(config, PreTrainedConfig):
+        config = AutoConfig.from_pretrained(config, **(overrides or {}))
     if config.model_type != "mtslvr":
         raise ValueError(f"got a model of type {config.model_type}; expected an MT-SLVR model (type mtslvr).")
     if isinstance(source, PreTrainedConfig):
