@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -75,6 +76,8 @@ class MTSLVRConfig(PreTrainedConfig):
         num_bands: Bands of the pooling `"bands"`; must divide the rows of frequency of the last feature map, which are
             `num_mel_bins` / 32, rounded up. Not used by other poolings.
         use_heads: True for a linear head behind the pooling; False for the pooled feature map as embedding.
+        embedding_scale: Factor of each task's part of `pooler_output`; a task that is not named has 1.
+            [`mtslvr_hf.embedding.choose_embedding_scale`] chooses it on unlabeled audio.
         contrastive_method: `"simclr"` (NT-Xent) or `"simsiam"` (negative cosine with stop-gradient).
         temperature: Temperature of NT-Xent.
         predictive_weight: Weight of the predictive loss in the sum of both.
@@ -127,6 +130,7 @@ class MTSLVRConfig(PreTrainedConfig):
         pooling: str = "mean",
         num_bands: int = 4,
         use_heads: bool = True,
+        embedding_scale: Mapping[str, float] | None = None,
         contrastive_method: str = "simclr",
         temperature: float = 0.07,
         predictive_weight: float = 1.0,
@@ -154,6 +158,7 @@ class MTSLVRConfig(PreTrainedConfig):
         self.pooling = pooling
         self.num_bands = num_bands
         self.use_heads = use_heads
+        self.embedding_scale = None if embedding_scale is None else dict(embedding_scale)
         self.contrastive_method = contrastive_method
         self.temperature = temperature
         self.predictive_weight = predictive_weight
@@ -230,10 +235,17 @@ class MTSLVRConfig(PreTrainedConfig):
         self._check_parameters()
         for name, adapter_type in self.added_adapters.items():
             self.check_new_adapter(name, adapter_type)
+        all_tasks = [*self.tasks, *self.added_adapters]
         for field in ("merged_adapters", "active_adapters"):
             if getattr(self, field) is not None:
                 _check_names(field, getattr(self, field))
-                self.check_tasks(getattr(self, field), [*self.tasks, *self.added_adapters])
+                self.check_tasks(getattr(self, field), all_tasks)
+        for task, factor in (self.embedding_scale or {}).items():
+            if task not in all_tasks or not 0 < factor < math.inf:
+                raise ValueError(
+                    f"`embedding_scale` must give some of the tasks {all_tasks} a positive, finite factor; got "
+                    f"{task!r}: {factor!r}."
+                )
         if self.merged_adapters is not None:
             self.check_tasks(self.embedding_tasks)
         if self.use_heads and not self.shared_head and self.embedding_size % len(self.tasks):
@@ -310,8 +322,8 @@ class MTSLVRConfig(PreTrainedConfig):
     def architecture(self) -> dict[str, Any]:
         """Fields that define the network (input, layers, adapters, pooling, heads), without training, active tasks."""
         names = "frontend sampling_rate n_fft hop_length num_mel_bins normalize_spectrogram window_seconds depth"
-        names += " base_width adapter_type tasks shared_head embedding_size pooling num_bands use_heads added_adapters"
-        names += " merged_adapters"
+        names += " base_width adapter_type tasks shared_head embedding_size pooling num_bands use_heads"
+        names += " embedding_scale added_adapters merged_adapters"
         return {name: getattr(self, name) for name in names.split()}
 
     @property

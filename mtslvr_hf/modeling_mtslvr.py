@@ -65,7 +65,8 @@ class MTSLVRModelOutput(ModelOutput):
             configuration says: the mean, mean and maximum, or the means of bands from low to high, side by side. One
             frame per `hop_length` * 32 samples. Windows follow each other; frames after a clip's last window are 0.
         pooler_output: (batch, D), float. Embeddings of the chosen tasks, concatenated; once for all tasks that share
-            both trunk and head. Without heads, an embedding is the pooled feature map.
+            both trunk and head. Without heads, an embedding is the pooled feature map. Each is multiplied by its
+            `embedding_scale`.
         contrastive_embeds, predictive_embeds: (batch, head_size), float; None if the task was not chosen.
         added_embeds: Embeddings of the chosen added tasks by name, each (batch, head_size), float; None without any.
         hidden_states: Feature maps of the windows after the stem and after layer1 to layer4, float: (windows, channels
@@ -715,6 +716,8 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         if name in self.base_model.heads:
             del self.base_model.heads[name]
         self.config.added_adapters = {k: v for k, v in self.config.added_adapters.items() if k != name}
+        if self.config.embedding_scale is not None:
+            self.config.embedding_scale.pop(name, None)
 
     def set_adapter(self, names: Sequence[str] | str) -> None:
         """Sets the active tasks: the tasks of the embedding, in its order. They are saved with the model.
@@ -952,12 +955,18 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         frames = torch.cat([self._over_time(maps[task], features) for task in tasks], dim=-1)  # (W, N, P x T)
         return MTSLVRModelOutput(
             last_hidden_state=windows.concatenate(frames),
-            pooler_output=torch.cat([embeddings[task] for task in self._distinct(tasks)], dim=-1),
+            pooler_output=self._concatenate(embeddings, tasks),
             contrastive_embeds=embeddings.get("contrastive"),
             predictive_embeds=embeddings.get("predictive"),
             added_embeds={task: embeddings[task] for task in tasks if task in self.config.added_adapters} or None,
             hidden_states=hidden_states,
         )
+
+    def _concatenate(self, embeddings: Mapping[str, Tensor], tasks: Sequence[str]) -> Tensor:
+        """Embeddings (..., head_size) of tasks -> (..., D), each multiplied by its scale."""
+        scale = self.config.embedding_scale or {}
+        scaled = {task: values * scale[task] if task in scale else values for task, values in embeddings.items()}
+        return torch.cat([scaled[task] for task in self._distinct(tasks)], dim=-1)
 
     def refuse_if_merged(self, act: str) -> None:
         """Raises a ValueError if the adapters were merged."""
@@ -1045,7 +1054,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         merged = self.config.merged_adapters is not None
         if merged and not compile:
             return self
-        key = (tasks, compile, self._state_key())
+        key = (tasks, compile, self.config.embedding_scale, self._state_key())
         cached = _inference_networks.get(self)
         if cached is None or cached[0] != key:
             network = copy.deepcopy(self) if merged else self.merged_copy(tasks)
@@ -1076,7 +1085,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         """
         tasks = self.config.resolve_tasks(tasks)
         parts = dict(zip(tasks, last_hidden_state.chunk(len(tasks), dim=-1)))
-        return torch.cat([self.embed(task, parts[task]) for task in self._distinct(tasks)], dim=-1)
+        return self._concatenate({task: self.embed(task, part) for task, part in parts.items()}, tasks)
 
     def frame_centers(self, frames: int) -> Tensor:
         """Centers of a window's frames in seconds from its start, (frames,).

@@ -9,9 +9,11 @@ The command line overrides it. The same command, started again, resumes from the
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -25,8 +27,11 @@ from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRForPreTraining
 from mtslvr_hf.augmentations import TwoViewAugmentation
 from mtslvr_hf.cards.pretraining import TrainingSummary
 from mtslvr_hf.data import AudioStream, load_audio, load_clips
+from mtslvr_hf.embedding import choose_embedding_scale
 from mtslvr_hf.evaluation import open_data
 from mtslvr_hf.trainer import MTSLVRTrainer, MTSLVRTrainingArguments, Probe
+
+logger = logging.getLogger("pretrain")
 
 SAVED_CONFIG = "pretrain.yaml"
 
@@ -58,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate() if eval_clips is not None else {}
+    if data_args.scale_heads:
+        scale_heads(trainer, data_args)
     save(trainer, metrics)
     finish(trainer)
     return metrics
@@ -128,17 +135,36 @@ def load_data(
     if args.eval_strategy == IntervalStrategy.NO:
         return stream, None
     limit = -(-data_args.eval_clips // args.world_size)
+    return stream, load_evaluation_clips(model, data_args, limit, **share)
+
+
+def load_evaluation_clips(
+    model: MTSLVRForPreTraining, data_args: DataArguments, limit: int, **options: Any
+) -> torch.Tensor:
+    """Decoded clips of the evaluation split, or of the held-out rows of the training split."""
+    config, fraction = model.config, data_args.held_out_fraction
+    seconds = data_args.clip_seconds or config.window_seconds
     if data_args.eval_split is not None:
-        return stream, load_clips(
-            _open(data_args, data_args.eval_split), clip_seconds, config.sampling_rate, limit, **share
-        )
-    if data_args.held_out_fraction == 0:
+        return load_clips(_open(data_args, data_args.eval_split), seconds, config.sampling_rate, limit, **options)
+    if fraction == 0:
         sys.exit("Evaluation needs `eval_split` or a `held_out_fraction` above 0; or set `eval_strategy: 'no'`.")
-    fraction = data_args.held_out_fraction
-    clips = load_clips(
-        rows, clip_seconds, config.sampling_rate, limit, held_out_fraction=fraction, held_out=True, **share
-    )
-    return stream, clips
+    rows = _open(data_args, data_args.train_split)
+    return load_clips(rows, seconds, config.sampling_rate, limit, held_out_fraction=fraction, held_out=True, **options)
+
+
+def scale_heads(trainer: MTSLVRTrainer, data_args: DataArguments) -> None:
+    """Chooses the scales of the heads on two crops of each evaluation file, and stores them in the configuration."""
+    model = trainer.model
+    if not trainer.is_world_process_zero() or len(set(model.config.embedding_parts.values())) < 2:
+        return
+    crops = load_evaluation_clips(model, data_args, data_args.eval_clips, crops=2)
+    try:
+        model.config.embedding_scale = choose_embedding_scale(
+            model, crops, trainer.processing_class, trainer.args.eval_batch_size
+        )
+        logger.info("Scales of the heads: %s", model.config.embedding_scale)
+    except ValueError as error:
+        logger.warning("The heads keep equal scales: %s", error)
 
 
 def _open(data_args: DataArguments, split: str) -> datasets.Dataset | datasets.IterableDataset:

@@ -88,6 +88,10 @@ class DataArguments(AudioArguments):
         default=None,
         metadata={"help": "Each clip gets 1 to this many augmentations. Default: 1 to all, as the paper."},
     )
+    scale_heads: bool = field(
+        default=False,
+        metadata={"help": "Choose the scales of the heads in the embedding at the end, on evaluation clips."},
+    )
     clip_seconds: float | None = field(default=None, metadata={"help": "Length of a clip. Default: window_seconds."})
     normalization: str = field(
         default="global", metadata={"help": "Waveforms: global (AudioSet's mean and deviation), sample or none."}

@@ -2,5 +2,14 @@
 
 from .embed_dataset import EmbedReport, embed_dataset
 from .encode import Encoded, TimedEmbeddings, encode, encode_items
+from .head_scale import choose_embedding_scale
 
-__all__ = ["EmbedReport", "Encoded", "TimedEmbeddings", "embed_dataset", "encode", "encode_items"]
+__all__ = [
+    "EmbedReport",
+    "Encoded",
+    "TimedEmbeddings",
+    "choose_embedding_scale",
+    "embed_dataset",
+    "encode",
+    "encode_items",
+]

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from ..configuration_mtslvr import MTSLVRConfig
 from ..data import decode_clip
 from .data import DataNotReachableError, EvaluationData, cut_clips, open_data, without_bad_clips
-from .embedders.base import Embedder, load_config, load_embedder, untrained
+from .embedders.base import Embedder, MTSLVREmbedder, load_config, load_embedder, untrained
 from .embedders.cache import cached_embeddings
 from .embedders.log_mel import LogMelStatistics
 from .few_shot.accuracy import CLASSIFIERS, mean_and_interval, score_episodes
@@ -168,7 +168,7 @@ def evaluate(
 def _run(
     to_load: Sequence[tuple[Callable[[], Embedder], bool]],
     to_embed: Sequence[_Evaluated],
-    add: Callable[[_Evaluated, str, Mapping[str, Tensor]], None],
+    add: Callable[..., None],
     waveforms: Tensor | None,
     cache: str | Path | None,
     show_progress_bar: bool,
@@ -185,7 +185,8 @@ def _run(
                 found = embed(each.pieces or each.data.audio, show_progress_bar=show_progress_bar)
                 if is_baseline:
                     found = dict([list(found.items())[-1]])  # the main embedding
-                add(each, embedder.name, found)
+                heads = embedder.scaled_heads if isinstance(embedder, MTSLVREmbedder) else None
+                add(each, embedder.name, found, head_sizes=heads)
                 if not is_baseline and each.episodes is not None:
                     _look_closer(each, each.episodes, embedder.name, found)
                 progress.update()
@@ -347,26 +348,34 @@ def _pooling_of(config: MTSLVRConfig) -> str:
 
 
 def _add(
-    each: _Evaluated, model: str, found: Mapping[str, Tensor], classifier: str, probes: Sequence[str], seed: int
+    each: _Evaluated,
+    model: str,
+    found: Mapping[str, Tensor],
+    classifier: str,
+    probes: Sequence[str],
+    seed: int,
+    head_sizes: Sequence[int] | None = None,
 ) -> None:
-    """Rows of a model's embeddings; the last is the main one."""
+    """Rows of a model's embeddings; the last is the main one, of heads of these sizes if their scales were chosen."""
     for number, (embedding, values) in enumerate(found.items(), 1):
         main = number == len(found)
         clips = each.of_clips(values)
         probed = [probe(clips, each.data.labels, each.data.multi_label, each.groups, kind, seed) for kind in probes]
         accuracy: tuple[float | None, float | None] = (None, None)
         if each.episodes is not None:
-            accuracies = _accuracies(values, each.episodes, classifier)
+            accuracies = _accuracies(values, each.episodes, classifier, head_sizes if main else None)
             accuracy = mean_and_interval(accuracies)
             if main:
                 each.accuracies[model] = accuracies
         each.rows.append(Row(model, embedding, values.shape[1], *accuracy, main, probed))
 
 
-def _accuracies(embeddings: Tensor, episodes: Episodes | PaperEpisodes, classifier: str) -> Tensor:
+def _accuracies(
+    embeddings: Tensor, episodes: Episodes | PaperEpisodes, classifier: str, head_sizes: Sequence[int] | None
+) -> Tensor:
     if isinstance(episodes, PaperEpisodes):
         return score_paper_episodes(embeddings, episodes)
-    return score_episodes(embeddings, episodes, classifier=classifier)
+    return score_episodes(embeddings, episodes, classifier=classifier, head_sizes=head_sizes)
 
 
 def _shares(heads: Mapping[str, Tensor], episodes: Episodes | PaperEpisodes) -> WeightShares:

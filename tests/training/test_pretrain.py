@@ -25,7 +25,7 @@ from mtslvr_hf.trainer import MTSLVRTrainer
 
 TRAINING = ROOT / "training"
 CONFIGS = TRAINING / "configs"
-AFTER_PRE_TRAINING = ("added_adapters", "active_adapters", "merged_adapters")
+AFTER_PRE_TRAINING = ("added_adapters", "active_adapters", "merged_adapters", "embedding_scale")
 sys.path.insert(0, str(TRAINING))
 
 import pretrain  # noqa: E402

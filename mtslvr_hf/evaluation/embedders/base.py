@@ -5,6 +5,7 @@ Shapes: N clips, n waveforms, S samples, D embedding size.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,13 @@ class MTSLVREmbedder:
     def fingerprint(self) -> str:
         """Digest of current weights, configuration (with the tasks of the embedding) and extractor."""
         return model_fingerprint(self.model, self.feature_extractor)
+
+    @property
+    def scaled_heads(self) -> list[int] | None:
+        """Sizes of the heads in the main embedding, if the configuration has their scales; else None."""
+        config = self.model.config
+        parts = {config.embedding_parts[task] for task in config.embedding_tasks}
+        return None if config.embedding_scale is None else [config.head_size] * len(parts)
 
     def embed(self, audio: Sequence[Mapping[str, Any]], show_progress_bar: bool = False) -> dict[str, Tensor]:
         """Embeddings "contrastive", "predictive" and last "both" (or "all" of three tasks) of undecoded rows."""
@@ -186,6 +194,9 @@ def untrained(
         extractor = MTSLVRFeatureExtractor(sampling_rate=config.sampling_rate)
     else:
         extractor = AutoFeatureExtractor.from_pretrained(source)
+    if config.embedding_scale is not None:  # of trained heads
+        config = copy.deepcopy(config)
+        config.embedding_scale = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModel.from_config(config).eval()

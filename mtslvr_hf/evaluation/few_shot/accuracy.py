@@ -91,6 +91,7 @@ def score_episodes(
     standardize: bool = True,
     classifier: str = "centroid",
     normalize: bool = True,
+    head_sizes: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """Accuracy of each episode, (E,), such as for paired comparisons of embeddings.
 
@@ -103,6 +104,7 @@ def score_episodes(
             labels: report it, and compare only results with the same setting.
         classifier: "centroid" (`nearest_centroid`) or "logistic" (`logistic_regression`).
         normalize: Scales embeddings to length 1, after `standardize`.
+        head_sizes: See `standardized`.
 
     Raises:
         ValueError: If embeddings are not a finite (N, D) matrix, or the classifier is unknown.
@@ -111,7 +113,7 @@ def score_episodes(
         raise ValueError(f"classifier is {classifier!r}; expected one of {', '.join(CLASSIFIERS)}.")
     embeddings = checked_embeddings(embeddings).double()
     if standardize:
-        embeddings = standardized(embeddings)
+        embeddings = standardized(embeddings, head_sizes)
     if normalize:
         embeddings = unit_length(embeddings, dim=-1)
     ways, queries = episodes.query.shape[1:]
@@ -163,13 +165,23 @@ def _inner_products(embeddings: torch.Tensor, episodes: Episodes) -> Iterator[tu
             yield embeddings[rows] @ examples, embeddings[others] @ examples
 
 
-def standardized(embeddings: torch.Tensor) -> torch.Tensor:
-    """Embeddings (N, D) with mean 0 and deviation 1 in each dimension; constant dimensions become 0."""
+def standardized(embeddings: torch.Tensor, head_sizes: Sequence[int] | None = None) -> torch.Tensor:
+    """Embeddings (N, D) with mean 0 and deviation 1 in each dimension; constant dimensions become 0.
+
+    Args:
+        embeddings: (N, D).
+        head_sizes: Sizes of heads, together D, that keep their own deviation (over all dimensions of the head), since
+            their scales were chosen; None: deviation 1.
+    """
     centered = embeddings - embeddings.mean(0)
     deviation = centered.pow(2).mean(0).sqrt()  # (D,)
     # Rounding of the mean leaves a constant dimension a small deviation.
     constant = deviation <= 1e-6 * embeddings.abs().amax(0)
-    return torch.where(constant, 0.0, centered / deviation.clamp(min=torch.finfo(deviation.dtype).tiny))
+    standard = torch.where(constant, 0.0, centered / deviation.clamp(min=torch.finfo(deviation.dtype).tiny))
+    if head_sizes is None:
+        return standard
+    of_heads = [head.square().mean().sqrt().expand(len(head)) for head in deviation.split(list(head_sizes))]
+    return standard * torch.cat(of_heads)
 
 
 def mean_and_interval(accuracies: torch.Tensor) -> tuple[float, float]:

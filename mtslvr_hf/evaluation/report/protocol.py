@@ -22,7 +22,8 @@ def protocol(report: EvaluationReport) -> list[str]:
     else:
         sentences.append(
             "All embeddings of a data set are scored on the same episodes: dimensions standardized over its clips "
-            f"without their labels, then {CLASSIFIER_WORDS[report.classifier]}."
+            f"without their labels, then {CLASSIFIER_WORDS[report.classifier]}. Heads whose scales a model's "
+            "configuration gives keep them."
         )
     if any(row.model.startswith("untrained network") for result in report.results for row in result.rows):
         sentences.append(
