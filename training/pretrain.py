@@ -17,7 +17,7 @@ from typing import Any
 
 import datasets
 import torch
-from pretraining_arguments import DataArguments, ModelArguments, ProbeArguments, read_arguments
+from pretraining_arguments import SAVED_CONFIG, DataArguments, ModelArguments, ProbeArguments, read_arguments
 from runs import find_checkpoint, finish, save, save_arguments, set_up_logging
 from transformers import TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
@@ -32,8 +32,6 @@ from mtslvr_hf.evaluation import open_data
 from mtslvr_hf.trainer import MTSLVRTrainer, MTSLVRTrainingArguments, Probe
 
 logger = logging.getLogger("pretrain")
-
-SAVED_CONFIG = "pretrain.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:

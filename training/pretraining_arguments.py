@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
+import yaml
 from runs import AudioArguments, RunParser
+from sizes import SIZES, choose_sizes, describe, measure_audio
 
 from mtslvr_hf.configuration_mtslvr import AUGMENTATIONS, TASKS
 from mtslvr_hf.trainer import PROBE_KINDS, MTSLVRTrainingArguments
+
+SAVED_CONFIG = "pretrain.yaml"
 
 
 @dataclass
@@ -74,6 +81,10 @@ class DataArguments(AudioArguments):
         default=0.0, metadata={"help": "Share of the training split's clips that is used for evaluation instead."}
     )
     eval_clips: int = field(default=1000, metadata={"help": "Largest number of evaluation clips."})
+    size_to_data: bool = field(
+        default=False,
+        metadata={"help": f"Choose {', '.join(SIZES)} from the amount of audio, if they are not given."},
+    )
     streaming: bool = field(default=True, metadata={"help": "Stream, instead of downloading everything first."})
     shuffle_buffer: int = field(
         default=256, metadata={"help": "Undecoded clips that each worker shuffles in memory; 1 does not shuffle."}
@@ -144,11 +155,38 @@ def read_arguments(
     The values are by field name: all fields declared in this package, and the given ones of transformers.
     """
     parser = RunParser(ARGUMENTS, "pretrain.py", "Pre-trains MT-SLVR on streamed audio.")
-    values = {**parser.defaults(), **parser.read(argv)}
+    given = parser.read(argv)
+    values = {**parser.defaults(), **given}
     if not values.get("output_dir"):
         parser.error("CONFIG.yaml is missing; without one, give --output_dir")
+    if values["size_to_data"]:
+        values = {**values, **_sizes(values, given), **given}
     model, data, probe, training = parser.parse_dict(values)
     return values, model, data, probe, training
 
 
-__all__ = ["DataArguments", "ModelArguments", "ProbeArguments", "read_arguments"]
+def _sizes(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes for the data, or those of the run in the output folder, which goes on; given ones are not changed."""
+    saved = Path(values["output_dir"]) / SAVED_CONFIG
+    before = yaml.safe_load(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
+    if before.get("size_to_data") and before["dataset_name"] == values["dataset_name"]:
+        return {name: before[name] for name in SIZES if name in before}
+    if not values["dataset_name"]:
+        return {}  # load_data says what is missing
+    amount = measure_audio(
+        values["dataset_name"],
+        config=values["dataset_config"],
+        split=values["train_split"],
+        audio_column=values["audio_column"],
+        data_files=values["data_files"],
+    )
+    seconds = values["clip_seconds"] or values["window_seconds"]
+    on_gpu = not values.get("use_cpu") and torch.accelerator.is_available()
+    sizes = choose_sizes(amount, seconds, on_gpu, processes=int(os.environ.get("WORLD_SIZE", "1")))
+    sizes.update((name, given[name]) for name in SIZES if name in given)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(describe(amount, sizes, seconds))
+    return sizes
+
+
+__all__ = ["SAVED_CONFIG", "DataArguments", "ModelArguments", "ProbeArguments", "read_arguments"]
