@@ -101,9 +101,9 @@ def describe(amount: Amount, sizes: dict[str, Any], clip_seconds: float) -> str:
     heard = sizes["max_steps"] * batch * clip_seconds / 3600
     more = " or more" if amount.hours >= MOST_HOURS else ""
     return (
-        f"{amount.files:,} files, {amount.hours:.1f} hours{more}: {sizes['max_steps']:,} steps of {batch} clips of "
-        f"{clip_seconds:g} s a process ({heard:.1f} hours heard), {100 * sizes['held_out_fraction']:.0f} % of the files "
-        "held out for evaluation."
+        f"{amount.files:,} files, {amount.hours:.1f} hours{more}: {sizes['max_steps']:,} steps of {batch} clips "
+        f"of {clip_seconds:g} s a process ({heard:.1f} hours heard), {100 * sizes['held_out_fraction']:.0f} % of the "
+        "files held out for evaluation."
     )
 
 
