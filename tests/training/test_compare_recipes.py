@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from markdown_rows import unpadded
 
 from mtslvr_hf.evaluation import DataResult, EvaluationReport, FewShotProtocol, Row
@@ -14,6 +15,7 @@ from mtslvr_hf.evaluation.probes import ProbeResult
 sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
 import compare_recipes as script
 import repeated_runs
+from pretraining_arguments import read_arguments
 
 ACCURACIES = {"old": (0.40, 0.42, 0.44), "new": (0.50, 0.51, 0.52)}  # of three seeds
 
@@ -128,3 +130,15 @@ def test_missing_file(capsys):
     with pytest.raises(SystemExit):
         script.main(["nowhere.yaml", "--output", "x"])
     assert "there is no file nowhere.yaml." in capsys.readouterr().err
+
+
+def test_the_recipe_is_the_one_for_small_data():
+    """recipe/small_data.yaml changes nothing of the paper's row but what small_data.yaml changes, and the steps."""
+    configs = script.Path(script.__file__).parent / "configs"
+    ours = yaml.safe_load((configs / "small_data.yaml").read_text())
+    recipe = yaml.safe_load((configs / "recipe" / "small_data.yaml").read_text())
+    assert recipe.pop("base") == "mt_parallel.yaml" and recipe.pop("max_steps")
+    assert recipe.items() <= ours.items()
+    shared = read_arguments([str(configs / "recipe" / "mt_parallel.yaml")])[0]
+    different = {name for name in ours if name in shared and shared[name] != ours[name]} - set(recipe)
+    assert different == {"size_to_data"}
