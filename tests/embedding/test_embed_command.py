@@ -96,7 +96,7 @@ def test_another_pooling(command, folder, tmp_path, capsys):
     text = (out / "README.md").read_text()
     assert "; pooled feature maps, pooling bands, num_bands 2, use_heads False" in text
     for other in (["--pooling", "bands"], ["--no-heads"], []):
-        assert "other settings: model was" in failure([*command, *other, "--device", "cpu"], capsys)
+        assert "other settings: model." in failure([*command, *other, "--device", "cpu"], capsys)
 
 
 def test_nothing_but_bad_files(command, tmp_path, capsys):
