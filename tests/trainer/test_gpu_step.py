@@ -186,7 +186,8 @@ class SyncIsAnError:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_no_step_on_a_gpu_waits_for_it(tmp_path, workers):
     around = AroundSteps(SyncIsAnError)
-    trainer = gpu_trainer(tmp_path, max_steps=5, logging_steps=5, bf16=True, dataloader_num_workers=workers)
+    options = {"max_steps": 5, "logging_steps": 5, "bf16": True, "dataloader_num_workers": workers}
+    trainer = gpu_trainer(tmp_path, model=make_model(predictive_target="both"), **options)
     trainer.add_callback(around)
     trainer.train()
     assert around.steps == 4
