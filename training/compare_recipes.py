@@ -1,7 +1,7 @@
 """Compares configurations of pre-training from several seeds on labelled data sets, by the protocol of docs/recipe.md.
 
-    python training/compare_recipes.py training/configs/recipe/mt_parallel.yaml training/configs/recipe/small_data.yaml \
-        --output outputs/recipe --data-root FOLDER_OF_THE_LABELLED_SETS
+    python training/compare_recipes.py training/configs/recipe/{mt_parallel,small_data}.yaml --output outputs/recipe \\
+        --data-root FOLDER_OF_THE_LABELLED_SETS
     python training/compare_recipes.py A.yaml B.yaml --output outputs/quick --seeds 1 --max_steps 100
 
 The first configuration is the reference of the differences. Fields of pretrain.py at the end are for all of them. The
