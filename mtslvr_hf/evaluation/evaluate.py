@@ -367,7 +367,8 @@ def _add(
             accuracy = mean_and_interval(accuracies)
             if main:
                 each.accuracies[model] = accuracies
-        each.rows.append(Row(model, embedding, values.shape[1], *accuracy, main, probed))
+        keeps_scales = main and head_sizes is not None and isinstance(each.episodes, Episodes)
+        each.rows.append(Row(model, embedding, values.shape[1], *accuracy, main, probed, keeps_scales))
 
 
 def _accuracies(

@@ -102,6 +102,18 @@ def test_rows_are_few_shot_accuracies_of_the_embeddings(rows, sounds, model):
         assert row.accuracy == pytest.approx(few_shot_accuracy(embeddings, labels, **options).accuracy)
 
 
+def test_heads_keep_the_scales_of_the_configuration(sounds, save_model, report, rows):
+    """With a tiny scale of one head, the other one decides; the untrained network has no scales."""
+    scaled = save_model(embedding_scale={"predictive": 1e-6})
+    found = evaluate([scaled], [sounds], PROTOCOL, show_progress_bar=False)
+    _, untrained, contrastive, predictive, both = found.results[0].rows
+    assert both.accuracy == contrastive.accuracy != predictive.accuracy
+    assert untrained.accuracy == rows[1].accuracy
+    assert [row.keeps_scales for row in found.results[0].rows] == [False, False, False, False, True]
+    assert f"The heads of {scaled} keep the scales of the configuration." in to_markdown(found)
+    assert "keep the scales" not in to_markdown(report)
+
+
 @pytest.mark.parametrize(
     ("changes", "names"),
     [

@@ -22,9 +22,11 @@ def protocol(report: EvaluationReport) -> list[str]:
     else:
         sentences.append(
             "All embeddings of a data set are scored on the same episodes: dimensions standardized over its clips "
-            f"without their labels, then {CLASSIFIER_WORDS[report.classifier]}. Heads whose scales a model's "
-            "configuration gives keep them."
+            f"without their labels, then {CLASSIFIER_WORDS[report.classifier]}."
         )
+    scaled = {row.model for result in report.results for row in result.rows if row.keeps_scales}
+    if scaled:
+        sentences.append(f"The heads of {', '.join(sorted(scaled))} keep the scales of the configuration.")
     if any(row.model.startswith("untrained network") for result in report.results for row in result.rows):
         sentences.append(
             f"An untrained network has the weights of seed {drawn.seed}; another seed's may differ by more than the "

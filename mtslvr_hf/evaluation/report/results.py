@@ -58,6 +58,7 @@ class Row:
         accuracy: Mean over episodes, 0 to 1; None without episodes (multi-label data).
         interval: Half width of its 95 % interval, or None.
         main: True for the embedding in ranks and differences.
+        keeps_scales: True if the model's configuration scales its heads, and standardization kept these scales.
     """
 
     model: str
@@ -67,6 +68,7 @@ class Row:
     interval: float | None
     main: bool
     probes: list[ProbeResult] = field(default_factory=list)
+    keeps_scales: bool = False
 
 
 @dataclass(frozen=True)
