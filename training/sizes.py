@@ -16,7 +16,7 @@ logger = logging.getLogger("runs")
 
 MOST_HOURS = 50.0  # more audio does not change the choice
 BATCH = {"cpu": 64, "gpu": 256}
-CLIPS = {"cpu": 140_000, "gpu": 600_000}  # of a run: about 20 minutes on two cores at width 16, 10 minutes on a GPU
+CLIPS = {"cpu": 128_000, "gpu": 600_000}  # of a run: about 20 minutes on two cores at width 16, 10 minutes on a GPU
 PASSES = 100  # most passes over all clips of the audio
 SMALLEST_BATCH = 4
 FEWEST_STEPS = 200
