@@ -955,14 +955,14 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         frames = torch.cat([self._over_time(maps[task], features) for task in tasks], dim=-1)  # (W, N, P x T)
         return MTSLVRModelOutput(
             last_hidden_state=windows.concatenate(frames),
-            pooler_output=self._concatenate(embeddings, tasks),
+            pooler_output=self.concatenate_parts(embeddings, tasks),
             contrastive_embeds=embeddings.get("contrastive"),
             predictive_embeds=embeddings.get("predictive"),
             added_embeds={task: embeddings[task] for task in tasks if task in self.config.added_adapters} or None,
             hidden_states=hidden_states,
         )
 
-    def _concatenate(self, embeddings: Mapping[str, Tensor], tasks: Sequence[str]) -> Tensor:
+    def concatenate_parts(self, embeddings: Mapping[str, Tensor], tasks: Sequence[str]) -> Tensor:
         """Embeddings (..., head_size) of tasks -> (..., D), each multiplied by its scale."""
         scale = self.config.embedding_scale or {}
         scaled = {task: values * scale[task] if task in scale else values for task, values in embeddings.items()}
@@ -1085,7 +1085,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         """
         tasks = self.config.resolve_tasks(tasks)
         parts = dict(zip(tasks, last_hidden_state.chunk(len(tasks), dim=-1)))
-        return self._concatenate({task: self.embed(task, part) for task, part in parts.items()}, tasks)
+        return self.concatenate_parts({task: self.embed(task, part) for task, part in parts.items()}, tasks)
 
     def frame_centers(self, frames: int) -> Tensor:
         """Centers of a window's frames in seconds from its start, (frames,).

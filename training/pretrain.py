@@ -115,6 +115,8 @@ def load_data(
     """Stream of training clips, and decoded evaluation clips, of this process."""
     if not data_args.dataset_name:
         sys.exit("`dataset_name` is missing: name a data set on the Hub or a folder.")
+    if data_args.scale_heads and data_args.eval_split is None and data_args.held_out_fraction == 0:
+        sys.exit("`scale_heads` needs `eval_split` or a `held_out_fraction` above 0.")
     config = model.config
     share = {"rank": args.process_index, "world_size": args.world_size, "crops": 2 if data_args.different_crops else 1}
     clip_seconds = data_args.clip_seconds or config.window_seconds
@@ -151,18 +153,22 @@ def load_evaluation_clips(
 
 
 def scale_heads(trainer: MTSLVRTrainer, data_args: DataArguments) -> None:
-    """Chooses the scales of the heads on two crops of each evaluation file, and stores them in the configuration."""
+    """Chooses the scales of the heads on two crops of each evaluation file, and stores them in the configuration.
+
+    An error does not end the run: the heads keep equal scales, with a warning.
+    """
     model = trainer.model
     if not trainer.is_world_process_zero() or len(set(model.config.embedding_parts.values())) < 2:
         return
-    crops = load_evaluation_clips(model, data_args, data_args.eval_clips, crops=2)
     try:
+        crops = load_evaluation_clips(model, data_args, data_args.eval_clips, crops=2)
         model.config.embedding_scale = choose_embedding_scale(
             model, crops, trainer.processing_class, trainer.args.eval_batch_size
         )
-        logger.info("Scales of the heads: %s", model.config.embedding_scale)
-    except ValueError as error:
+    except (OSError, RuntimeError, ValueError) as error:
         logger.warning("The heads keep equal scales: %s", error)
+    else:
+        logger.info("Scales of the heads: %s", model.config.embedding_scale)
 
 
 def _open(data_args: DataArguments, split: str) -> datasets.Dataset | datasets.IterableDataset:

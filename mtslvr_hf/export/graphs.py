@@ -31,11 +31,9 @@ class EmbeddingGraph(nn.Module):
     def embed(self, features: torch.Tensor) -> torch.Tensor:
         """Embeddings of windows, after the front end: (windows, ...) -> (windows, D)."""
         maps, _ = self.network.encoder(features, self.tasks)
-        distinct: dict[str, str] = {}  # the first task of each part of the embedding
-        for task in self.tasks:
-            distinct.setdefault(self.network.config.embedding_parts[task], task)
         network = self.network
-        return torch.cat([network.embed(task, network.pool(maps[task])) for task in distinct.values()], dim=-1)
+        embeddings = {task: network.embed(task, network.pool(maps[task])) for task in self.tasks}
+        return network.concatenate_parts(embeddings, self.tasks)
 
 
 class SpectrogramGraph(EmbeddingGraph):

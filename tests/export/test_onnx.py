@@ -224,6 +224,8 @@ class TestFiles:
 
         changes = {"window_seconds": 0.61, "num_mel_bins": 50}
         normalized = frontend == "mel_stft" and adapter_type == "series"
+        if adapter_type == "bn":
+            changes["embedding_scale"] = {"predictive": 0.25}
         model = tiny(adapter_type=adapter_type, frontend=frontend, normalize_spectrogram=normalized, **changes)
         assert export_onnx(model, tmp_path / "model.onnx", opset=21).opset == 21
 

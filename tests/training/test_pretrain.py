@@ -287,6 +287,8 @@ def test_a_folder_belongs_to_one_run(run_file, capsys):
 def test_a_run_needs_data_and_something_to_evaluate_on(run_file):
     with pytest.raises(SystemExit, match="`dataset_name` is missing"):
         pretrain.main([run_file, "--output_dir", "out", "--dataset_name", ""])
+    with pytest.raises(SystemExit, match="`scale_heads` needs `eval_split` or a `held_out_fraction`"):
+        pretrain.main([run_file, "--output_dir", "out", "--held_out_fraction", "0", "--scale_heads", "true"])
     with pytest.raises(SystemExit, match="Evaluation needs `eval_split` or a `held_out_fraction`"):
         pretrain.main([run_file, "--output_dir", "out", "--held_out_fraction", "0"])
     assert not pretrain.main([run_file, "--output_dir", "out", "--eval_strategy", "no", "--max_steps", "1"])
@@ -308,6 +310,18 @@ def test_views_of_two_crops_with_few_augmentations(run_file, monkeypatch):
     assert "two random crops of a clip, 1 to 2 of 7 augmentations" in Path("out/README.md").read_text()
     with pytest.raises(SystemExit, match="`max_augmentations` or `augmentations`: A clip cannot get 1 to 9 of 7"):
         pretrain.main([run_file, "--output_dir", "more", "--max_augmentations", "9"])
+
+
+def test_heads_are_scaled_on_the_held_out_files(run_file, caplog):
+    options = ["--scale_heads", "true", "--eval_clips", "16", "--max_bad_share", "0.9"]
+    with caplog.at_level("WARNING", logger="pretrain"):
+        pretrain.main([run_file, "--output_dir", "few", *options, "--eval_clips", "8"])
+    assert "The heads keep equal scales: got crops of shape (8, 2, 8000)" in caplog.text
+    assert AutoModel.from_pretrained("few").config.embedding_scale is None
+    pretrain.main([run_file, "--output_dir", "enough", *options, "--held_out_fraction", "0.6"])
+    scale = AutoModel.from_pretrained("enough").config.embedding_scale
+    assert scale.keys() == {"contrastive", "predictive"} and max(scale.values()) == 1.0
+    assert AutoModelForPreTraining.from_pretrained("enough").config.embedding_scale == scale
 
 
 @pytest.fixture
