@@ -64,6 +64,7 @@ class TestGraphs:
             {"pooling": "bands"},
             {"pooling": "mean_max", "use_heads": False},
             {"adapter_type": "none", "use_heads": False},
+            {"embedding_scale": {"predictive": 0.25}},
         ],
     )
     def test_other_networks(self, changes):
