@@ -717,7 +717,7 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
             del self.base_model.heads[name]
         self.config.added_adapters = {k: v for k, v in self.config.added_adapters.items() if k != name}
         if self.config.embedding_scale is not None:
-            self.config.embedding_scale.pop(name, None)
+            self.config.embedding_scale = {k: v for k, v in self.config.embedding_scale.items() if k != name}
 
     def set_adapter(self, names: Sequence[str] | str) -> None:
         """Sets the active tasks: the tasks of the embedding, in its order. They are saved with the model.
@@ -1054,7 +1054,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         merged = self.config.merged_adapters is not None
         if merged and not compile:
             return self
-        key = (tasks, compile, self.config.embedding_scale, self._state_key())
+        key = (tasks, compile, copy.copy(self.config.embedding_scale), self._state_key())
         cached = _inference_networks.get(self)
         if cached is None or cached[0] != key:
             network = copy.deepcopy(self) if merged else self.merged_copy(tasks)

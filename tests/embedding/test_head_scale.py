@@ -77,6 +77,10 @@ def test_the_scale_multiplies_the_parts_of_the_embedding(tmp_path):
     normalized = MTSLVRFeatureExtractor(normalization="none")
     found = encode(model, list(audio.numpy()), 16000, feature_extractor=normalized, convert_to="torch")
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    model.config.embedding_scale["predictive"] = 0.5  # in place: the cached network has another scale
+    found = encode(model, list(audio.numpy()), 16000, feature_extractor=normalized, convert_to="torch")
+    torch.testing.assert_close(found[:, 16:], expected[:, 16:] * 2, rtol=1e-4, atol=1e-5)
+    model.config.embedding_scale["predictive"] = 0.25
     model.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path).eval()
     assert loaded.config.embedding_scale == {"predictive": 0.25}
