@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from repeated_runs import Run, train_all
+from repeated_runs import Run, script_parser, train_all
 from scipy import stats
 
 from mtslvr_hf.evaluation import EvaluationReport, FewShotProtocol, evaluate
@@ -85,28 +85,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """Options of the command line, and the fields of pretrain.py among them."""
-    description, examples, explanation = __doc__.split("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=f"examples:\n{examples}\n\n{explanation}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("configs", type=config_file, nargs="+", metavar="CONFIG.yaml", help="configurations")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the runs, one folder each")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each configuration (default: %(default)s)")
-    parser.add_argument(
-        "--data-root", type=Path, help="folder of the labelled data sets; without it, runs are only trained"
-    )
     parser.add_argument(
         "--data",
         type=lambda text: tuple(name.strip() for name in text.split(",") if name.strip()),
         default=DEVELOPMENT,
         help=f"labelled data sets (default: {','.join(DEVELOPMENT)})",
     )
-    parser.add_argument(
-        "--episodes", type=int, default=10_000, help="few-shot episodes on each data set (default: %(default)s)"
-    )
-    parser.add_argument("--parallel", type=int, default=2, help="runs at a time, which share the cores (default: 2)")
     options, fields = parser.parse_known_args(argv)
     names = [path.stem for path in options.configs]
     if len(set(names)) < len(names):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -32,6 +33,29 @@ class Run(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.row}_{self.seed}"
+
+
+def script_parser(documentation: str) -> argparse.ArgumentParser:
+    """Parser with the options of all scripts that train and evaluate repeated runs.
+
+    Args:
+        documentation: Docstring of the script: description, examples, explanation.
+    """
+    description, examples, explanation = documentation.split("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=f"examples:\n{examples}\n\n{explanation}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder of the runs, one folder each")
+    parser.add_argument(
+        "--data-root", type=Path, help="folder of the labelled data sets; without it, runs are only trained"
+    )
+    parser.add_argument(
+        "--episodes", type=int, default=10_000, help="few-shot episodes on each data set (default: %(default)s)"
+    )
+    parser.add_argument("--parallel", type=int, default=2, help="runs at a time, which share the cores (default: 2)")
+    return parser
 
 
 def train_all(runs: Sequence[Run], output: Path, parallel: int) -> None:
@@ -69,4 +93,4 @@ def train(run: Run, output: Path, parallel: int) -> int:
         ).returncode
 
 
-__all__ = ["FINISHED", "Run", "train_all"]
+__all__ = ["FINISHED", "Run", "script_parser", "train_all"]

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import yaml
 from ordering_table import to_markdown
-from repeated_runs import Run, train_all
+from repeated_runs import Run, script_parser, train_all
 
 from mtslvr_hf.evaluation import FewShotProtocol, evaluate
 
@@ -43,28 +43,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """Options of the command line, and the fields of pretrain.py among them."""
-    description, examples, explanation = __doc__.split("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=f"examples:\n{examples}\n\n{explanation}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the runs, one folder each")
+    parser = script_parser(__doc__)
     parser.add_argument("--config", type=Path, default=SHARED, help="fields of all rows (default: %(default)s)")
     parser.add_argument("--rows", type=names, default=ROWS, help="rows to train (default: all ten of the table)")
     parser.add_argument(
         "--seeds", type=int, default=3, help=f"seeds of {', '.join(REPEATED)}; others have one (default: %(default)s)"
     )
     parser.add_argument(
-        "--data-root", type=Path, help="folder of the labelled data sets; without it, runs are only trained"
-    )
-    parser.add_argument(
         "--data", type=names_of_data, default=("labelled",), help="labelled data sets (default: all six)"
     )
-    parser.add_argument(
-        "--episodes", type=int, default=10_000, help="few-shot episodes on each data set (default: %(default)s)"
-    )
-    parser.add_argument("--parallel", type=int, default=2, help="runs at a time, which share the cores (default: 2)")
     return parser.parse_known_args(argv)
 
 
