@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 from scipy.stats import binomtest
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ..data.splits import divide
@@ -171,15 +173,19 @@ def _linear_scores(
     train: np.ndarray, labels: np.ndarray, others: np.ndarray, values: Sequence[float], multi_label: bool
 ) -> np.ndarray:
     varied = np.flatnonzero(labels.any(0) & ~labels.all(0))
+    if len(train) < train.shape[1]:  # a rotation into the span of the clips changes no score
+        rotation = PCA(svd_solver="full").fit(train)
+        train, others = rotation.transform(train), rotation.transform(others)
     # A class of no clip, or of all clips, has the same score for every clip.
     scores = np.tile(labels.mean(0), (len(values), len(others), 1))
     targets = [(column, labels[:, column]) for column in varied] if multi_label else [(varied, labels.argmax(1))]
     # For two classes scikit-learn fits one weight vector; twice its C equals the C of the multinomial regression.
     factor = 2 if len(varied) == 2 and not multi_label else 1
     for columns, target in targets if len(varied) else []:
-        model = LogisticRegression(tol=1e-6, max_iter=1000, warm_start=True)
+        model = LogisticRegression(tol=1e-6, max_iter=10_000, warm_start=True)
         for of_one, c in zip(scores, values):
-            model.set_params(C=factor * c).fit(train, target)
+            with threadpool_limits(1, user_api="blas"):  # small products: threads would wait for each other
+                model.set_params(C=factor * c).fit(train, target)
             of_one[:, columns] = model.decision_function(others) if multi_label else model.predict_proba(others)
     return scores
 
