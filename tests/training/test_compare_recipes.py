@@ -142,3 +142,17 @@ def test_the_recipe_is_the_one_for_small_data():
     shared = read_arguments([str(configs / "recipe" / "mt_parallel.yaml")])[0]
     different = {name for name in ours if name in shared and shared[name] != ours[name]} - set(recipe)
     assert different == {"size_to_data"}
+
+
+def test_each_change_alone_is_a_part_of_the_recipe():
+    """The files of recipe/alone change the paper's row by parts of the recipe, and by all of them together."""
+    recipe = script.Path(script.__file__).parent / "configs/recipe"
+    parts = yaml.safe_load((recipe / "small_data.yaml").read_text())
+    for name in ("base", "max_steps", "scale_heads"):  # scales are chosen after training
+        del parts[name]
+    together = {}
+    for file in sorted((recipe / "alone").glob("*.yaml")):
+        change = yaml.safe_load(file.read_text())
+        assert change.pop("base") == "../mt_parallel.yaml" and not change.keys() & together.keys(), file.name
+        together |= change
+    assert together == parts
