@@ -6,7 +6,7 @@ This module is not in the package, so `--help` does not import torch. Subcommand
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns 0 for success and 1 for a failure. Wrong arguments exit with 2."""
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = _parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if options.command in ("pretrain", "finetune"):
+        options.arguments = arguments[1:]
+    elif unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         options.run(options)
     except BrokenPipeError:  # as in `mtslvr ... | head`
@@ -35,10 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mtslvr",
-        description="Audio embeddings pre-trained with MT-SLVR: make and evaluate them, convert original checkpoints.",
+        description="Audio embeddings pre-trained with MT-SLVR: train, make, evaluate; convert original checkpoints.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_run(commands, "pretrain", "model from unlabeled audio, by MT-SLVR", _pretrain)
+    _add_run(commands, "finetune", "classifier of labeled sounds, on a pre-trained model", _finetune)
     _add_embed(commands)
     _add_cache(commands)
     _add_evaluate(commands)
@@ -46,6 +54,23 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_export(commands)
     return parser
+
+
+def _add_run(commands: argparse._SubParsersAction, name: str, text: str, run: Callable[..., None]) -> None:
+    """Command of a run, whose arguments and help `mtslvr_hf.runs` declares."""
+    commands.add_parser(name, help=text, add_help=False).set_defaults(run=run)
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    from mtslvr_hf.pretrain import main
+
+    main(options.arguments)
+
+
+def _finetune(options: argparse.Namespace) -> None:
+    from mtslvr_hf.finetune import main
+
+    main(options.arguments)
 
 
 def _add_embed(commands: argparse._SubParsersAction) -> None:
@@ -160,9 +185,9 @@ def _add_cache(commands: argparse._SubParsersAction) -> None:
         "cache",
         help="data set of any audio to 16 kHz mono FLAC shards, which pre-training reads faster",
         description="Decodes all audio of a source once, to parquet shards of 16 bit mono FLAC with its other "
-        "columns. load_audio, pretrain.py, mtslvr embed and datasets.load_dataset read them. Run it again to continue "
-        "after an interruption, or to add other splits to the folder. Bad rows are listed in errors.jsonl. Under "
-        "`accelerate launch` each process does a part.",
+        "columns. load_audio, mtslvr pretrain, mtslvr embed and datasets.load_dataset read them. Run it again to "
+        "continue after an interruption, or to add other splits to the folder. Bad rows are listed in errors.jsonl. "
+        "Under `accelerate launch` each process does a part.",
         epilog="example: mtslvr cache agkphysics/AudioSet --config balanced --split train --output audioset-16k",
     )
     _add_shard_options(parser)

@@ -100,7 +100,7 @@ def log_mel(data: LabelledAudio, folds: np.ndarray) -> tuple[list[tuple[float, f
 def fine_tuned(
     model: str | Path, method: str, arguments: argparse.Namespace, folder: Path
 ) -> tuple[list[tuple[float, float]], float]:
-    """Same results for `training/finetune.py`, with its defaults."""
+    """Same results for `mtslvr finetune`, with its defaults."""
     options = ["--model", model, "--data", arguments.data, "--method", method, "--folds", arguments.folds]
     options += ["--split_seed", arguments.split_seed, "--seed", arguments.seed, "--disable_tqdm", "true"]
     options += ["--logging_strategy", "no", "--save_strategy", "no"]

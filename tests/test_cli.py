@@ -79,6 +79,8 @@ def test_version_and_help(capsys):
         (["--help"], "evaluate"),
         (["evaluate", "--help"], "--group-disjoint"),
         (["convert", "--help"], "SOURCE.pt"),
+        (["pretrain", "--help"], "--contrastive_method"),
+        (["finetune", "--help"], "--adapter_name"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
@@ -86,6 +88,19 @@ def test_version_and_help(capsys):
         output = capsys.readouterr().out
         assert expected in output
         assert "%%" not in output
+
+
+def test_runs_take_their_own_arguments(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["pretrain", "smal_data", "--max_steps", "3"])
+    error = "mtslvr pretrain: error: there is no configuration file smal_data; did you mean small_data?"
+    assert stop.value.code == 2 and error in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["finetune", "--model", "m", "--data", "d"])
+    assert stop.value.code == 2 and "mtslvr finetune: error: --output_dir is missing" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["embed", "sounds", "--model", "m", "--output", "o", "--wrong"])
+    assert stop.value.code == 2 and "unrecognized arguments: --wrong" in capsys.readouterr().err
 
 
 class TestEvaluate:

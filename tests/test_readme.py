@@ -35,6 +35,6 @@ def test_files_it_names_exist():
     names = re.findall(r"\]\((?!http)([^)#]+)\)", README) + re.findall(
         r"`((?:training|tests|demo/audio)/[\w./]+)`", README
     )
-    names += [f"training/configs/paper/{name}.yaml" for name in re.findall(r"`((?:mt|cont|pred)_[a-z]+\w*)`", README)]
+    names += [f"mtslvr_hf/configs/paper/{name}.yaml" for name in re.findall(r"`((?:mt|cont|pred)_[a-z]+\w*)`", README)]
     missing = [name for name in names if not (ROOT / name).exists()]
     assert len(names) > 15 and not missing

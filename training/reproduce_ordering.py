@@ -4,7 +4,7 @@
     python training/reproduce_ordering.py --output outputs/ordering --data-root FOLDER_OF_THE_LABELLED_SETS
     python training/reproduce_ordering.py --output outputs/quick --rows pred_only,mt_parallel_simclr --max_steps 100
 
-Rows are the files of training/configs/paper; common fields are in training/configs/ordering/base.yaml (two cores) or
+Rows are the paper's configurations; common fields are in training/configs/ordering/base.yaml (two cores) or
 gpu.yaml and can be given here, too. The same command, started again, keeps finished runs and embeddings and resumes
 interrupted runs. The tables are in OUTPUT/results.md, all figures in OUTPUT/results.json.
 """
@@ -22,9 +22,9 @@ from ordering_table import to_markdown
 from repeated_runs import Run, script_parser, train_all
 
 from mtslvr_hf.evaluation import FewShotProtocol, evaluate
+from mtslvr_hf.runs.parser import CONFIGS
 
-TRAINING = Path(__file__).parent
-SHARED = TRAINING / "configs" / "ordering" / "base.yaml"
+SHARED = Path(__file__).parent / "configs" / "ordering" / "base.yaml"
 ROWS = (
     *("cont_only_simclr", "pred_only", "mt_simple_simclr", "mt_split_simclr", "mt_bn_simclr", "mt_series_simclr"),
     *("mt_parallel_simclr", "cont_only_simsiam", "mt_simple_simsiam", "mt_parallel_simsiam"),
@@ -57,7 +57,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 def names(text: str) -> tuple[str, ...]:
     rows = tuple(row.strip() for row in text.split(",") if row.strip())
-    unknown = [row for row in rows if not (TRAINING / "configs" / "paper" / f"{row}.yaml").is_file()]
+    unknown = [row for row in rows if not (CONFIGS / "paper" / f"{row}.yaml").is_file()]
     if unknown or not rows:
         raise argparse.ArgumentTypeError(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}.")
     return rows
@@ -77,7 +77,7 @@ def choose_runs(options: argparse.Namespace, fields: Sequence[str]) -> Iterator[
 
 def fields_of(row: str) -> Iterator[str]:
     """A row's own fields as options of `pretrain.py`."""
-    own = yaml.safe_load((TRAINING / "configs" / "paper" / f"{row}.yaml").read_text(encoding="utf-8"))
+    own = yaml.safe_load((CONFIGS / "paper" / f"{row}.yaml").read_text(encoding="utf-8"))
     for name, value in own.items():
         if name != "base":
             yield from (f"--{name}", *map(str, value if isinstance(value, list) else [value]))

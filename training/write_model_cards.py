@@ -12,23 +12,20 @@ from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
 
-from pretraining_arguments import read_arguments
-
 from mtslvr_hf import MTSLVRConfig
 from mtslvr_hf.cards.parts import save_card
 from mtslvr_hf.cards.pretraining import TrainingSummary, create_model_card
-
-TRAINING = Path(__file__).parent
-CONFIGS = TRAINING / "configs" / "paper"
+from mtslvr_hf.runs.parser import CONFIGS
+from mtslvr_hf.runs.pretraining_arguments import read_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes the cards of rows that are not trained."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    default = TRAINING.parent / "model_cards"
+    default = Path(__file__).parents[1] / "model_cards"
     parser.add_argument("--output", type=Path, default=default, help="(default: %(default)s)")
     options = parser.parse_args(argv)
-    for path in sorted(CONFIGS.glob("*.yaml")):
+    for path in sorted((CONFIGS / "paper").glob("*.yaml")):
         folder = options.output / path.stem
         if path.name != "base.yaml" and is_untrained(folder / "README.md"):
             write_card(path, folder)
@@ -61,7 +58,7 @@ def write_card(path: Path, folder: Path) -> None:
         MTSLVRConfig(**{name: values[name] for name in fields}),
         settings,
         repo_id=f"outputs/{path.stem}",
-        command=f"accelerate launch training/pretrain.py training/configs/paper/{path.name}",
+        command=f"accelerate launch -m mtslvr_hf.pretrain {path.stem}",
     )
     save_card(card, folder)
 

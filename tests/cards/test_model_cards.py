@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from mtslvr_hf.cards.results import MeasuredResult, write_results
+from mtslvr_hf.runs.parser import CONFIGS
 
 ROOT = Path(__file__).parents[2]
 CARDS = ROOT / "model_cards"
@@ -14,11 +15,11 @@ import write_model_cards  # noqa: E402
 
 def test_the_cards_are_current(tmp_path):
     write_model_cards.main(["--output", str(tmp_path)])
-    rows = {path.stem for path in (ROOT / "training/configs/paper").glob("*.yaml")} - {"base"}
+    rows = {path.stem for path in (CONFIGS / "paper").glob("*.yaml")} - {"base"}
     assert {path.name for path in CARDS.iterdir()} == {path.name for path in tmp_path.iterdir()} == rows
     for row in rows:
         kept, made = (folder / row / "README.md" for folder in (CARDS, tmp_path))
-        command = f"accelerate launch training/pretrain.py training/configs/paper/{row}.yaml\n"
+        command = f"accelerate launch -m mtslvr_hf.pretrain {row}\n"
         assert command in made.read_text()
         if write_model_cards.is_untrained(kept):
             assert kept.read_text() == made.read_text(), "run python training/write_model_cards.py"

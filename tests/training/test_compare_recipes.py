@@ -11,11 +11,12 @@ from markdown_rows import unpadded
 
 from mtslvr_hf.evaluation import DataResult, EvaluationReport, FewShotProtocol, Row
 from mtslvr_hf.evaluation.probes import ProbeResult
+from mtslvr_hf.runs.parser import CONFIGS
+from mtslvr_hf.runs.pretraining_arguments import read_arguments
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
 import compare_recipes as script
 import repeated_runs
-from pretraining_arguments import read_arguments
 
 ACCURACIES = {"old": (0.40, 0.42, 0.44), "new": (0.50, 0.51, 0.52)}  # of three seeds
 
@@ -135,7 +136,7 @@ def test_missing_file(capsys):
 def test_the_recipe_is_the_one_for_small_data():
     """recipe/small_data.yaml changes nothing of the paper's row but what small_data.yaml changes, and the steps."""
     configs = script.Path(script.__file__).parent / "configs"
-    ours = yaml.safe_load((configs / "small_data.yaml").read_text())
+    ours = yaml.safe_load((CONFIGS / "small_data.yaml").read_text())
     recipe = yaml.safe_load((configs / "recipe" / "small_data.yaml").read_text())
     assert recipe.pop("base") == "mt_parallel.yaml" and recipe.pop("max_steps")
     assert recipe.items() <= ours.items()

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from mtslvr_hf.runs.parser import CONFIGS
+from mtslvr_hf.runs.pretraining_arguments import read_arguments
+
 TRAINING = Path(__file__).parents[2] / "training"
 sys.path.insert(0, str(TRAINING))
-import pretraining_arguments  # noqa: E402
 import repeated_runs  # noqa: E402
 import reproduce_ordering as script  # noqa: E402
 
@@ -60,9 +62,9 @@ def test_commands_are_what_pretrain_reads(started, tmp_path, config):
     shared = TRAINING / "configs/ordering" / config
     script.main(["--output", str(tmp_path), "--config", str(shared), "--seeds", "1", "--max_steps", "7"])
     for command in started.commands:
-        values, *_ = pretraining_arguments.read_arguments([*command[2:], "--use_cpu", "true", "--bf16", "false"])
+        values, *_ = read_arguments([*command[2:], "--use_cpu", "true", "--bf16", "false"])
         name = Path(values["output_dir"]).name
-        own = yaml.safe_load((TRAINING / "configs/paper" / f"{name.removesuffix('_0')}.yaml").read_text())
+        own = yaml.safe_load((CONFIGS / "paper" / f"{name.removesuffix('_0')}.yaml").read_text())
         assert {key: values[key] for key in own if key != "base"} == {k: v for k, v in own.items() if k != "base"}
         assert (values["max_steps"], values["seed"], values["window_seconds"]) == (7, 0, 2.0)
 

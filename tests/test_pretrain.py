@@ -1,4 +1,4 @@
-"""training/pretrain.py: its configurations, and runs of it from data to a model that loads by name."""
+"""Pre-training as a command: its configurations, and runs of it from data to a model that loads by name."""
 
 import inspect
 import json
@@ -19,17 +19,16 @@ from hub_server import HubServer
 from pretraining_runs import RATE, ROOT, TINY, logged, tone, wav_bytes
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 
-from mtslvr_hf import MTSLVRConfig, MTSLVRForPreTraining
+from mtslvr_hf import MTSLVRConfig, MTSLVRForPreTraining, pretrain
 from mtslvr_hf.cards.pretraining import variant_name
+from mtslvr_hf.runs import pretraining_arguments as arguments
+from mtslvr_hf.runs.parser import CONFIGS, configurations
 from mtslvr_hf.trainer import MTSLVRTrainer
 
 TRAINING = ROOT / "training"
-CONFIGS = TRAINING / "configs"
+WITH_SIZES = [*configurations().values(), *sorted((TRAINING / "configs").rglob("*.yaml"))]
+WITH_SIZES.remove(CONFIGS / "small_data.yaml")
 AFTER_PRE_TRAINING = ("added_adapters", "active_adapters", "merged_adapters", "embedding_scale")
-sys.path.insert(0, str(TRAINING))
-
-import pretrain  # noqa: E402
-import pretraining_arguments as arguments  # noqa: E402
 
 # The paper's two tables, by the name that model cards give the variant.
 PAPER_ROWS = {
@@ -109,15 +108,12 @@ def test_model_arguments_are_the_fields_of_the_configuration():
     assert vars(arguments.ModelArguments()) == expected
 
 
-WITH_SIZES = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path.stem != "small_data"]
-
-
 @pytest.mark.parametrize("path", WITH_SIZES, ids=lambda path: path.stem)
 def test_every_configuration_is_read_and_builds_its_network(path):
     on_a_cpu = ["--bf16", "false", "--sync_batch_norm", "false"]
     _, model_args, data_args, _, args = read(path, *on_a_cpu)
     assert data_args.dataset_name and args.max_steps > 0
-    assert args.load_best_model_at_end == (not {"ordering", "recipe"} & set(path.relative_to(CONFIGS).parts))
+    assert args.load_best_model_at_end == path.is_relative_to(CONFIGS)
     assert args.save_steps == args.eval_steps
     assert args.output_dir == str(Path("outputs") / path.stem)
     with torch.device("meta"):
@@ -205,6 +201,8 @@ def test_the_readme_names_files_and_fields_that_exist(tmp_path):
     text = (TRAINING / "README.md").read_text()
     for name in re.findall(r"training/configs/[\w/]+\.yaml", text):
         assert (ROOT / name).is_file(), name
+    named = re.findall(r"pretrain(?:\.py)? ([a-z]\w+)", text)
+    assert len(named) > 3 and set(named) <= configurations().keys()
     named = re.findall(r"`(\w+): ([^`]+)`", text)
     assert len(named) > 10
     values = yaml.safe_load("\n".join(f"{name}: {value}" for name, value in named if name != "base"))
@@ -215,9 +213,10 @@ def test_the_readme_names_files_and_fields_that_exist(tmp_path):
 # Runs
 
 
-def test_accelerate_launch_trains_and_the_folder_loads(run_file, tmp_path):
+@pytest.mark.parametrize("script", [[TRAINING / "pretrain.py"], ["-m", "mtslvr_hf.pretrain"]], ids=["file", "module"])
+def test_accelerate_launch_trains_and_the_folder_loads(script, run_file, tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
-    command += [TRAINING / "pretrain.py", run_file, "--output_dir", "out", "--max_steps", "2"]
+    command += [*script, run_file, "--output_dir", "out", "--max_steps", "2"]
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert logged("out", "loss").keys() == {1, 2} and 2 in logged("out", "eval_loss")

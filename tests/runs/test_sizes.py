@@ -1,19 +1,15 @@
 """Sizes of a run that are chosen from the amount of audio."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from pretraining_runs import ROOT, TINY, tone, wav_bytes
+from pretraining_runs import TINY, tone, wav_bytes
 
-from mtslvr_hf import MTSLVRConfig
-
-sys.path.insert(0, str(ROOT / "training"))
-import pretrain
-import pretraining_arguments as arguments
-import sizes
-from sizes import Amount, choose_sizes, measure_audio
+from mtslvr_hf import MTSLVRConfig, pretrain
+from mtslvr_hf.runs import pretraining_arguments as arguments
+from mtslvr_hf.runs import sizes
+from mtslvr_hf.runs.sizes import Amount, choose_sizes, measure_audio
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +82,7 @@ def test_a_run_says_what_was_chosen_and_keeps_what_is_given(folder, tmp_path, mo
 
 
 def test_the_configuration_for_ones_own_audio_reads_its_sizes_from_the_data(folder, tmp_path):
-    config = str(ROOT / "training/configs/small_data.yaml")
+    config = "small_data"  # by name
     options = ["--dataset_name", str(folder), "--output_dir", str(tmp_path / "out"), "--use_cpu", "true"]
     values, model, _, _, training = arguments.read_arguments([config, *options])
     assert MTSLVRConfig(**vars(model)).embedding_size_of() == 2 * 4 * 128

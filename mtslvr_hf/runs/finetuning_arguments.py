@@ -1,4 +1,4 @@
-"""Arguments of `finetune.py`."""
+"""Arguments of fine-tuning."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from runs import AudioArguments, RunParser
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
-from mtslvr_hf.trainer import MTSLVRTrainingArguments
+from ..trainer import MTSLVRTrainingArguments
+from .parser import AudioArguments, RunParser
 
 # Defaults of each method; the command line and the configuration override them.
 METHODS: dict[str, dict[str, Any]] = {
@@ -150,7 +150,7 @@ def read_arguments(
 
     The values are by field name: all fields declared in this package, and the given ones of transformers.
     """
-    parser = RunParser(ARGUMENTS, "finetune.py", "Trains a classifier of sounds on a pre-trained MT-SLVR model.")
+    parser = RunParser(ARGUMENTS, "mtslvr finetune", "Trains a classifier of sounds on a pre-trained MT-SLVR model.")
     given = parser.read(argv)
     method = given.get("method") or "linear_probe"
     if method not in METHODS:

@@ -1,4 +1,4 @@
-"""training/finetune.py: from labelled audio to a classifier that loads by name."""
+"""Fine-tuning as a command: from labelled audio to a classifier that loads by name."""
 
 import json
 import logging
@@ -22,13 +22,10 @@ from transformers import (
     AutoModelForAudioClassification,
 )
 
+from mtslvr_hf import finetune
 from mtslvr_hf.classification import ClipCollator, ClipDataset, make_folds
 from mtslvr_hf.data import TooManyBadRowsError, load_labelled_audio
-
-sys.path.insert(0, str(ROOT / "training"))
-
-import finetune
-import finetuning_arguments as arguments
+from mtslvr_hf.runs import finetuning_arguments as arguments
 
 METHODS = list(arguments.METHODS)
 RUN = {"use_cpu": True, "disable_tqdm": True, "dataloader_num_workers": 0, "per_device_train_batch_size": 4}

@@ -1,4 +1,4 @@
-"""Arguments of `pretrain.py`."""
+"""Arguments of pre-training."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 import yaml
-from runs import AudioArguments, RunParser
-from sizes import SIZES, choose_sizes, describe, measure_audio
 
-from mtslvr_hf.configuration_mtslvr import AUGMENTATIONS, TASKS
-from mtslvr_hf.trainer import PROBE_KINDS, MTSLVRTrainingArguments
+from ..configuration_mtslvr import AUGMENTATIONS, TASKS
+from ..trainer import PROBE_KINDS, MTSLVRTrainingArguments
+from .parser import AudioArguments, RunParser, configurations
+from .sizes import SIZES, choose_sizes, describe, measure_audio
 
 SAVED_CONFIG = "pretrain.yaml"
 
@@ -154,11 +154,11 @@ def read_arguments(
 
     The values are by field name: all fields declared in this package, and the given ones of transformers.
     """
-    parser = RunParser(ARGUMENTS, "pretrain.py", "Pre-trains MT-SLVR on streamed audio.")
+    parser = RunParser(ARGUMENTS, "mtslvr pretrain", "Pre-trains MT-SLVR on streamed audio.", configurations())
     given = parser.read(argv)
     values = {**parser.defaults(), **given}
     if not values.get("output_dir"):
-        parser.error("CONFIG.yaml is missing; without one, give --output_dir")
+        parser.error("CONFIG is missing; without one, give --output_dir")
     if values["size_to_data"]:
         values = {**values, **_sizes(values, given), **given}
     model, data, probe, training = parser.parse_dict(values)

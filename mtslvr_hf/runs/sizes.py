@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from mtslvr_hf.audio.errors import BadClipError
-from mtslvr_hf.audio.recording import open_recording
-from mtslvr_hf.data import load_audio
-from mtslvr_hf.data.sources import local_path
-
-logger = logging.getLogger("runs")
+from ..audio.errors import BadClipError
+from ..audio.recording import open_recording
+from ..data import load_audio
+from ..data.sources import local_path
 
 MOST_HOURS = 50.0  # more audio does not change the choice
 BATCH = {"cpu": 64, "gpu": 256}
@@ -63,7 +60,7 @@ def measure_audio(source: str, **options: Any) -> Amount:
 
 
 def choose_sizes(amount: Amount, clip_seconds: float, on_gpu: bool, processes: int = 1) -> dict[str, Any]:
-    """Fields of `pretrain.py` for an amount of audio.
+    """Fields of pre-training for an amount of audio.
 
     A twentieth of the files is held out, of less than 1000 files a tenth, of less than 100 a fifth. The batch of all
     processes has at most half of the other files, so that a pass has several batches. A run is as long as the budget

@@ -1,0 +1,1 @@
+"""Runs of pre-training and fine-tuning: arguments, sizes, output folder."""
