@@ -49,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands, "finetune", "classifier of labeled sounds, on a pre-trained model", _finetune)
     _add_embed(commands)
     _add_cache(commands)
+    _add_similar(commands)
     _add_evaluate(commands)
+    _add_info(commands)
     _add_card(commands)
     _add_convert(commands)
     _add_export(commands)
@@ -178,6 +180,58 @@ def _end(report: "ShardReport", state: "PartialState", empty: str) -> None:
         # In PyTorch 2.14, gloo threads abort one of thirty interpreters at their end. The launcher would report an
         # error of a finished run.
         os._exit(0)
+
+
+def _add_similar(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "similar",
+        help="sounds of a folder that are most similar to a file",
+        description="Prints the sounds of a folder with the largest cosine similarity to a file, the nearest first. "
+        "For a large folder, write its embeddings once with `mtslvr embed`, and give that folder as SOURCE.",
+        epilog="example: mtslvr similar knock.wav sounds --model outputs/my-model",
+    )
+    parser.add_argument("query", metavar="QUERY", help="an audio file or its URL")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="folder of audio or other source of mtslvr embed, or a folder that it wrote"
+    )
+    parser.add_argument("--model", required=True, metavar="FOLDER_OR_NAME", help="a model's folder or name on the Hub")
+    parser.add_argument("--count", type=int, default=5, help="sounds to print (default: %(default)s)")
+    parser.add_argument("--tasks", metavar="A,B", type=_names, help="tasks of the embedding (default: the model's)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one, else cpu)")
+    parser.set_defaults(run=_similar)
+
+
+def _similar(options: argparse.Namespace) -> None:
+    from transformers import AutoModel
+
+    from mtslvr_hf.embedding import find_similar
+
+    _check_model_folder(options.model)
+    if not os.path.exists(options.query) and "://" not in options.query:
+        raise ValueError(f"there is no file {options.query}.")
+    model = AutoModel.from_pretrained(options.model).to(_device(options.device)).eval()
+    for neighbor in find_similar(model, options.query, options.source, **_settings(options, "count tasks")):
+        sys.stdout.write(f"{neighbor.similarity:6.3f}  {neighbor.id}\n")
+
+
+def _add_info(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "info",
+        help="facts of a model: variant, input, size, embedding, license",
+        description="Prints the facts of an MT-SLVR model from its configuration and the headers of its weights.",
+        epilog="example: mtslvr info outputs/my-model",
+    )
+    parser.add_argument("model", metavar="FOLDER_OR_NAME", help="a model's folder or name on the Hub")
+    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
+    parser.set_defaults(run=_info)
+
+
+def _info(options: argparse.Namespace) -> None:
+    from mtslvr_hf.model_info import describe_model
+
+    _check_model_folder(options.model)
+    for name, value in describe_model(options.model, options.revision):
+        sys.stdout.write(f"{name:<15} {value}\n")
 
 
 def _add_cache(commands: argparse._SubParsersAction) -> None:

@@ -103,6 +103,28 @@ def test_runs_take_their_own_arguments(capsys):
     assert stop.value.code == 2 and "unrecognized arguments: --wrong" in capsys.readouterr().err
 
 
+def test_info(model, tmp_path, capsys):
+    main(["info", str(model)])
+    facts = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    network = AutoModel.from_pretrained(model)
+    assert facts["model"] == "MT-Parallel (SimCLR), saved as MTSLVRModel"
+    assert facts["input"] == "16000 Hz, windows of 0.5 s, log-mel and STFT spectrogram of 32 bands, hop 512"
+    assert facts["weights"].startswith(f"{sum(value.numel() for value in network.state_dict().values()):,} values")
+    assert facts["embedding"] == "12 values: contrastive 6, predictive 6; pooling mean, with heads"
+    assert facts["license"] == "no card"
+    (tmp_path / "config.json").write_text('{"model_type": "wav2vec2"}')
+    assert "is a model of type wav2vec2; expected an MT-SLVR model" in failure(["info", str(tmp_path)], capsys)
+
+
+def test_similar(model, sounds, capsys):
+    query = str(sounds / "one/2.wav")
+    main(["similar", query, str(sounds), "--model", str(model), "--count", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[0].split() == ["1.000", "one/2.wav"]
+    wrong = ["similar", str(sounds / "five.wav"), str(sounds), "--model", str(model)]
+    assert "there is no file" in failure(wrong, capsys)
+
+
 class TestEvaluate:
     def test_prints_tables_and_writes_the_report(self, evaluate, model, tmp_path, capsys):
         output = tmp_path / "report"

@@ -115,8 +115,8 @@ def embed_dataset(
             "rows_per_shard": rows_per_shard,
             "tasks": tasks,
             "normalize": normalize,
-            "model": _fingerprint(model),
-            "feature_extractor": {key: getattr(extractor, key) for key in EXTRACTOR_KEYS},
+            "model": model_facts(model),
+            "feature_extractor": extractor_facts(extractor),
         }
         folder = ShardFolder(output, "embeddings", "mtslvr embed", verify=verify)
         folder.claim(settings)
@@ -185,11 +185,16 @@ def _table_features(copied: datasets.Features, size: int) -> datasets.Features:
     return datasets.Features({**own, **copied})
 
 
-def _fingerprint(model: MTSLVRPreTrainedModel) -> dict[str, Any]:
+def model_facts(model: MTSLVRPreTrainedModel) -> dict[str, Any]:
     """Facts of a model that determine its embeddings; its name is none."""
     network = model.base_model
     facts = {"weights_sha256": weights_sha256(network), "dtype": str(network.dtype).removeprefix("torch.")}
     return {**facts, **network.config.architecture()}
+
+
+def extractor_facts(extractor: MTSLVRFeatureExtractor) -> dict[str, Any]:
+    """Settings of a feature extractor that determine embeddings."""
+    return {key: getattr(extractor, key) for key in EXTRACTOR_KEYS}
 
 
 def _finish(
@@ -266,4 +271,4 @@ def _check_arguments(columns: Sequence[str], rows_per_shard: int, faiss: bool) -
         )
 
 
-__all__ = ["EmbedReport", "embed_dataset"]
+__all__ = ["EmbedReport", "embed_dataset", "extractor_facts", "model_facts"]
