@@ -13,7 +13,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification, set_seed
 from transformers import logging as transformers_logging
@@ -217,6 +217,7 @@ def report(
             batch_size=trainer.args.train_batch_size * trainer.args.world_size,
             learning_rate=trainer.args.learning_rate,
             seed=trainer.args.seed,
+            license=cast(FineTuningArguments, trainer.args).license,
             metrics=values,
         ),
         trainer.args.hub_model_id,

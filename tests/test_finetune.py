@@ -346,13 +346,14 @@ print({entry["label"] for entry in classify(np.ones(16000, np.float32), top_k=No
 @pytest.mark.slow
 def test_a_published_classifier_loads_by_name_without_the_package(tmp_path, model, audio):
     values = options(model=model, data=audio, output_dir=tmp_path / "out", num_train_epochs=1, method="adapters")
-    values += ["--push_to_hub", "--hub_model_id", "tester/tones"]
+    values += ["--push_to_hub", "--hub_model_id", "tester/tones", "--license", "cc-by-4.0"]
     with HubServer() as hub:
         env = hub.environment(tmp_path / "home", OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
         command = [sys.executable, ROOT / "training/finetune.py", *values]
         subprocess.run(command, cwd=tmp_path, env=env, check=True, timeout=300)
         files = hub.files("tester/tones")
         assert {"README.md", "preprocessor_config.json", "finetune.yaml", "modeling_mtslvr.py"} <= files.keys()
+        assert "license: cc-by-4.0\n" in (tmp_path / "out/README.md").read_text()
         assert 'pipeline("audio-classification", "tester/tones"' in (tmp_path / "out/README.md").read_text()
         env = hub.environment(tmp_path / "other", OMP_NUM_THREADS="1")
         command = [sys.executable, "-I", "-c", LOAD_BY_NAME]

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from hub_server import HubServer
+from huggingface_hub import ModelCard
 from pretraining_runs import RATE, ROOT, TINY, logged, tone, wav_bytes
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 
@@ -397,8 +398,17 @@ with torch.no_grad():
 """
 
 
+def test_nothing_is_published_or_asserted_without_a_license(run_file):
+    with pytest.raises(ValueError, match=r"`push_to_hub` publishes the weights, and `license` is not given"):
+        pretrain.main([run_file, "--output_dir", "out", "--push_to_hub", "--hub_model_id", NAME])
+    assert not Path("out").exists()
+    pretrain.main([run_file, "--output_dir", "out", "--max_steps", "1", "--eval_strategy", "no"])
+    assert ModelCard.load("out/README.md").data.license is None
+
+
 def test_push_to_hub_publishes_what_loads_by_name_without_the_package(run_file, tmp_path, hub):
     published = ["--push_to_hub", "--hub_model_id", NAME, "--hub_strategy", "every_save"]
+    published += ["--license", "cc0-1.0"]
     command = [
         sys.executable,
         TRAINING / "pretrain.py",
@@ -413,6 +423,7 @@ def test_push_to_hub_publishes_what_loads_by_name_without_the_package(run_file, 
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert {"README.md", "preprocessor_config.json", "pretrain.yaml", "model.safetensors"} <= hub.files(NAME).keys()
+    assert ModelCard.load("out/README.md").data.license == "cc0-1.0"
     first_push = next(commit for commit in hub.repository("models", NAME).history("main") if "step 2" in commit.title)
     assert {"modeling_mtslvr.py", "README.md"} <= first_push.files.keys()  # whole while training goes on
     with torch.no_grad():

@@ -40,6 +40,7 @@ class ClassifierSummary:
     batch_size: int  # clips per step, over all processes
     learning_rate: float  # peak
     seed: int  # of initialization and order
+    license: str | None = None  # of the weights, as the Hub spells it
     metrics: Mapping[str, float] = field(default_factory=dict)  # on the evaluation clips, by name
     versions: Mapping[str, str] = field(default_factory=library_versions)  # of libraries, by name
 
@@ -56,6 +57,7 @@ def create_classifier_card(config: MTSLVRConfig, summary: ClassifierSummary, rep
     title = f"{dataset}: {config.num_labels} classes of sounds"
     measured = [(METRICS[name], name, value) for name, value in summary.metrics.items() if name in METRICS]
     data = ModelCardData(
+        license=summary.license,
         library_name="transformers",
         pipeline_tag="audio-classification",
         tags=["mtslvr", "audio", "audio-classification"],

@@ -67,7 +67,7 @@ def create_model_card(
     *,
     model_name: str | None = None,
     repo_id: str | None = None,
-    license: str = "apache-2.0",
+    license: str | None = None,
     command: str | None = None,
 ) -> ModelCard:
     """Model card of a checkpoint; `card.save(path)` writes it, `card.push_to_hub(repo_id)` publishes it.
@@ -78,7 +78,7 @@ def create_model_card(
         results: Measured results, also for the metadata.
         model_name: Title of the card; default: the variant's name in the paper.
         repo_id: Name of the checkpoint on the Hub, now or later, for the code that loads it.
-        license: License of the weights, as the Hub spells it.
+        license: License of the weights, as the Hub spells it; None states none.
         command: Command that trains the model, if it is not trained yet: `training` then holds its settings.
     """
     title = model_name or variant_name(config)

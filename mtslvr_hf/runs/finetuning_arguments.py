@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
 from ..trainer import MTSLVRTrainingArguments
+from ..trainer.arguments import LICENSE_HELP, check_license
 from .parser import AudioArguments, RunParser
 
 # Defaults of each method; the command line and the configuration override them.
@@ -129,8 +130,10 @@ class FineTuningArguments(TrainingArguments):
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Leave false: there are no columns."})
     report_to: str | list[str] = field(default="none", metadata={"help": "Receivers of logs: tensorboard, ..."})
+    license: str | None = field(default=None, metadata={"help": LICENSE_HELP})
 
     def __post_init__(self) -> None:
+        check_license(self)
         if self.dataloader_persistent_workers is None:
             self.dataloader_persistent_workers = self.dataloader_num_workers > 0
         if self.dataloader_pin_memory is None:

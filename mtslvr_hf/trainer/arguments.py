@@ -14,6 +14,8 @@ from ..workers import default_workers
 
 ADAM = "adam"
 
+LICENSE_HELP = "License of the weights for the model card, as the Hub spells it: cc-by-4.0, ... Default: none."
+
 
 @dataclass
 class MTSLVRTrainingArguments(TrainingArguments):
@@ -100,8 +102,10 @@ class MTSLVRTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Leave false: every parameter takes part in every step."}
     )
     hub_strategy: HubStrategy | str = field(default="end", metadata={"help": "Time and content of --push_to_hub."})
+    license: str | None = field(default=None, metadata={"help": LICENSE_HELP})
 
     def __post_init__(self) -> None:
+        check_license(self)
         if self.early_stopping_patience < 0:
             raise ValueError(f"`early_stopping_patience` must not be negative, got {self.early_stopping_patience}.")
         evaluates = IntervalStrategy(self.eval_strategy) != IntervalStrategy.NO
@@ -132,4 +136,13 @@ class MTSLVRTrainingArguments(TrainingArguments):
         return {**self.__dict__, "hub_token": None}
 
 
-__all__ = ["MTSLVRTrainingArguments"]
+def check_license(args: TrainingArguments) -> None:
+    """Raises a ValueError if the weights would be published without a license."""
+    if args.push_to_hub and not args.license:  # type: ignore[attr-defined]  # a field of this package's arguments
+        raise ValueError(
+            "`push_to_hub` publishes the weights, and `license` is not given: name it as the Hub does (cc-by-4.0, "
+            "apache-2.0, ...), or `unknown`."
+        )
+
+
+__all__ = ["LICENSE_HELP", "MTSLVRTrainingArguments", "check_license"]

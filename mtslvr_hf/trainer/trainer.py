@@ -456,7 +456,7 @@ class MTSLVRTrainer(Trainer):
     def create_model_card(  # type: ignore[override]  # other facts than Trainer's card
         self,
         model_name: str | None = None,
-        license: str = "apache-2.0",
+        license: str | None = None,
         tags: Sequence[str] = (),
         folder: str | Path | None = None,
     ) -> None:
@@ -464,7 +464,7 @@ class MTSLVRTrainer(Trainer):
 
         Args:
             model_name: Title; default: the variant's name in the paper.
-            license: License of the weights, as the Hub spells it.
+            license: License of the weights, as the Hub spells it; default: `args.license`.
             tags: Added to the tags of every MT-SLVR model.
             folder: Folder of the card; default: the output folder.
         """
@@ -475,7 +475,7 @@ class MTSLVRTrainer(Trainer):
             self._summary(),
             model_name=model_name,
             repo_id=getattr(self, "hub_model_id", None),
-            license=license,
+            license=license or self.args.license,
         )
         known = card.data["tags"]
         card.data["tags"] = [*known, *(tag for tag in tags if tag not in known)]

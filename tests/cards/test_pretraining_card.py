@@ -192,7 +192,7 @@ RESULT = MeasuredResult(
 
 
 def test_the_whole_card():
-    card = create_model_card(MTSLVRConfig(), TRAINING, [RESULT], repo_id="tester/card")
+    card = create_model_card(MTSLVRConfig(), TRAINING, [RESULT], repo_id="tester/card", license="apache-2.0")
     pattern = re.escape(unpadded(WHOLE_CARD)).replace(re.escape("..."), ".*")
     assert re.fullmatch(pattern, unpadded(str(card))), str(card)
     assert "Measured by this project with `mtslvr evaluate --model tester/card --data esc50`.\n" in card.text
