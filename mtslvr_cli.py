@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_info(commands)
     _add_card(commands)
+    _add_publish(commands)
     _add_convert(commands)
     _add_export(commands)
     return parser
@@ -458,6 +459,35 @@ def _card(options: argparse.Namespace) -> None:
     results = results_from(options.report, options.name or options.model)
     write_results(options.model, results)
     sys.stdout.write(f"Wrote {len(results)} results into {Path(options.model) / 'README.md'}.\n")
+
+
+def _add_publish(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "publish",
+        help="model, classifier, adapter, embeddings or cached audio to the Hub, after checks",
+        description="Checks a folder and publishes it on the Hub: it must load without this package with the same "
+        "output, its card must be valid and have a license, and no file may hold a token or a local path. What "
+        "arrived is downloaded and compared. The same command can be repeated.",
+        epilog="example: mtslvr publish outputs/my-model me/my-model --license cc-by-4.0",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="output of pretrain, finetune, save_adapter, embed or cache")
+    parser.add_argument("name", metavar="OWNER/NAME", help="repository on the Hub, made if it does not exist")
+    parser.add_argument("--license", help="license as the Hub spells it, or unknown (default: the card's)")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch, made if it does not exist (default: main)")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of a commit")
+    parser.add_argument("--base-model", metavar="FOLDER_OR_NAME", help="model of an adapter")
+    parser.add_argument(
+        "--dry-run", metavar="NEW_FOLDER", type=Path, help="write the files there, print them, and upload nothing"
+    )
+    parser.set_defaults(run=_publish)
+
+
+def _publish(options: argparse.Namespace) -> None:
+    from mtslvr_hf.publishing import publish
+
+    names = "license private revision create_pr base_model dry_run"
+    sys.stdout.write(f"{publish(options.folder, options.name, **_settings(options, names))}\n")
 
 
 def _add_convert(commands: argparse._SubParsersAction) -> None:

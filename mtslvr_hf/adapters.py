@@ -109,6 +109,17 @@ def load_adapter(
     return name
 
 
+def read_adapter(source: str | os.PathLike) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Description and tensors of an adapter's folder or file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If `save_adapter` did not write it.
+    """
+    path = Path(source)
+    return _read(str(path / ADAPTER_FILE if path.is_dir() else path))
+
+
 def trunk_fingerprint(network: MTSLVRModel) -> str:
     """SHA-256 of the weights that all tasks share (stem, layer1, convolutions), the same on every machine."""
     convolutions = [f"encoder.{name}.conv.weight" for name, _ in network.encoder.task_layers()]
@@ -183,4 +194,4 @@ def _set_classifier(
         model.classifier.bias.copy_(tensors["classifier.bias"])
 
 
-__all__ = ["load_adapter", "save_adapter"]
+__all__ = ["ADAPTER_FILE", "load_adapter", "read_adapter", "save_adapter"]

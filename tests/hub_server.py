@@ -101,6 +101,9 @@ class HubServer:
         token: The one token that may write.
         user: Its user, in whose namespace repositories are made.
         requests: Method, path and `Range` header of each request, in order.
+        read_only: Answer 403 to commits.
+        cut: Close the connection at commits, without an answer.
+        damaged: Paths that are served with another first byte.
         repositories: By ("models" | "datasets" | "spaces", "owner/name").
     """
 
@@ -109,6 +112,8 @@ class HubServer:
         self.requests: list[tuple[str, str, str | None]] = []
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.lfs: dict[str, bytes] = {}  # by SHA-256
+        self.read_only = self.cut = False
+        self.damaged: set[str] = set()
         self.lock = threading.Lock()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (HubHandler,), {"hub": self}))
         self._http.daemon_threads = True
@@ -285,9 +290,20 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def commit(self, kind: str, repo: str, revision: str) -> None:
         self.require_token()
+        if self.hub.cut:
+            self.close_connection = True
+            return
+        if self.hub.read_only:
+            raise HubError(403, "You need the role write for this repository")
         repository = self.repository(kind, repo)
         if revision not in repository.branches:
             raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        pull_request = None
+        if self.query.get("create_pr", ["0"])[0] in ("1", "true"):
+            number = 1 + sum(name.startswith("refs/pr/") for name in repository.branches)
+            start, revision = repository.branches[revision], f"refs/pr/{number}"
+            repository.branches[revision] = list(start)
+            pull_request = f"{self.hub.endpoint}/{repo}/discussions/{number}"
         commits = repository.branches[revision]
         files, title = dict(commits[-1].files), ""
         for line in filter(None, self.body.split(b"\n")):
@@ -310,7 +326,8 @@ class HubHandler(BaseHTTPRequestHandler):
                 files = {path: blob for path, blob in files.items() if not path.startswith(prefix)}
         commits.append(repository.next_commit(commits, title, files))
         url = f"{self.hub.endpoint}/{repo}/commit/{commits[-1].oid}"
-        self.answer({"success": True, "commitOid": commits[-1].oid, "commitUrl": url, "hookOutput": ""})
+        found = {"success": True, "commitOid": commits[-1].oid, "commitUrl": url, "hookOutput": ""}
+        self.answer(found if pull_request is None else {**found, "pullRequestUrl": pull_request})
 
     def info(self, kind: str, repo: str, revision: str = "main") -> None:
         repository = self.repository(kind, repo)
@@ -356,6 +373,8 @@ class HubHandler(BaseHTTPRequestHandler):
         if path not in head.files:
             raise HubError(404, "Entry not found", "EntryNotFound")
         blob = head.files[path]
+        if path in self.hub.damaged:
+            blob = Blob(bytes([blob.content[0] ^ 1]) + blob.content[1:], blob.lfs)
         headers = {"X-Repo-Commit": head.oid, "ETag": f'"{blob.etag}"', "Accept-Ranges": "bytes"}
         headers["Content-Type"] = "application/octet-stream"
         if blob.lfs:

@@ -6,14 +6,17 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 from yaml import YAMLError
 
+from ..files import write_json
 from .parts import eval_result, is_hub_name, save_card
+
+RESULTS = "results.json"  # the results in the card, which publishing compares with it
 
 CLASSIFIERS = {
     "centroid": "nearest centroid",
@@ -144,7 +147,9 @@ def results_section(results: Sequence[MeasuredResult]) -> str:
 
 
 def write_results(folder: str | Path, results: Sequence[MeasuredResult]) -> None:
-    """Writes results into a pre-trained model's README.md: its section `## Results` and its metadata are replaced.
+    """Writes results into a pre-trained model's README.md and `results.json`.
+
+    In the card, the section `## Results` and the metadata of results are replaced.
 
     Raises:
         FileNotFoundError: If there is no README.md.
@@ -174,6 +179,45 @@ def write_results(folder: str | Path, results: Sequence[MeasuredResult]) -> None
     data.metrics = sorted({result.metric for result in results})
     data.eval_results = [result.metadata() for result in results]
     save_card(card, path.parent)
+    write_json(path.parent / RESULTS, [asdict(result) for result in results])
 
 
-__all__ = ["MeasuredResult", "results_from", "results_section", "write_results"]
+def check_results(folder: Path) -> bool:
+    """True if a card's results are those of the folder's reports; False if it has results without a report.
+
+    The reports are `results.json` of [`write_results`] and, for a classifier, `eval_results.json` of its training.
+
+    Raises:
+        ValueError: If the card's results differ from the reports.
+    """
+    card = ModelCard((folder / "README.md").read_text(encoding="utf-8"))
+    in_card = getattr(card.data, "eval_results", None) or []
+    reports, training = folder / RESULTS, folder / "eval_results.json"
+    if reports.is_file():
+        results = [
+            MeasuredResult(**{**each, "interval": each["interval"] and tuple(each["interval"])})
+            for each in json.loads(reports.read_text(encoding="utf-8"))
+        ]
+        same = results_section(results) in card.text and [_number(result.metadata()) for result in results] == [
+            _number(each) for each in in_card
+        ]
+        if not same:
+            raise ValueError(f"the results in the card differ from {RESULTS}: write them again with `mtslvr card`.")
+    elif in_card and training.is_file():
+        measured = json.loads(training.read_text(encoding="utf-8"))
+        for each in in_card:
+            value = measured.get(f"eval_{each.metric_type}")
+            if value is not None and value != each.metric_value:
+                raise ValueError(
+                    f"the card says {each.metric_type} {each.metric_value}, and {training.name} says {value}."
+                )
+    else:
+        return not in_card
+    return True
+
+
+def _number(result: EvalResult) -> tuple[str, str, str | None, Any]:
+    return result.dataset_type, result.metric_type, result.metric_name, result.metric_value
+
+
+__all__ = ["RESULTS", "MeasuredResult", "check_results", "results_from", "results_section", "write_results"]
