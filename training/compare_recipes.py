@@ -5,8 +5,8 @@
     python training/compare_recipes.py A.yaml B.yaml --output outputs/quick --seeds 1 --max_steps 100
 
 The first configuration is the reference of the differences. Fields of pretrain.py at the end are for all of them. The
-same command, started again, keeps finished runs and embeddings. The tables are in OUTPUT/comparison.md, all figures in
-OUTPUT/comparison.json.
+same command, started again, keeps finished runs and embeddings. The tables are in OUTPUT/NAME.md, all figures in
+OUTPUT/NAME.json.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     reports = {shots: score(runs, shots, options) for shots in SHOTS}
     tables = to_markdown(collect(reports), options.configs[0].stem)
     content = {str(shots): report.to_dict() for shots, report in reports.items()}
-    (options.output / "comparison.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    (options.output / "comparison.md").write_text(tables, encoding="utf-8")
+    (options.output / f"{options.name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (options.output / f"{options.name}.md").write_text(tables, encoding="utf-8")
     print(tables)
 
 
@@ -94,6 +94,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         default=DEVELOPMENT,
         help=f"labelled data sets (default: {','.join(DEVELOPMENT)})",
     )
+    parser.add_argument("--name", default="comparison", help="name of the two files (default: %(default)s)")
     options, fields = parser.parse_known_args(argv)
     names = [path.stem for path in options.configs]
     if len(set(names)) < len(names):

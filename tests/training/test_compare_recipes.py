@@ -113,8 +113,9 @@ def test_trains_every_seed_and_evaluates_all_runs(tmp_path, monkeypatch, capsys)
     tables = (output / "comparison.md").read_text(encoding="utf-8")
     assert tables in capsys.readouterr().out
     assert set(json.loads((output / "comparison.json").read_text(encoding="utf-8"))) == {"1", "5"}
-    script.main(arguments)
-    assert len(commands) == 6  # finished runs are kept
+    script.main([*arguments, "--name", "confirmation", "--data", "birds"])
+    assert len(commands) == 6 and asked[-1][1] == ("birds",)  # finished runs are kept
+    assert (output / "confirmation.md").is_file() and (output / "comparison.md").read_text() == tables
 
 
 def test_two_files_of_one_name(tmp_path, capsys):
