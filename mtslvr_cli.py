@@ -523,9 +523,10 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "export",
         help="model to an ONNX file",
-        description="Writes a model as one ONNX file, from waveforms (padded, with an attention mask, any batch and "
-        "length) or spectrograms to embeddings, and compares it with torch. Above a relative error of 1e-4 it exits "
-        "with 1 and leaves no file. Needs `pip install 'mtslvr-hf[onnx]'`.",
+        description="Writes a model as one ONNX file: from mono audio at the model's sampling rate, of any length, or "
+        "from spectrograms, to embeddings and a classifier's logits. The file normalizes the audio. It is compared "
+        "with torch; above the tolerance, it is written only if rounding explains the error, with a warning. Needs "
+        "`pip install onnx onnxruntime onnxscript`.",
         epilog="example: mtslvr export outputs/my-model --output my-model.onnx",
     )
     parser.add_argument("model", metavar="MODEL", help="a model's folder or its name on the Hub")
@@ -533,23 +534,38 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--input", choices=("waveform", "spectrogram"), default="waveform", help="kind of input (default: %(default)s)"
     )
+    parser.add_argument(
+        "--attention-mask",
+        action="store_true",
+        help="add the input attention_mask, for clips of different lengths in a batch",
+    )
     parser.add_argument("--tasks", metavar="A,B", type=_names, help="tasks of the embedding (default: the model's)")
+    parser.add_argument("--no-classifier", action="store_true", help="export a classifier's embedding alone")
     _add_pooling_options(parser)
     parser.add_argument("--opset", type=int, help="ONNX operator set, 18 or higher (default: torch's)")
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-4, help="largest relative error of an output (default: %(default)s)"
+    )
     parser.set_defaults(run=_export)
 
 
 def _export(options: argparse.Namespace) -> None:
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel, AutoModelForAudioClassification
 
+    from mtslvr_hf import MTSLVRForAudioClassification
     from mtslvr_hf.export import export_onnx
 
     _check_model_folder(options.model)
-    model = AutoModel.from_pretrained(options.model, **_pooling(options))
-    report = export_onnx(model, options.output, options.input, options.tasks, options.opset)
+    architectures = AutoConfig.from_pretrained(options.model).architectures or []
+    classifies = MTSLVRForAudioClassification.__name__ in architectures and not options.no_classifier
+    auto_class = AutoModelForAudioClassification if classifies else AutoModel
+    model = auto_class.from_pretrained(options.model, **_pooling(options))
+    settings = _settings(options, "input tasks opset attention_mask tolerance")
+    report = export_onnx(model, options.output, **settings)
+    logits = "" if report.labels is None else f"logits of {len(report.labels)} classes and "
     sys.stdout.write(
-        f"Wrote {report.path}: {report.input} to embeddings of {report.embedding_size} ({', '.join(report.tasks)}), "
-        f"opset {report.opset}, {report.size / 1e6:.1f} MB.\n"
+        f"Wrote {report.path}: {report.input} to {logits}embeddings of {report.embedding_size} "
+        f"({', '.join(report.tasks)}), opset {report.opset}, {report.size / 1e6:.1f} MB.\n"
         f"Largest relative error against torch, {report.clips} clips: {report.max_error:.1e}.\n"
     )
 

@@ -105,16 +105,14 @@ def onnx_session(
 
     from mtslvr_hf.export import export_onnx
 
+    extractor = MTSLVRFeatureExtractor(normalization="none")  # the waveforms are normalized
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False):
         path = Path(folder) / "model.onnx"
-        print(f"ONNX: largest relative error {export_onnx(model, path).max_error:.1e}")
+        print(f"ONNX: largest relative error {export_onnx(model, path, feature_extractor=extractor).max_error:.1e}")
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = options.threads
         session = onnxruntime.InferenceSession(path.read_bytes(), settings, providers=["CPUExecutionProvider"])
-    inputs = {
-        "input_values": waveforms.cpu().numpy(),
-        "attention_mask": np.ones(waveforms.shape, dtype=np.int64),
-    }
+    inputs = {"waveforms": waveforms.cpu().numpy()}
     return lambda: torch.from_numpy(session.run(None, inputs)[0])
 
 

@@ -24,7 +24,7 @@ from scipy.signal import lfilter
 from torch import nn
 
 from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRModel
-from mtslvr_hf.export.graphs import DECOMPOSITIONS, EmbeddingGraph, SpectrogramGraph, WaveformGraph
+from mtslvr_hf.export.graphs import DECOMPOSITIONS, ModelGraph, SpectrogramGraph, WaveformGraph
 from mtslvr_hf.export.onnx import compare, to_onnx
 
 SECONDS, RATE = 10, 16_000
@@ -34,6 +34,7 @@ BATCHES, THREADS = (1, CLIPS), (1, 2)
 ATEN = torch.ops.aten
 DFT = "DFT (torch)"
 OURS = "matrix products (the package)"
+NORMALIZED = MTSLVRFeatureExtractor(normalization="none")  # the batches are normalized
 
 
 def main() -> None:
@@ -77,20 +78,20 @@ def stft_by_dft(
     return torch.complex(real, spectrum.imag).transpose(1, 2)
 
 
-class FrontendGraph(EmbeddingGraph):
+class FrontendGraph(ModelGraph):
     """Front end alone."""
 
-    dynamic_axes = {"input_values": {0: "batch", 1: "samples"}}
+    dynamic_axes = {"waveforms": {0: "batch", 1: "samples"}}
 
-    def forward(self, input_values: torch.Tensor) -> torch.Tensor:
-        return self.network.frontend(input_values).contiguous()
+    def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
+        return self.network.frontend(waveforms).contiguous()
 
 
 class ForwardGraph(WaveformGraph):
     """Forward of the model, with its own windows."""
 
-    def forward(self, input_values: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return self.network(input_values, attention_mask, tasks=self.tasks).pooler_output
+    def forward(self, waveforms: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        return self.network(waveforms, attention_mask, tasks=self.tasks).pooler_output
 
 
 def make_inputs(options: argparse.Namespace) -> dict[str, dict[str, torch.Tensor]]:
@@ -154,14 +155,15 @@ def make_model(base_width: int, inputs: dict[str, torch.Tensor]) -> MTSLVRModel:
 def export_both(model: MTSLVRModel, table: dict[Any, Callable], folder: Path) -> dict[str, bytes]:
     """ONNX files of the front end and of the whole network."""
     network, tasks = model.inference_network(), model.config.embedding_tasks
-    example = {"input_values": torch.randn(3, SAMPLES // 2)}
+    example = {"waveforms": torch.randn(3, SAMPLES // 2)}
+    whole = WaveformGraph(network, tasks, NORMALIZED, with_mask=True)
     return {
-        "front end": export(FrontendGraph(network, tasks), example, table, folder),
-        "whole network": export(WaveformGraph(network, tasks), WaveformGraph.batches(model)[-1], table, folder),
+        "front end": export(FrontendGraph(network, tasks, NORMALIZED), example, table, folder),
+        "whole network": export(whole, whole.batches()[-1], table, folder),
     }
 
 
-def export(graph: EmbeddingGraph, example: dict[str, torch.Tensor], table: dict[Any, Callable], folder: Path) -> bytes:
+def export(graph: ModelGraph, example: dict[str, torch.Tensor], table: dict[Any, Callable], folder: Path) -> bytes:
     with patch.dict(DECOMPOSITIONS, table, clear=True):
         program = to_onnx(graph.eval(), example)
     program.save(folder / "model.onnx", external_data=False)
@@ -186,9 +188,10 @@ def report_accuracy(
         sessions = {part: session(content, 1) for part, content in contents.items()}
         for kind, batch in inputs.items():
             values = batch["input_values"]
-            (features,) = sessions["front end"].run(None, {"input_values": values.numpy()})
+            named = {"waveforms": values.numpy(), "attention_mask": batch["attention_mask"].numpy()}
+            (features,) = sessions["front end"].run(None, {"waveforms": values.numpy()})
             log_mel = (torch.from_numpy(features) - model.frontend(values))[:, 0].abs()
-            (found,) = sessions["whole network"].run(None, {key: value.numpy() for key, value in batch.items()})
+            (found,) = sessions["whole network"].run(None, named)
             expected = model(**batch).pooler_output
             difference = torch.from_numpy(found) - expected
             relative = (difference.norm(dim=1) / expected.norm(dim=1)).max()
@@ -205,7 +208,7 @@ def report_speed(files: dict[str, dict[str, bytes]], rounds: int) -> None:
             sessions = {name: session(contents[part], threads) for name, contents in files.items()}
             for clips in BATCHES:
                 noise = np.random.default_rng(0).standard_normal((clips, SAMPLES)).astype(np.float32)
-                batch = {"input_values": noise, "attention_mask": np.ones(noise.shape, dtype=np.int64)}
+                batch = {"waveforms": noise, "attention_mask": np.ones(noise.shape, dtype=np.int64)}
                 if part == "front end":
                     del batch["attention_mask"]
                 functions = {name: (lambda s=s, b=batch: s.run(None, b)) for name, s in sessions.items()}
@@ -228,9 +231,12 @@ def report_others(path: Path) -> None:
     for name, (graph, table, n_fft) in cases.items():
         torch.manual_seed(0)
         model = MTSLVRModel(MTSLVRConfig(base_width=4, n_fft=n_fft)).eval().requires_grad_(False)
-        batches, network = graph.batches(model), copy.deepcopy(model.inference_network())
+        network = copy.deepcopy(model.inference_network())
+        options = {} if graph is SpectrogramGraph else {"with_mask": True}
+        built = graph(network, model.config.embedding_tasks, MTSLVRFeatureExtractor(), **options)
+        batches = built.batches()
         try:
-            export(graph(network, model.config.embedding_tasks), batches[-1], table, path.parent)
+            export(built, batches[-1], table, path.parent)
             outcome = f"largest relative error {max(compare(path, model, batches)):.1e}"
         except Exception as error:  # torch, onnxscript and onnxruntime have different classes
             cause = error

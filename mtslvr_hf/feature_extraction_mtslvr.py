@@ -13,6 +13,7 @@ from transformers import BatchFeature, SequenceFeatureExtractor
 NORMALIZATIONS = ("global", "sample", "none")
 AUDIOSET_MEAN = -0.00029522
 AUDIOSET_STD = 0.11652075
+SMALLEST_STD = 1e-7  # of a clip; silence stays silence
 MAX_CHANNELS = 64  # an array with more rows is not (channels, samples)
 
 
@@ -30,7 +31,7 @@ def normalize_waveforms(
         return (waveforms - mean) / std
     if normalization == "sample":
         own_std, own_mean = torch.std_mean(waveforms, dim=-1, keepdim=True, correction=0)
-        return (waveforms - own_mean) / own_std.clamp(min=1e-7)  # silence stays silence
+        return (waveforms - own_mean) / own_std.clamp(min=SMALLEST_STD)
     return waveforms
 
 
