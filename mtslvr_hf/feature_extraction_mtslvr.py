@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, Union, cast
 
 import numpy as np
 import torch
@@ -14,6 +15,19 @@ NORMALIZATIONS = ("global", "sample", "none")
 AUDIOSET_MEAN = -0.00029522
 AUDIOSET_STD = 0.11652075
 MAX_CHANNELS = 64  # an array with more rows is not (channels, samples)
+
+
+class AudioDecoder(Protocol):
+    """Decoder of torchcodec and datasets."""
+
+    def get_all_samples(self) -> Any:
+        """Object with `data`, (channels, samples), and `sample_rate`."""
+
+
+# One clip: path or URL, encoded bytes, samples, a dictionary with the keys of a `datasets.Audio` column, or a decoder.
+AudioInput: TypeAlias = Union[
+    str, "os.PathLike[str]", bytes, np.ndarray, torch.Tensor, Sequence[float], Mapping[str, Any], AudioDecoder
+]
 
 
 def normalize_waveforms(
@@ -50,7 +64,7 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
     Example:
 
         >>> extractor = MTSLVRFeatureExtractor()
-        >>> inputs = extractor([np.zeros(44100), np.zeros((2, 22050))], sampling_rate=44100, return_tensors="pt")
+        >>> inputs = extractor([np.zeros(44100), np.zeros(22050)], sampling_rate=44100, return_tensors="pt")
         >>> inputs["input_values"].shape
         torch.Size([2, 16000])
     """
@@ -82,21 +96,22 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
 
     def __call__(
         self,
-        raw_speech: Any,
+        raw_speech: AudioInput | Iterable[AudioInput],
         sampling_rate: int | None = None,
         padding: bool | str = True,
         max_length: int | None = None,
         truncation: bool = False,
         return_attention_mask: bool | None = None,
         return_tensors: str | None = None,
+        channels_first: bool = False,
     ) -> BatchFeature:
-        """Prepares one clip or a list of clips; nothing is random.
+        """Prepares one clip or several; nothing is random.
 
         Args:
-            raw_speech: One clip or a list of clips. A clip is a numpy array, torch tensor (its device is kept) or list
-                of floats, (samples,) or (channels, samples); a dictionary with `array` and `sampling_rate`; or a
-                decoder with `get_all_samples()`, as in `datasets` and torchcodec. Integers of 8, 16 and 32 bits are
-                PCM. A 2-D array is one clip; a batch is a list or a 3-D array.
+            raw_speech: One clip, a list of clips, or a batch (batch, samples) as an array or tensor. A clip is a numpy
+                array, torch tensor (its device is kept) or list of floats, (samples,); a dictionary with `array` and
+                `sampling_rate`, or a decoder with `get_all_samples()`, as in `datasets` and torchcodec, whose arrays
+                may be (channels, samples). Channels are averaged. Integers of 8, 16 and 32 bits are PCM.
             sampling_rate: Rate of the clips in Hz; not needed for clips that have a rate.
             padding: `True` or `"longest"` pads with zeros on the right to the longest clip, `"max_length"` to
                 `max_length`; `False` does not pad.
@@ -104,15 +119,19 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
             truncation: Whether to cut clips longer than `max_length`.
             return_attention_mask: Whether to return the mask, 1 for samples and 0 for padding.
             return_tensors: `"pt"` or `"np"`; default: lists of numpy arrays.
+            channels_first: True if a 2-D array is one clip (channels, samples); a 3-D array is then a batch of them,
+                (batch, channels, samples).
 
         Returns:
             `input_values` (batch, samples) float32 and `attention_mask` (batch, samples) int64.
 
         Raises:
-            ValueError: If a clip is empty, not finite, complex or of a wrong shape; if a rate is missing, contradicts
-                the rate of the clip, or differs from the extractor's without `do_resample`. It names the clip.
+            ValueError: If a clip is empty, not finite, complex or of a shape with another or an ambiguous meaning; if
+                a rate is missing, contradicts the rate of the clip, or differs from the extractor's without
+                `do_resample`. It names the clip.
         """
-        clips = [self._prepare(clip, sampling_rate, number) for number, clip in enumerate(_clips_of(raw_speech))]
+        raw_clips = enumerate(_clips_of(raw_speech, channels_first))
+        clips = [self._prepare(clip, sampling_rate, number, channels_first) for number, clip in raw_clips]
         length = self._padded_length(clips, padding, max_length, truncation)
         if truncation:
             clips = [clip[:max_length] for clip in clips]
@@ -130,15 +149,16 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
         arrays = {name: [value.cpu().numpy() for value in values] for name, values in features.items()}
         return BatchFeature(arrays, tensor_type=return_tensors)
 
-    def _prepare(self, clip: Any, sampling_rate: int | None, number: int) -> torch.Tensor:
+    def _prepare(self, clip: Any, sampling_rate: int | None, number: int, channels_first: bool) -> torch.Tensor:
         """Clip as normalized (samples,) float32 at `self.sampling_rate`."""
         samples, own_rate = _samples_and_rate(clip)
+        channels_first = channels_first or samples is not clip
         rate = own_rate if sampling_rate is None else sampling_rate
         if rate is None:
             raise ValueError(f"Clip {number} came without a sampling rate: pass `sampling_rate` in Hz.")
         if own_rate not in (None, rate):
             raise ValueError(f"Clip {number} has {own_rate} Hz, but `sampling_rate` is {sampling_rate} Hz: drop one.")
-        waveform = _mono(samples, number)
+        waveform = _mono(samples, number, channels_first)
         if rate != self.sampling_rate:
             waveform = self._resample(waveform, rate, number)
         return normalize_waveforms(waveform, self.normalization, self.mean, self.std)
@@ -168,15 +188,64 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
         return max(longest, max_length or 0) if padding == "max_length" else longest
 
 
-def _clips_of(raw: Any) -> list[Any]:
+def _clips_of(raw: Any, channels_first: bool) -> list[Any]:
     """Clips of an argument that is one clip or several."""
-    if isinstance(raw, (list, tuple)):
-        if len(raw) == 0:
-            raise ValueError("Got an empty list of clips.")
-        return [raw] if all(isinstance(value, (int, float, np.number)) for value in raw) else list(raw)
-    if isinstance(raw, (np.ndarray, torch.Tensor)) and raw.ndim == 3:
-        return list(raw)
-    return [raw]
+    if isinstance(raw, (np.ndarray, torch.Tensor)):
+        raw = list(split_array(raw, channels_first)[0])
+    elif not isinstance(raw, (list, tuple)) or (raw and all(isinstance(v, (int, float, np.number)) for v in raw)):
+        raw = [raw]
+    if len(raw) == 0:
+        raise ValueError("Got an empty list of clips.")
+    return list(raw)
+
+
+def split_array(array: np.ndarray | torch.Tensor, channels_first: bool) -> tuple[Sequence[Any], bool]:
+    """Clips of an array, and whether it is a single clip.
+
+    Args:
+        array: (samples,) or (batch, samples); with `channels_first`, (channels, samples) or (batch, channels,
+            samples), also (samples,).
+        channels_first: Whether it has an axis of channels.
+
+    Raises:
+        ValueError: If it has other axes, or is more likely (samples, channels).
+    """
+    shape = tuple(array.shape)
+    if len(shape) == 1 or (len(shape) == 2 and channels_first):
+        return cast(Sequence[Any], [array]), True
+    if len(shape) == 2 and shape[0] > shape[1] and 0 < shape[1] <= MAX_CHANNELS:
+        raise ValueError(
+            f"The array has the shape {shape}: one clip (samples, channels), or {shape[0]} clips (batch, samples) of "
+            f"{shape[1]} samples? For one clip, transpose it and pass `channels_first=True`; for several, pass a list."
+        )
+    if len(shape) != 3 if channels_first else len(shape) != 2:
+        raise ValueError(
+            f"The array has the shape {shape}; expected (samples,) for one clip or (batch, samples) for several; with "
+            "`channels_first=True`, (channels, samples) or (batch, channels, samples)."
+        )
+    return cast(Sequence[Any], array), False
+
+
+def check_shape(shape: Sequence[int], name: str, channels_first: bool) -> None:
+    """Checks the shape of one clip: (samples,), or (channels, samples) with one channel or if the caller said so.
+
+    Raises:
+        ValueError: If it has another shape, or one that may also be a batch.
+    """
+    shape = tuple(shape)
+    if len(shape) == 1 or 0 in shape or (len(shape) == 2 and shape[0] == 1):
+        return
+    if len(shape) != 2 or shape[0] > min(MAX_CHANNELS, shape[1]):
+        raise ValueError(
+            f"{name} has the shape {shape}; expected (samples,), or (channels, samples) with at most {MAX_CHANNELS} "
+            "channels. Transpose (samples, channels); pass several clips as a list."
+        )
+    if not channels_first:
+        raise ValueError(
+            f"{name} has the shape {shape}: one clip (channels, samples), or {shape[0]} clips (batch, samples)? For "
+            "one clip, pass `channels_first=True`, or a dictionary with `array` and `sampling_rate`; for several, "
+            "pass a list of (samples,), or the array without a list around it."
+        )
 
 
 def _samples_and_rate(clip: Any) -> tuple[Any, int | None]:
@@ -191,16 +260,12 @@ def _samples_and_rate(clip: Any) -> tuple[Any, int | None]:
     return clip, None
 
 
-def _mono(samples: Any, number: int) -> torch.Tensor:
+def _mono(samples: Any, number: int, channels_first: bool) -> torch.Tensor:
     """(samples,) or (channels, samples) of any kind -> (samples,) float32."""
     waveform = samples if isinstance(samples, torch.Tensor) else waveform_from_array(samples, number)
     if waveform.dtype.is_complex:
         raise ValueError(f"Clip {number} is complex; expected real samples.")
-    if waveform.ndim not in (1, 2) or (waveform.ndim == 2 and waveform.shape[0] > MAX_CHANNELS):
-        raise ValueError(
-            f"Clip {number} has the shape {tuple(waveform.shape)}; expected (samples,) or (channels, samples). "
-            "Several clips go into a list."
-        )
+    check_shape(waveform.shape, f"Clip {number}", channels_first)
     if waveform.numel() == 0:
         raise ValueError(f"Clip {number} is empty.")
     waveform = to_float(waveform.detach(), number)

@@ -11,12 +11,12 @@ import importlib
 import itertools
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_mtslvr import ADAPTER_TYPES, MTSLVRConfig
+from .feature_extraction_mtslvr import AudioInput, MTSLVRFeatureExtractor
 from .losses_mtslvr import AugmentationPredictionLoss, NegativeCosineLoss, NTXentLoss, ParameterDifferenceLoss
 
 logger = logging.get_logger(__name__)
@@ -663,14 +664,100 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
                 "embedding alone."
             )
 
-    def encode(self, audio: Any, sampling_rate: int | None = None, **options: Any) -> Any:
-        """Embeds audio of any kind, length and rate: files, URLs, arrays, data set rows, or an iterator of them.
+    def encode(
+        self,
+        audio: AudioInput | Iterable[Any],
+        sampling_rate: int | None = None,
+        *,
+        feature_extractor: MTSLVRFeatureExtractor | None = None,
+        tasks: Sequence[str] | str | None = None,
+        batch_size: int = 32,
+        normalize: bool = False,
+        return_timestamps: bool = False,
+        convert_to: Literal["numpy", "torch"] = "numpy",
+        on_error: Literal["raise", "skip"] = "raise",
+        num_workers: int = 2,
+        compile: bool = False,
+        show_progress_bar: bool | None = None,
+        channels_first: bool = False,
+    ) -> Any:
+        """Embeddings of audio of any kind, rate and length: files, URLs, arrays, data set rows, iterators of them.
 
-        Needs the package. [`mtslvr_hf.embedding.encode`] has the arguments: `tasks`, `batch_size`, `normalize`,
-        `return_timestamps`, `convert_to`, `on_error`, `num_workers`, `compile`, `show_progress_bar` and
-        `feature_extractor`.
+        Audio is cut into windows, whose embeddings are averaged. soxr resamples it, as in pre-training. Memory does
+        not grow with an item's length, and the model does not change. Silence has an embedding. Needs the package.
+
+        Args:
+            audio: One item or several (list, tuple, iterator, `datasets.Dataset` or `IterableDataset`, or an array or
+                tensor (batch, samples)). An item is a path; a URL that fsspec opens; an array, tensor or list of
+                numbers, (samples,); a dictionary with `array`, (samples,) or (channels, samples), and `sampling_rate`,
+                or with `bytes` or `path` of an encoded file; an encoded file's bytes; a data set's row with an audio
+                column; or a decoder of datasets or torchcodec. Integers are converted as by `MTSLVRFeatureExtractor`,
+                and channels are averaged.
+            sampling_rate: Rate in Hz of arrays without one. Default: every item has its own.
+            feature_extractor: Sets normalization, sampling rate and `do_resample`. Default: the one saved with the
+                model's weights; for a model that was not loaded, the standard one.
+            tasks: Tasks of the embedding, in its order. Default: the model's active ones.
+            batch_size: Windows that go through the network at once. Default: 32.
+            normalize: Give embeddings the L2 norm 1. Default: False.
+            return_timestamps: Return embeddings over time. Default: False.
+            convert_to: `"numpy"` (default), or `"torch"` for tensors on the CPU.
+            on_error: `"raise"` (default), or `"skip"`: a bad item's row is NaN (with timestamps: no frames), with a
+                warning.
+            num_workers: Threads that decode ahead; 0 decodes between batches. Default: 2.
+            compile: Compile the network with `torch.compile`, once for this `batch_size`: takes about ten seconds,
+                saves more over thousands of windows. Needs a C++ compiler on a CPU. Default: False.
+            show_progress_bar: Default: on a terminal, for more than 10 items or an unknown number.
+            channels_first: True if a 2-D array is one clip (channels, samples); a 3-D array is then a batch of them.
+                Default: False.
+
+        Returns:
+            (D,) float32 for one item, (items, D) for several. With timestamps, a named tuple of `embeddings`
+            (frames, D) and `seconds` (frames,), the centers of the frames, or a list of them.
+
+        Raises:
+            BadClipError: A ValueError that names the bad item, the reason and a remedy.
+            TypeError: If `audio` is neither one item nor several.
+            ValueError: If an option is out of range, the extractor does not fit the model, or an array may be read in
+                two ways.
+            OSError: If there is no feature extractor with the model's weights.
         """
-        return _of_package("embedding").encode(self.base_model, audio, sampling_rate, **options)
+        return _of_package("embedding").encode(
+            self.base_model,
+            audio,
+            sampling_rate,
+            feature_extractor=feature_extractor,
+            tasks=tasks,
+            batch_size=batch_size,
+            normalize=normalize,
+            return_timestamps=return_timestamps,
+            convert_to=convert_to,
+            on_error=on_error,
+            num_workers=num_workers,
+            compile=compile,
+            show_progress_bar=show_progress_bar,
+            channels_first=channels_first,
+        )
+
+    @staticmethod
+    def similarity(a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> Tensor:
+        """Cosine similarities of all pairs of embeddings, as in sentence-transformers.
+
+        Args:
+            a, b: Embeddings (n, D) and (m, D), or (D,) for a single one.
+
+        Returns:
+            (n, m) float32.
+
+        Raises:
+            ValueError: If the shapes are others, or the sizes of the embeddings differ.
+        """
+        a, b = torch.as_tensor(a).float(), torch.as_tensor(b).float()
+        if a.ndim not in (1, 2) or b.ndim not in (1, 2) or a.shape[-1] != b.shape[-1]:
+            raise ValueError(
+                f"Embeddings have the shapes {tuple(a.shape)} and {tuple(b.shape)}; expected (n, D) and (m, D)."
+            )
+        a, b = F.normalize(a, dim=-1), F.normalize(b, dim=-1)
+        return torch.atleast_2d(a) @ torch.atleast_2d(b).T
 
     def add_adapter(self, name: str, adapter_type: str | None = None, init_from: str | None = None) -> None:
         """Adds a task with adapters and a head of its own; the embeddings of other tasks do not change.

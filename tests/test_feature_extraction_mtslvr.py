@@ -32,13 +32,19 @@ class Decoder:
         tone(1000).astype(np.float64),
         tone(1000).tolist(),
         torch.from_numpy(tone(1000)),
-        np.stack([tone(1000), tone(1000)]),
+        tone(1000)[None],
         {"array": tone(1000), "sampling_rate": 16000},
+        {"array": np.stack([tone(1000), tone(1000)]), "sampling_rate": 16000},
         Decoder(),
         np.round(tone(1000) * 2**15).clip(-(2**15), 2**15 - 1).astype(np.int16),
         np.round(tone(1000).astype(np.float64) * 2**31).clip(-(2**31), 2**31 - 1).astype(np.int32),
     ],
-    ids=["float32", "float64", "list", "tensor", "stereo", "dictionary", "decoder", "int16", "int32"],
+    ids=[
+        *["float32", "float64", "list", "tensor", "one channel", "dictionary", "stereo"],
+        "decoder",
+        "int16",
+        "int32",
+    ],
 )
 def test_every_kind_of_clip_alone_and_in_a_list(clip):
     rate = None if isinstance(clip, (dict, Decoder)) else 16000
@@ -48,9 +54,24 @@ def test_every_kind_of_clip_alone_and_in_a_list(clip):
         np.testing.assert_allclose(inputs["input_values"][0, :1000], tone(1000), atol=1e-4)
 
 
-def test_stereo_is_mixed_down():
-    stereo = np.stack([np.full(100, 0.5), np.full(100, -0.1)])
-    np.testing.assert_allclose(PLAIN(stereo, sampling_rate=16000, return_tensors="np")["input_values"], 0.2, atol=1e-7)
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_a_2d_array_is_a_batch_and_channels_must_be_said(kind):
+    stereo = kind(np.stack([np.full(100, 0.5), np.full(100, -0.1)]))
+
+    def values(*clips, **options):
+        return PLAIN(*clips, sampling_rate=16000, return_tensors="np", **options)["input_values"]
+
+    np.testing.assert_allclose(values(stereo), stereo)
+    np.testing.assert_allclose(values({"array": stereo, "sampling_rate": 16000}), np.full((1, 100), 0.2), atol=1e-7)
+    for clips in (stereo, [stereo], stereo[None]):
+        np.testing.assert_allclose(values(clips, channels_first=True), np.full((1, 100), 0.2), atol=1e-7)
+    np.testing.assert_allclose(values([stereo[0], stereo], channels_first=True)[:, 0], [0.5, 0.2], atol=1e-7)
+    with pytest.raises(ValueError, match=r"Clip 1 .* \(2, 100\): one clip \(channels, samples\), or 2 clips"):
+        values([stereo[0], stereo])
+    with pytest.raises(ValueError, match=r"\(100, 2\): one clip \(samples, channels\), or 100 clips"):
+        values(stereo.T)
+    with pytest.raises(ValueError, match=r"\(1, 2, 100\); expected \(samples,\) for one clip"):
+        values(stereo[None])
 
 
 def test_padding_and_mask():
@@ -105,7 +126,7 @@ def test_rates_that_are_missing_wrong_or_contradictory():
         (np.array([0.0, np.inf]), "NaN or infinite"),
         (np.zeros(4, np.complex64), "Clip 1 is complex"),
         (np.zeros((2, 2, 4)), "has the shape"),
-        (np.zeros((4000, 2)), "expected \\(samples,\\) or \\(channels, samples\\)"),
+        (np.zeros((4000, 2)), "expected \\(samples,\\), or \\(channels, samples\\)"),
         (np.zeros(4, np.int64), "full scale"),
         ("kick.wav", "Clip 1 is a str"),
         ([[0.1], [0.1, 0.2]], "Clip 1 is a list"),

@@ -57,7 +57,7 @@ PUBLISH = """
         card = create_model_card(config, TrainingSummary(steps=1, batch_size=4), repo_id=name)
         # Not card.push_to_hub: before huggingface_hub 2 it asks huggingface.co, whatever the endpoint.
         HfApi().upload_file(repo_id=name, path_or_fileobj=str(card).encode(), path_in_repo="README.md")
-    clips = [torch.randn(20000), torch.randn(2, 30000)]
+    clips = [torch.randn(20000), torch.randn(30000)]
     inputs = extractor(clips, sampling_rate=22050, return_tensors="pt")
     with torch.no_grad():
         outputs = model.mtslvr(**inputs)

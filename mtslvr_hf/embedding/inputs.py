@@ -16,11 +16,11 @@ import torch
 from ..audio.errors import DECODE_ERRORS, BadClipError, summary
 from ..audio.recording import BLOCK_SAMPLES, Recording, decoder_recording, open_recording
 from ..data.sources import audio_rows
-from ..feature_extraction_mtslvr import MAX_CHANNELS, to_float, waveform_from_array
+from ..feature_extraction_mtslvr import check_shape, split_array, to_float, waveform_from_array
 
 KINDS = (
-    "a path, a URL, an array or tensor of shape (samples,) or (channels, samples), a list of numbers, a dictionary "
-    "with `array` and `sampling_rate` or with `bytes` or `path`, a data set's row or a decoder"
+    "a path, a URL, an array or tensor of shape (samples,), a list of numbers, a dictionary with `array` and "
+    "`sampling_rate` or with `bytes` or `path`, a data set's row or a decoder"
 )
 
 
@@ -32,19 +32,20 @@ class Items(NamedTuple):
     total: int | None  # if known
 
 
-def items_of(audio: Any) -> Items:
+def items_of(audio: Any, channels_first: bool = False) -> Items:
     """Items of an argument, one or several, by the rules of `encode`.
 
     Raises:
         TypeError: If it is neither.
-        ValueError: If it is a data set with several audio columns or none.
+        ValueError: If it is a data set with several audio columns or none, or an array of a wrong or ambiguous shape.
     """
     if isinstance(audio, (datasets.Dataset, datasets.IterableDataset)):
         return Items(_rows(audio), False, len(audio) if isinstance(audio, datasets.Dataset) else None)
     if isinstance(audio, np.ndarray) and audio.dtype.kind in "OSU":  # array of paths
         return Items(audio, False, len(audio))
     if isinstance(audio, (np.ndarray, torch.Tensor)):
-        return Items(audio, False, len(audio)) if audio.ndim == 3 else Items([audio], True, 1)
+        clips, single = split_array(audio, channels_first)
+        return Items(clips, single, len(clips))
     if isinstance(audio, (str, os.PathLike, bytes, bytearray, Mapping)) or hasattr(audio, "get_all_samples"):
         return Items([audio], True, 1)
     if isinstance(audio, (list, tuple)):
@@ -56,13 +57,14 @@ def items_of(audio: Any) -> Items:
 
 
 @contextmanager
-def open_item(item: Any, sampling_rate: int | None, number: int) -> Iterator[Recording]:
+def open_item(item: Any, sampling_rate: int | None, number: int, channels_first: bool = False) -> Iterator[Recording]:
     """Context of one opened item.
 
     Args:
         item: As for `encode`.
         sampling_rate: Rate in Hz of arrays without one.
         number: Index of the item, for messages.
+        channels_first: True if a bare array may be (channels, samples).
 
     Raises:
         BadClipError: If the item has no audio.
@@ -85,7 +87,8 @@ def open_item(item: Any, sampling_rate: int | None, number: int) -> Iterator[Rec
         raise BadClipError("empty", f"{name} is None; leave it out.")
     else:
         samples, rate = _samples_and_rate(item, name)
-        yield _array_recording(samples, _agreed_rate(rate, sampling_rate, name), number, name)
+        rate = _agreed_rate(rate, sampling_rate, name)
+        yield _array_recording(samples, rate, number, name, channels_first or samples is not item)
 
 
 def _rows(dataset: datasets.Dataset | datasets.IterableDataset) -> Iterator[Any]:
@@ -148,21 +151,16 @@ def _agreed_rate(own: Any, given: int | None, name: str) -> int:
     return int(float(rate))
 
 
-def _array_recording(samples: Any, rate: int, number: int, name: str) -> Recording:
+def _array_recording(samples: Any, rate: int, number: int, name: str, channels_first: bool) -> Recording:
     """Recording of an array, checked as far as possible without reading all samples."""
     try:
         waveform = samples.detach() if isinstance(samples, torch.Tensor) else waveform_from_array(samples, number)
         if waveform.dtype.is_complex:
             raise ValueError(f"Clip {number} is complex; expected real samples.")
         to_float(waveform.new_empty(0), number)  # raises for a type without a full scale
+        check_shape(waveform.shape, name, channels_first)
     except ValueError as error:
         raise BadClipError("unreadable", str(error)) from error
-    if waveform.ndim not in (1, 2) or (waveform.ndim == 2 and waveform.shape[0] > MAX_CHANNELS):
-        raise BadClipError(
-            "unreadable",
-            f"{name} has the shape {tuple(waveform.shape)}; expected (samples,) or (channels, samples) with at most "
-            f"{MAX_CHANNELS} channels: transpose it, or pass several clips as a list.",
-        )
     if waveform.numel() == 0:
         raise BadClipError("empty", f"{name} has no samples; leave it out.")
     return Recording(name, rate, partial(_read_array, waveform, number))

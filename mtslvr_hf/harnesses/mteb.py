@@ -102,7 +102,7 @@ class MTSLVREncoder:
 
     def similarity(self, embeddings1: np.ndarray | torch.Tensor, embeddings2: np.ndarray | torch.Tensor):
         """Cosine similarities of all pairs: (n, D) and (m, D), or (D,), -> (n, m) tensor."""
-        return _unit(embeddings1) @ _unit(embeddings2).T
+        return self.model.similarity(embeddings1, embeddings2)
 
     def similarity_pairwise(self, embeddings1: np.ndarray | torch.Tensor, embeddings2: np.ndarray | torch.Tensor):
         """Cosine similarities of rows: (n, D) twice -> (n,) tensor."""
