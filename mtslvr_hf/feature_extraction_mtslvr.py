@@ -1,9 +1,12 @@
-"""Feature extractor: audio of any rate, type and number of channels to normalized mono waveforms."""
+"""Feature extractor: audio files and arrays of any rate, type and number of channels to normalized mono waveforms."""
 
 from __future__ import annotations
 
+import importlib
+import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from types import ModuleType
 from typing import Any, Protocol, TypeAlias, Union, cast
 
 import numpy as np
@@ -28,6 +31,16 @@ class AudioDecoder(Protocol):
 AudioInput: TypeAlias = Union[
     str, "os.PathLike[str]", bytes, np.ndarray, torch.Tensor, Sequence[float], Mapping[str, Any], AudioDecoder
 ]
+
+
+def module_of_package(name: str) -> ModuleType | None:
+    """Module of the package, which is not downloaded with the model's code; None if the package is not installed."""
+    try:
+        return importlib.import_module(f"mtslvr_hf.{name}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "mtslvr_hf":
+            raise
+        return None
 
 
 def normalize_waveforms(
@@ -111,8 +124,10 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
             raw_speech: One clip, a list of clips, or a batch (batch, samples) as an array or tensor. A clip is a numpy
                 array, torch tensor (its device is kept) or list of floats, (samples,); a dictionary with `array` and
                 `sampling_rate`, or a decoder with `get_all_samples()`, as in `datasets` and torchcodec, whose arrays
-                may be (channels, samples). Channels are averaged. Integers of 8, 16 and 32 bits are PCM.
-            sampling_rate: Rate of the clips in Hz; not needed for clips that have a rate.
+                may be (channels, samples); a file's path, its bytes, or a dictionary with either. Channels are
+                averaged. Integers of 8, 16 and 32 bits are PCM. Files are read by soundfile; with the package, they
+                may also be URLs and of the formats that `encode` reads, and damage is recognized.
+            sampling_rate: Rate of arrays in Hz; not needed for clips that have a rate. Files have their own.
             padding: `True` or `"longest"` pads with zeros on the right to the longest clip, `"max_length"` to
                 `max_length`; `False` does not pad.
             max_length: Samples at `self.sampling_rate`, for `padding="max_length"` and `truncation`.
@@ -128,7 +143,8 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
         Raises:
             ValueError: If a clip is empty, not finite, complex or of a shape with another or an ambiguous meaning; if
                 a rate is missing, contradicts the rate of the clip, or differs from the extractor's without
-                `do_resample`. It names the clip.
+                `do_resample`; if a file cannot be read. It names the clip.
+            ImportError: If a file or another rate came, and soundfile or soxr is not installed.
         """
         raw_clips = enumerate(_clips_of(raw_speech, channels_first))
         clips = [self._prepare(clip, sampling_rate, number, channels_first) for number, clip in raw_clips]
@@ -151,6 +167,10 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
 
     def _prepare(self, clip: Any, sampling_rate: int | None, number: int, channels_first: bool) -> torch.Tensor:
         """Clip as normalized (samples,) float32 at `self.sampling_rate`."""
+        file = encoded_file(clip)
+        if file is not None:
+            samples, sampling_rate = _read_file(file, number)
+            clip = {"array": samples, "sampling_rate": sampling_rate}
         samples, own_rate = _samples_and_rate(clip)
         channels_first = channels_first or samples is not clip
         rate = own_rate if sampling_rate is None else sampling_rate
@@ -171,9 +191,17 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
             )
         if rate != int(rate) or rate <= 0:
             raise ValueError(f"Clip {number} has the sampling rate {rate}; expected a positive whole number of Hz.")
-        from torchaudio.functional import resample
-
-        return resample(waveform, int(rate), self.sampling_rate)
+        try:
+            import soxr
+        except ImportError as error:
+            raise ImportError(f"Clip {number} is at {rate} Hz; resampling needs soxr: `pip install soxr`.") from error
+        try:  # as in pre-training and `encode`
+            samples = soxr.resample(waveform.cpu().numpy(), int(rate), self.sampling_rate, quality="HQ")
+        except (RuntimeError, ValueError) as error:
+            message = f"Clip {number}: {rate} Hz cannot be resampled to {self.sampling_rate} Hz: {error}"
+            raise ValueError(message) from error
+        resampled = torch.from_numpy(samples) if len(samples) else waveform.mean(0, keepdim=True)
+        return resampled.to(waveform.device)
 
     def _padded_length(
         self, clips: Sequence[torch.Tensor], padding: bool | str, max_length: int | None, truncation: bool
@@ -190,7 +218,9 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
 
 def _clips_of(raw: Any, channels_first: bool) -> list[Any]:
     """Clips of an argument that is one clip or several."""
-    if isinstance(raw, (np.ndarray, torch.Tensor)):
+    if isinstance(raw, np.ndarray) and raw.dtype.kind in "OSU":  # array of paths
+        raw = list(raw)
+    elif isinstance(raw, (np.ndarray, torch.Tensor)):
         raw = list(split_array(raw, channels_first)[0])
     elif not isinstance(raw, (list, tuple)) or (raw and all(isinstance(v, (int, float, np.number)) for v in raw)):
         raw = [raw]
@@ -248,11 +278,48 @@ def check_shape(shape: Sequence[int], name: str, channels_first: bool) -> None:
         )
 
 
+def encoded_file(clip: Any) -> Mapping[str, Any] | None:
+    """Encoded file of a clip as `{"bytes", "path"}`, one of them None; None if the clip is something else."""
+    if isinstance(clip, (str, os.PathLike)):
+        return {"bytes": None, "path": os.fspath(clip)}
+    if isinstance(clip, (bytes, bytearray)):
+        return {"bytes": bytes(clip), "path": None}
+    if isinstance(clip, Mapping) and "array" not in clip and clip.keys() & {"bytes", "path"}:
+        return clip
+    return None
+
+
+def _read_file(file: Mapping[str, Any], number: int) -> tuple[np.ndarray, int]:
+    """Mono samples (samples,) of an encoded file, and its rate: by the package, or else by soundfile."""
+    data, path = file.get("bytes"), file.get("path")
+    name = f"Clip {number} ({path})" if path else f"Clip {number}"
+    package = module_of_package("audio.recording")
+    if package is not None:
+        with package.open_recording(file, name) as recording:
+            return np.concatenate(list(recording.blocks(recording.rate))), recording.rate
+    try:
+        import soundfile
+    except ImportError as error:
+        raise ImportError(f"{name} is a file; reading it needs soundfile: `pip install soundfile`.") from error
+    try:
+        with soundfile.SoundFile(io.BytesIO(data) if data else path) as sound:
+            frames, rate = sound.frames, sound.samplerate
+            samples = sound.read(dtype="float32", always_2d=True)
+    except (OSError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{name} cannot be read by soundfile: {error}") from error
+    if len(samples) < frames:
+        raise ValueError(f"{name} ends after {len(samples)} of {frames} samples; fetch or write it again.")
+    return samples.mean(axis=1), rate
+
+
 def _samples_and_rate(clip: Any) -> tuple[Any, int | None]:
     """Samples and sampling rate of a clip."""
     if isinstance(clip, Mapping):
         if "array" not in clip:
-            raise ValueError(f"A clip in a dictionary needs `array` and `sampling_rate`; got {sorted(clip)}.")
+            raise ValueError(
+                "A clip in a dictionary needs `array` and `sampling_rate`, or `bytes` or `path` of a file; got "
+                f"{sorted(clip)}."
+            )
         return clip["array"], clip.get("sampling_rate")
     if hasattr(clip, "get_all_samples"):
         decoded = clip.get_all_samples()
@@ -283,7 +350,7 @@ def waveform_from_array(samples: Any, number: int) -> torch.Tensor:
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"Clip {number} is a {type(samples).__name__} that is no array of samples ({error}); expected an array, a "
-            "tensor, a list of floats, a dictionary with `array` and `sampling_rate`, or a decoder."
+            "tensor, a list of floats, a file, a dictionary with `array` and `sampling_rate`, or a decoder."
         ) from error
 
 

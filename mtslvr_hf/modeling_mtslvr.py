@@ -7,7 +7,6 @@ augmentations, P augmentation parameters.
 from __future__ import annotations
 
 import copy
-import importlib
 import itertools
 import math
 import weakref
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
-from typing import Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -30,8 +29,11 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_mtslvr import ADAPTER_TYPES, MTSLVRConfig
-from .feature_extraction_mtslvr import AudioInput, MTSLVRFeatureExtractor
+from .feature_extraction_mtslvr import AudioInput, MTSLVRFeatureExtractor, module_of_package
 from .losses_mtslvr import AugmentationPredictionLoss, NegativeCosineLoss, NTXentLoss, ParameterDifferenceLoss
+
+if TYPE_CHECKING:  # copied with the model's code, and read by transformers' `pipeline` alone
+    from .pipeline_mtslvr import MTSLVRFeatureExtractionPipeline  # noqa: F401
 
 logger = logging.get_logger(__name__)
 
@@ -582,12 +584,10 @@ def _input_channels(config: MTSLVRConfig) -> int:
 
 def _of_package(name: str) -> ModuleType:
     """Module of the package that is not downloaded with the model's code."""
-    try:
-        return importlib.import_module(f"mtslvr_hf.{name}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "mtslvr_hf":
-            raise
-        raise ImportError("This needs more than the model's own code: `pip install mtslvr-hf`.") from error
+    module = module_of_package(name)
+    if module is None:
+        raise ImportError("This needs more than the model's own code: `pip install mtslvr-hf`.")
+    return module
 
 
 class MTSLVRPreTrainedModel(PreTrainedModel):

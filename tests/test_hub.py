@@ -132,7 +132,7 @@ def test_what_is_published_is_complete(published, name):
     files = server.files(name)
     assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"} <= files.keys()
     code = {path for path in files if path.endswith(".py")}
-    parts = ("configuration", "feature_extraction", "losses", "modeling")
+    parts = ("configuration", "feature_extraction", "losses", "modeling", "pipeline")
     assert code == {f"{part}_mtslvr.py" for part in parts}
     config = json.loads(files["config.json"])
     classes = {"AutoModel", "AutoModelForPreTraining", "AutoModelForAudioClassification"}

@@ -16,7 +16,7 @@ import torch
 from ..audio.errors import DECODE_ERRORS, BadClipError, summary
 from ..audio.recording import BLOCK_SAMPLES, Recording, decoder_recording, open_recording
 from ..data.sources import audio_rows
-from ..feature_extraction_mtslvr import check_shape, split_array, to_float, waveform_from_array
+from ..feature_extraction_mtslvr import check_shape, encoded_file, split_array, to_float, waveform_from_array
 
 KINDS = (
     "a path, a URL, an array or tensor of shape (samples,), a list of numbers, a dictionary with `array` and "
@@ -72,12 +72,9 @@ def open_item(item: Any, sampling_rate: int | None, number: int, channels_first:
     if isinstance(item, Mapping) and not item.keys() & {"array", "bytes", "path"}:
         item = _audio_of_row(item, number)
     name = _name(item, number)
-    if isinstance(item, (str, os.PathLike)):
-        item = {"bytes": None, "path": os.fspath(item)}
-    elif isinstance(item, (bytes, bytearray)):
-        item = {"bytes": item, "path": None}
-    if isinstance(item, Mapping) and "array" not in item:
-        with open_recording(item, name) as recording:
+    file = encoded_file(item)
+    if file is not None:
+        with open_recording(file, name) as recording:
             yield recording
     elif hasattr(item, "get_all_samples") and hasattr(item, "get_samples_played_in_range"):
         recording = decoder_recording(item, name)
