@@ -6,6 +6,7 @@ import importlib
 import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Number
 from types import ModuleType
 from typing import Any, Protocol, TypeAlias, Union, cast
 
@@ -18,6 +19,10 @@ NORMALIZATIONS = ("global", "sample", "none")
 AUDIOSET_MEAN = -0.00029522
 AUDIOSET_STD = 0.11652075
 MAX_CHANNELS = 64  # an array with more rows is not (channels, samples)
+KINDS = (
+    "a path, a URL, an array or tensor of shape (samples,), a list of numbers, a dictionary with `array` and "
+    "`sampling_rate` or with `bytes` or `path`, a data set's row or a decoder"
+)
 
 
 class AudioDecoder(Protocol):
@@ -146,8 +151,10 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
                 `do_resample`; if a file cannot be read. It names the clip.
             ImportError: If a file or another rate came, and soundfile or soxr is not installed.
         """
-        raw_clips = enumerate(_clips_of(raw_speech, channels_first))
-        clips = [self._prepare(clip, sampling_rate, number, channels_first) for number, clip in raw_clips]
+        raw_clips, _ = split_audio(raw_speech, channels_first)
+        clips = [self.prepare(clip, sampling_rate, number, channels_first) for number, clip in enumerate(raw_clips)]
+        if not clips:
+            raise ValueError("Got an empty list of clips.")
         length = self._padded_length(clips, padding, max_length, truncation)
         if truncation:
             clips = [clip[:max_length] for clip in clips]
@@ -165,8 +172,18 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
         arrays = {name: [value.cpu().numpy() for value in values] for name, values in features.items()}
         return BatchFeature(arrays, tensor_type=return_tensors)
 
-    def _prepare(self, clip: Any, sampling_rate: int | None, number: int, channels_first: bool) -> torch.Tensor:
-        """Clip as normalized (samples,) float32 at `self.sampling_rate`."""
+    def prepare(
+        self, clip: Any, sampling_rate: int | None = None, number: int = 0, channels_first: bool = False
+    ) -> torch.Tensor:
+        """Normalized waveform (samples,) float32 of one clip, at `self.sampling_rate`.
+
+        Args:
+            clip, sampling_rate, channels_first: As for a call.
+            number: Index of the clip, for messages.
+
+        Raises:
+            ValueError, ImportError: As for a call.
+        """
         file = encoded_file(clip)
         if file is not None:
             samples, sampling_rate = _read_file(file, number)
@@ -216,17 +233,28 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
         return max(longest, max_length or 0) if padding == "max_length" else longest
 
 
-def _clips_of(raw: Any, channels_first: bool) -> list[Any]:
-    """Clips of an argument that is one clip or several."""
-    if isinstance(raw, np.ndarray) and raw.dtype.kind in "OSU":  # array of paths
-        raw = list(raw)
-    elif isinstance(raw, (np.ndarray, torch.Tensor)):
-        raw = list(split_array(raw, channels_first)[0])
-    elif not isinstance(raw, (list, tuple)) or (raw and all(isinstance(v, (int, float, np.number)) for v in raw)):
-        raw = [raw]
-    if len(raw) == 0:
-        raise ValueError("Got an empty list of clips.")
-    return list(raw)
+def split_audio(audio: Any, channels_first: bool = False) -> tuple[Iterable[Any], bool]:
+    """Clips of an argument, and whether it is a single clip.
+
+    Several clips are a list, tuple or iterator (a list of numbers is one clip), an array of paths, or an array as
+    [`split_array`] reads it.
+
+    Raises:
+        TypeError: If it is neither.
+        ValueError: If an array has a wrong or an ambiguous shape.
+    """
+    if isinstance(audio, np.ndarray) and audio.dtype.kind in "OSU":  # array of paths
+        return cast(Iterable[Any], audio), False
+    if isinstance(audio, (np.ndarray, torch.Tensor)):
+        return split_array(audio, channels_first)
+    if isinstance(audio, (str, os.PathLike, bytes, bytearray, Mapping)) or hasattr(audio, "get_all_samples"):
+        return [audio], True
+    if isinstance(audio, (list, tuple)):
+        single = len(audio) > 0 and all(isinstance(value, Number) for value in audio)
+        return ([audio], True) if single else (audio, False)
+    if isinstance(audio, Iterable) and not hasattr(audio, "read"):  # an open file would be iterated by lines
+        return audio, False
+    raise TypeError(f"`audio` is a {type(audio).__name__}; expected {KINDS}, or several of them.")
 
 
 def split_array(array: np.ndarray | torch.Tensor, channels_first: bool) -> tuple[Sequence[Any], bool]:
@@ -248,7 +276,7 @@ def split_array(array: np.ndarray | torch.Tensor, channels_first: bool) -> tuple
             f"The array has the shape {shape}: one clip (samples, channels), or {shape[0]} clips (batch, samples) of "
             f"{shape[1]} samples? For one clip, transpose it and pass `channels_first=True`; for several, pass a list."
         )
-    if len(shape) != 3 if channels_first else len(shape) != 2:
+    if len(shape) != (3 if channels_first else 2):
         raise ValueError(
             f"The array has the shape {shape}; expected (samples,) for one clip or (batch, samples) for several; with "
             "`channels_first=True`, (channels, samples) or (batch, channels, samples)."

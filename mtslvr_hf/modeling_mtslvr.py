@@ -29,7 +29,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_mtslvr import ADAPTER_TYPES, MTSLVRConfig
-from .feature_extraction_mtslvr import AudioInput, MTSLVRFeatureExtractor, module_of_package
+from .feature_extraction_mtslvr import AudioInput, MTSLVRFeatureExtractor, module_of_package, split_audio
 from .losses_mtslvr import AugmentationPredictionLoss, NegativeCosineLoss, NTXentLoss, ParameterDifferenceLoss
 
 if TYPE_CHECKING:  # copied with the model's code, and read by transformers' `pipeline` alone
@@ -56,6 +56,7 @@ BATCH_NORM_ONLY = {SHARED: "bn"}  # the adapters of a plain convolution
 MERGE_DTYPE = torch.float64  # for the merge of adapters
 PROJECTORS = r"^(contrastive|predictive|parameter)_(projector|predictor)\."  # weights of pre-training alone
 
+_feature_extractors: weakref.WeakKeyDictionary[Any, tuple[Any, MTSLVRFeatureExtractor]] = weakref.WeakKeyDictionary()
 _inference_networks: weakref.WeakKeyDictionary[MTSLVRModel, tuple[Any, MTSLVRModel]] = weakref.WeakKeyDictionary()
 
 
@@ -590,6 +591,45 @@ def _of_package(name: str) -> ModuleType:
     return module
 
 
+def feature_extractor_of(
+    model: MTSLVRPreTrainedModel, given: MTSLVRFeatureExtractor | None = None
+) -> MTSLVRFeatureExtractor:
+    """Feature extractor saved with the model's weights; the default one for a model that was not loaded.
+
+    It is loaded only once, because the Hub may have another one later.
+
+    Args:
+        model: An MT-SLVR model of any class.
+        given: Taken instead, if it fits.
+
+    Raises:
+        ValueError: If `given` has another sampling rate than the model.
+        OSError: If there is none with the model's weights.
+    """
+    if given is not None:
+        if given.sampling_rate != model.config.sampling_rate:
+            raise ValueError(
+                f"The feature extractor gives {given.sampling_rate} Hz and the model takes "
+                f"{model.config.sampling_rate} Hz: pass the model's own extractor."
+            )
+        return given
+    source = (model.config.name_or_path, getattr(model.config, "_commit_hash", None))
+    if not source[0]:
+        return MTSLVRFeatureExtractor(sampling_rate=model.config.sampling_rate)
+    known = _feature_extractors.get(model.base_model)
+    if known is not None and known[0] == source:
+        return known[1]
+    try:
+        extractor = MTSLVRFeatureExtractor.from_pretrained(source[0], revision=source[1] or "main")
+    except OSError as error:
+        raise OSError(
+            f"{source[0]} has no feature extractor that could be loaded: pass `feature_extractor`, or save one there "
+            f"with `MTSLVRFeatureExtractor().save_pretrained(...)` ({error})."
+        ) from error
+    _feature_extractors[model.base_model] = (source, feature_extractor_of(model, extractor))
+    return extractor
+
+
 class MTSLVRPreTrainedModel(PreTrainedModel):
     """Base class of the models: initialization, loading, adapters and `encode`."""
 
@@ -684,7 +724,10 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         """Embeddings of audio of any kind, rate and length: files, URLs, arrays, data set rows, iterators of them.
 
         Audio is cut into windows, whose embeddings are averaged. soxr resamples it, as in pre-training. Memory does
-        not grow with an item's length, and the model does not change. Silence has an embedding. Needs the package.
+        not grow with an item's length, and the model does not change. Silence has an embedding.
+
+        Without the package (`trust_remote_code=True`), it embeds arrays, and files that soundfile reads, one after
+        another and each whole in memory; `num_workers` and `show_progress_bar` have no effect.
 
         Args:
             audio: One item or several (list, tuple, iterator, `datasets.Dataset` or `IterableDataset`, or an array or
@@ -720,8 +763,22 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
             ValueError: If an option is out of range, the extractor does not fit the model, or an array may be read in
                 two ways.
             OSError: If there is no feature extractor with the model's weights.
+            ImportError: If the package is missing, and `return_timestamps`, `compile` or `on_error="skip"` was asked.
         """
-        return _of_package("embedding").encode(
+        package = module_of_package("embedding")
+        if package is None:
+            if return_timestamps or compile or on_error != "raise":
+                raise ImportError(
+                    "`return_timestamps`, `compile` and `on_error` need more than the model's own code: `pip install "
+                    "mtslvr-hf`."
+                )
+            if convert_to not in ("numpy", "torch"):
+                raise ValueError(f"`convert_to` must be one of 'numpy', 'torch'; got {convert_to!r}.")
+            embeddings = self._encode_alone(
+                audio, sampling_rate, feature_extractor, tasks, batch_size, channels_first, normalize
+            )
+            return embeddings.numpy() if convert_to == "numpy" else embeddings
+        return package.encode(
             self.base_model,
             audio,
             sampling_rate,
@@ -737,6 +794,33 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
             show_progress_bar=show_progress_bar,
             channels_first=channels_first,
         )
+
+    def _encode_alone(
+        self,
+        audio: Any,
+        sampling_rate: int | None,
+        feature_extractor: MTSLVRFeatureExtractor | None,
+        tasks: Sequence[str] | str | None,
+        batch_size: int,
+        channels_first: bool,
+        normalize: bool,
+    ) -> Tensor:
+        """Embeddings by the model's own code, (D,) for one clip or (clips, D) for several."""
+        clips, single = split_audio(audio, channels_first)
+        extractor = feature_extractor_of(self, feature_extractor)
+        rows = [torch.zeros(0, self.config.embedding_size_of(tasks))]
+        for number, clip in enumerate(clips):
+            waveform = extractor.prepare(clip, sampling_rate, number, channels_first)
+            embedding = self.base_model.embed_waveform(waveform, tasks, batch_size)
+            if not embedding.isfinite().all():
+                raise ValueError(
+                    f"Clip {number}: its embedding is not finite; samples should lie within -1 to 1, and the model's "
+                    "weights should be finite."
+                )
+            rows.append(embedding[None])
+        embeddings = torch.cat(rows)
+        embeddings = F.normalize(embeddings, dim=-1) if normalize else embeddings
+        return embeddings[0] if single else embeddings
 
     @staticmethod
     def similarity(a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> Tensor:
@@ -1048,6 +1132,30 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
             added_embeds={task: embeddings[task] for task in tasks if task in self.config.added_adapters} or None,
             hidden_states=hidden_states,
         )
+
+    @torch.no_grad()
+    def embed_waveform(
+        self, waveform: Tensor, tasks: Sequence[str] | str | None = None, batch_size: int = 32
+    ) -> Tensor:
+        """Embedding (D,) float32, on the CPU, of a normalized waveform (samples,) of any length.
+
+        Args:
+            waveform: As the feature extractor gives it.
+            tasks: Tasks of the embedding, in its order; default: the active tasks.
+            batch_size: Windows that go through the network at once.
+
+        Raises:
+            ValueError: If the batch size is less than 1, or there is no such task.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
+        network, samples = self.inference_network(tasks), self.config.window_samples
+        total, count = torch.zeros((), dtype=torch.float64), 0
+        for part in waveform.to(self.device).split(batch_size * samples):
+            windows, _ = cut_windows(part[None], None, samples)
+            total = total + network(windows, tasks=tasks).pooler_output.cpu().double().sum(dim=0)  # (D,)
+            count += len(windows)
+        return (total / count).float()
 
     def concatenate_parts(self, embeddings: Mapping[str, Tensor], tasks: Sequence[str]) -> Tensor:
         """Embeddings (..., head_size) of tasks -> (..., D), each multiplied by its scale."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import weakref
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -18,20 +17,17 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoFeatureExtractor
 
 from ..audio.errors import BadClipError
 from ..audio.prefetch import ReadAhead
 from ..feature_extraction_mtslvr import AudioInput, MTSLVRFeatureExtractor
-from ..modeling_mtslvr import MTSLVRModel, MTSLVRPreTrainedModel
+from ..modeling_mtslvr import MTSLVRModel, MTSLVRPreTrainedModel, feature_extractor_of
 from .inputs import items_of
 from .windows import Ending, WindowReader
 
 logger = logging.getLogger(__name__)
 
 PROGRESS_FROM = 11  # items
-
-_extractors: weakref.WeakKeyDictionary[MTSLVRModel, tuple[Any, MTSLVRFeatureExtractor]] = weakref.WeakKeyDictionary()
 
 
 class TimedEmbeddings(NamedTuple):
@@ -159,13 +155,7 @@ def encode_items(
     config = model.config
     if tasks is not None:
         tasks = config.resolve_tasks(tasks)
-    if feature_extractor is None:
-        feature_extractor = feature_extractor_of(model)
-    if feature_extractor.sampling_rate != config.sampling_rate:
-        raise ValueError(
-            f"The feature extractor gives {feature_extractor.sampling_rate} Hz and the model takes "
-            f"{config.sampling_rate} Hz: pass the model's own extractor."
-        )
+    feature_extractor = feature_extractor_of(model, feature_extractor)
     reader = WindowReader(feature_extractor, sampling_rate, config.window_samples, channels_first)
     inference_network = model.base_model.inference_network(tasks, compile)
     network = _Network(inference_network, tasks, return_timestamps, batch_size if compile else 1)
@@ -294,31 +284,9 @@ def _row(result: Encoded, size: int, timed: bool, convert_to: str, on_error: str
     return embedding.numpy() if convert_to == "numpy" else embedding
 
 
-def feature_extractor_of(model: MTSLVRPreTrainedModel) -> MTSLVRFeatureExtractor:
-    """Feature extractor saved with the model's weights; the default one for a model that was not loaded.
-
-    It is loaded only once, because the Hub may have another one later.
-    """
-    source = (model.config.name_or_path, getattr(model.config, "_commit_hash", None))
-    if not source[0]:
-        return MTSLVRFeatureExtractor(sampling_rate=model.config.sampling_rate)
-    known = _extractors.get(model.base_model)
-    if known is not None and known[0] == source:
-        return known[1]
-    try:
-        extractor = AutoFeatureExtractor.from_pretrained(source[0], revision=source[1])
-    except OSError as error:
-        raise OSError(
-            f"{source[0]} has no feature extractor that could be loaded: pass `feature_extractor`, or save one there "
-            f"with `MTSLVRFeatureExtractor().save_pretrained(...)` ({error})."
-        ) from error
-    _extractors[model.base_model] = (source, extractor)
-    return extractor
-
-
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}; got {value!r}.")
 
 
-__all__ = ["Encoded", "TimedEmbeddings", "encode", "encode_items", "feature_extractor_of"]
+__all__ = ["Encoded", "TimedEmbeddings", "encode", "encode_items"]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from functools import partial
-from numbers import Number, Real
+from numbers import Real
 from typing import Any, NamedTuple
 
 import datasets
@@ -16,12 +16,7 @@ import torch
 from ..audio.errors import DECODE_ERRORS, BadClipError, summary
 from ..audio.recording import BLOCK_SAMPLES, Recording, decoder_recording, open_recording
 from ..data.sources import audio_rows
-from ..feature_extraction_mtslvr import check_shape, encoded_file, split_array, to_float, waveform_from_array
-
-KINDS = (
-    "a path, a URL, an array or tensor of shape (samples,), a list of numbers, a dictionary with `array` and "
-    "`sampling_rate` or with `bytes` or `path`, a data set's row or a decoder"
-)
+from ..feature_extraction_mtslvr import check_shape, encoded_file, split_audio, to_float, waveform_from_array
 
 
 class Items(NamedTuple):
@@ -41,19 +36,8 @@ def items_of(audio: Any, channels_first: bool = False) -> Items:
     """
     if isinstance(audio, (datasets.Dataset, datasets.IterableDataset)):
         return Items(_rows(audio), False, len(audio) if isinstance(audio, datasets.Dataset) else None)
-    if isinstance(audio, np.ndarray) and audio.dtype.kind in "OSU":  # array of paths
-        return Items(audio, False, len(audio))
-    if isinstance(audio, (np.ndarray, torch.Tensor)):
-        clips, single = split_array(audio, channels_first)
-        return Items(clips, single, len(clips))
-    if isinstance(audio, (str, os.PathLike, bytes, bytearray, Mapping)) or hasattr(audio, "get_all_samples"):
-        return Items([audio], True, 1)
-    if isinstance(audio, (list, tuple)):
-        single = len(audio) > 0 and _is_waveform(audio)
-        return Items([audio], True, 1) if single else Items(audio, False, len(audio))
-    if isinstance(audio, Iterable) and not hasattr(audio, "read"):  # an open file would be iterated by lines
-        return Items(audio, False, len(audio) if isinstance(audio, Sized) else None)
-    raise TypeError(f"`audio` is a {type(audio).__name__}; expected {KINDS}, or several of them.")
+    clips, single = split_audio(audio, channels_first)
+    return Items(clips, single, len(clips) if isinstance(clips, Sized) else None)
 
 
 @contextmanager
@@ -94,10 +78,6 @@ def _rows(dataset: datasets.Dataset | datasets.IterableDataset) -> Iterator[Any]
     if features is None or "array" in features:
         return iter(dataset)
     return (row["audio"] for row in audio_rows(dataset))
-
-
-def _is_waveform(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, Number) for value in values)
 
 
 def _audio_of_row(row: Mapping[str, Any], number: int) -> Any:

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-from ..embedding.encode import feature_extractor_of
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
 from ..files import whole_file
-from ..modeling_mtslvr import MTSLVRModel, MTSLVRPreTrainedModel
+from ..modeling_mtslvr import MTSLVRModel, MTSLVRPreTrainedModel, feature_extractor_of
 from .graphs import DECOMPOSITIONS, EmbeddingGraph, SpectrogramGraph, WaveformGraph
 
 INPUTS = ("waveform", "spectrogram")
