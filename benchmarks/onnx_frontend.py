@@ -119,7 +119,7 @@ def from_folder(folder: Path) -> np.ndarray:
     for index in np.random.default_rng(0).permutation(len(paths)):
         samples, rate = soundfile.read(paths[index], dtype="float32", always_2d=True)
         extractor = MTSLVRFeatureExtractor(normalization="none")
-        pieces.append(extractor(samples.T, rate, return_tensors="np")["input_values"][0])
+        pieces.append(extractor(samples.T, rate, return_tensors="np", channels_first=True)["input_values"][0])
         if sum(map(len, pieces)) >= CLIPS * SAMPLES:
             break
     return np.resize(np.concatenate(pieces), (CLIPS, SAMPLES)).astype(np.float32)

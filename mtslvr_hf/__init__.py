@@ -11,6 +11,7 @@ from transformers import (
     AutoModel,
     AutoModelForAudioClassification,
     AutoModelForPreTraining,
+    AutoProcessor,
 )
 
 from .configuration_mtslvr import MTSLVRConfig
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 
 AutoConfig.register(MTSLVRConfig.model_type, MTSLVRConfig)
 AutoFeatureExtractor.register(MTSLVRConfig, MTSLVRFeatureExtractor)
+AutoProcessor.register(MTSLVRConfig, MTSLVRFeatureExtractor)  # or it asks whether to run code of the folder
 MTSLVRConfig.register_for_auto_class()
 MTSLVRFeatureExtractor.register_for_auto_class()
 for _auto_class, _model_class in (

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,6 +48,21 @@ AUTO_MAP = {
     "AutoModel": "modeling_mtslvr.MTSLVRModel",
     "AutoModelForPreTraining": "modeling_mtslvr.MTSLVRForPreTraining",
     "AutoModelForAudioClassification": "modeling_mtslvr.MTSLVRForAudioClassification",
+}
+
+
+# Files by which `SentenceTransformer(FOLDER)` reads a checkpoint: its `Transformer` module returns `pooler_output`.
+# There, an array is one clip, and (channels, samples) if it has two axes; bare arrays are at the model's rate.
+SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+    ],
+    "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
+    "sentence_bert_config.json": {
+        "transformer_task": "feature-extraction",
+        "modality_config": {"audio": {"method": "forward", "method_output_name": "pooler_output"}},
+        "module_output_name": "sentence_embedding",
+    },
 }
 
 
@@ -204,6 +221,24 @@ class MTSLVRConfig(PreTrainedConfig):
             )
         return loaded
 
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Writes `config.json`, and the files by which sentence-transformers reads a model.
+
+        Of these, it replaces only the one that depends on the configuration: sentence-transformers writes the others
+        itself when it saves a model with further modules or prompts.
+        """
+        super().save_pretrained(save_directory, *args, **kwargs)
+        for name, content in SENTENCE_TRANSFORMERS_FILES.items():
+            path = os.path.join(save_directory, name)
+            if name == "sentence_bert_config.json":
+                audio = {"sampling_rate": self.sampling_rate, "channels_first": True}
+                content = {**content, "processing_kwargs": {"audio": audio}}
+            elif os.path.exists(path):
+                continue
+            with open(path, "w", encoding="utf-8") as file:
+                json.dump(content, file, indent=2)
+                file.write("\n")
+
     def to_dict(self) -> dict[str, Any]:
         """Dictionary of the fields that are saved."""
         return {name: value for name, value in super().to_dict().items() if name != "_other_embedding"}
@@ -327,6 +362,20 @@ class MTSLVRConfig(PreTrainedConfig):
         return {name: getattr(self, name) for name in names.split()}
 
     @property
+    def custom_pipelines(self) -> dict[str, dict[str, Any]]:
+        """Pipelines of the model's own code by task, which transformers uses only with `trust_remote_code=True`.
+
+        With the package, a classifier names none: transformers' own pipeline needs no such trust.
+        """
+        if not any("Classification" in name for name in self.architectures or ()):
+            impl = "pipeline_mtslvr.MTSLVRFeatureExtractionPipeline"
+            return {"feature-extraction": {"impl": impl, "pt": ["AutoModel"]}}
+        if not __name__.startswith("transformers_modules."):
+            return {}
+        impl = "pipeline_mtslvr.MTSLVRAudioClassificationPipeline"
+        return {"audio-classification": {"impl": impl, "pt": ["AutoModelForAudioClassification"]}}
+
+    @property
     def available_tasks(self) -> list[str]:
         """Tasks that the network can compute: those of pre-training and the added ones, or the merged ones."""
         return [*self.tasks, *self.added_adapters] if self.merged_adapters is None else list(self.merged_adapters)
@@ -362,6 +411,11 @@ class MTSLVRConfig(PreTrainedConfig):
     def hidden_size(self) -> int:
         """Channels of layer4."""
         return self.base_width * 8 * (1 if self.depth < 50 else 4)
+
+    @property
+    def projection_dim(self) -> int:
+        """Size of the embedding of the active tasks, by the name under which sentence-transformers looks for it."""
+        return self.embedding_size_of()
 
     @property
     def pooled_size(self) -> int:

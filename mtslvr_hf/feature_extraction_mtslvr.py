@@ -1,9 +1,14 @@
-"""Feature extractor: audio of any rate, type and number of channels to normalized mono waveforms."""
+"""Feature extractor: audio files and arrays of any rate, type and number of channels to normalized mono waveforms."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import importlib
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Number
+from types import ModuleType
+from typing import Any, Protocol, TypeAlias, Union, cast
 
 import numpy as np
 import torch
@@ -15,6 +20,33 @@ AUDIOSET_MEAN = -0.00029522
 AUDIOSET_STD = 0.11652075
 SMALLEST_STD = 1e-7  # of a clip; silence stays silence
 MAX_CHANNELS = 64  # an array with more rows is not (channels, samples)
+KINDS = (
+    "a path, a URL, an array or tensor of shape (samples,), a list of numbers, a dictionary with `array` and "
+    "`sampling_rate` or with `bytes` or `path`, a data set's row or a decoder"
+)
+
+
+class AudioDecoder(Protocol):
+    """Decoder of torchcodec and datasets."""
+
+    def get_all_samples(self) -> Any:
+        """Object with `data`, (channels, samples), and `sample_rate`."""
+
+
+# One clip: path or URL, encoded bytes, samples, a dictionary with the keys of a `datasets.Audio` column, or a decoder.
+AudioInput: TypeAlias = Union[
+    str, "os.PathLike[str]", bytes, np.ndarray, torch.Tensor, Sequence[float], Mapping[str, Any], AudioDecoder
+]
+
+
+def module_of_package(name: str) -> ModuleType | None:
+    """Module of the package, which is not downloaded with the model's code; None if the package is not installed."""
+    try:
+        return importlib.import_module(f"mtslvr_hf.{name}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "mtslvr_hf":
+            raise
+        return None
 
 
 def normalize_waveforms(
@@ -51,7 +83,7 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
     Example:
 
         >>> extractor = MTSLVRFeatureExtractor()
-        >>> inputs = extractor([np.zeros(44100), np.zeros((2, 22050))], sampling_rate=44100, return_tensors="pt")
+        >>> inputs = extractor([np.zeros(44100), np.zeros(22050)], sampling_rate=44100, return_tensors="pt")
         >>> inputs["input_values"].shape
         torch.Size([2, 16000])
     """
@@ -83,37 +115,47 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
 
     def __call__(
         self,
-        raw_speech: Any,
+        raw_speech: AudioInput | Iterable[AudioInput],
         sampling_rate: int | None = None,
         padding: bool | str = True,
         max_length: int | None = None,
         truncation: bool = False,
         return_attention_mask: bool | None = None,
         return_tensors: str | None = None,
+        channels_first: bool = False,
     ) -> BatchFeature:
-        """Prepares one clip or a list of clips; nothing is random.
+        """Prepares one clip or several; nothing is random.
 
         Args:
-            raw_speech: One clip or a list of clips. A clip is a numpy array, torch tensor (its device is kept) or list
-                of floats, (samples,) or (channels, samples); a dictionary with `array` and `sampling_rate`; or a
-                decoder with `get_all_samples()`, as in `datasets` and torchcodec. Integers of 8, 16 and 32 bits are
-                PCM. A 2-D array is one clip; a batch is a list or a 3-D array.
-            sampling_rate: Rate of the clips in Hz; not needed for clips that have a rate.
+            raw_speech: One clip, a list of clips, or a batch (batch, samples) as an array or tensor. A clip is a numpy
+                array, torch tensor (its device is kept) or list of floats, (samples,); a dictionary with `array` and
+                `sampling_rate`, or a decoder with `get_all_samples()`, as in `datasets` and torchcodec, whose arrays
+                may be (channels, samples); a file's path, its bytes, or a dictionary with either. Channels are
+                averaged. Integers of 8, 16 and 32 bits are PCM. Files are read by soundfile; with the package, they
+                may also be URLs and of the formats that `encode` reads, and damage is recognized.
+            sampling_rate: Rate of arrays in Hz; not needed for clips that have a rate. Files have their own.
             padding: `True` or `"longest"` pads with zeros on the right to the longest clip, `"max_length"` to
                 `max_length`; `False` does not pad.
             max_length: Samples at `self.sampling_rate`, for `padding="max_length"` and `truncation`.
             truncation: Whether to cut clips longer than `max_length`.
             return_attention_mask: Whether to return the mask, 1 for samples and 0 for padding.
             return_tensors: `"pt"` or `"np"`; default: lists of numpy arrays.
+            channels_first: True if a 2-D array is one clip (channels, samples); a 3-D array is then a batch of them,
+                (batch, channels, samples).
 
         Returns:
             `input_values` (batch, samples) float32 and `attention_mask` (batch, samples) int64.
 
         Raises:
-            ValueError: If a clip is empty, not finite, complex or of a wrong shape; if a rate is missing, contradicts
-                the rate of the clip, or differs from the extractor's without `do_resample`. It names the clip.
+            ValueError: If a clip is empty, not finite, complex or of a shape with another or an ambiguous meaning; if
+                a rate is missing, contradicts the rate of the clip, or differs from the extractor's without
+                `do_resample`; if a file cannot be read. It names the clip.
+            ImportError: If a file or another rate came, and soundfile or soxr is not installed.
         """
-        clips = [self._prepare(clip, sampling_rate, number) for number, clip in enumerate(_clips_of(raw_speech))]
+        raw_clips, _ = split_audio(raw_speech, channels_first)
+        clips = [self.prepare(clip, sampling_rate, number, channels_first) for number, clip in enumerate(raw_clips)]
+        if not clips:
+            raise ValueError("Got an empty list of clips.")
         length = self._padded_length(clips, padding, max_length, truncation)
         if truncation:
             clips = [clip[:max_length] for clip in clips]
@@ -131,15 +173,30 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
         arrays = {name: [value.cpu().numpy() for value in values] for name, values in features.items()}
         return BatchFeature(arrays, tensor_type=return_tensors)
 
-    def _prepare(self, clip: Any, sampling_rate: int | None, number: int) -> torch.Tensor:
-        """Clip as normalized (samples,) float32 at `self.sampling_rate`."""
+    def prepare(
+        self, clip: Any, sampling_rate: int | None = None, number: int = 0, channels_first: bool = False
+    ) -> torch.Tensor:
+        """Normalized waveform (samples,) float32 of one clip, at `self.sampling_rate`.
+
+        Args:
+            clip, sampling_rate, channels_first: As for a call.
+            number: Index of the clip, for messages.
+
+        Raises:
+            ValueError, ImportError: As for a call.
+        """
+        file = encoded_file(clip)
+        if file is not None:
+            samples, sampling_rate = _read_file(file, number)
+            clip = {"array": samples, "sampling_rate": sampling_rate}
         samples, own_rate = _samples_and_rate(clip)
+        channels_first = channels_first or samples is not clip
         rate = own_rate if sampling_rate is None else sampling_rate
         if rate is None:
             raise ValueError(f"Clip {number} came without a sampling rate: pass `sampling_rate` in Hz.")
         if own_rate not in (None, rate):
             raise ValueError(f"Clip {number} has {own_rate} Hz, but `sampling_rate` is {sampling_rate} Hz: drop one.")
-        waveform = _mono(samples, number)
+        waveform = _mono(samples, number, channels_first)
         if rate != self.sampling_rate:
             waveform = self._resample(waveform, rate, number)
         return normalize_waveforms(waveform, self.normalization, self.mean, self.std)
@@ -152,9 +209,17 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
             )
         if rate != int(rate) or rate <= 0:
             raise ValueError(f"Clip {number} has the sampling rate {rate}; expected a positive whole number of Hz.")
-        from torchaudio.functional import resample
-
-        return resample(waveform, int(rate), self.sampling_rate)
+        try:
+            import soxr
+        except ImportError as error:
+            raise ImportError(f"Clip {number} is at {rate} Hz; resampling needs soxr: `pip install soxr`.") from error
+        try:  # as in pre-training and `encode`
+            samples = soxr.resample(waveform.cpu().numpy(), int(rate), self.sampling_rate, quality="HQ")
+        except (RuntimeError, ValueError) as error:
+            message = f"Clip {number}: {rate} Hz cannot be resampled to {self.sampling_rate} Hz: {error}"
+            raise ValueError(message) from error
+        resampled = torch.from_numpy(samples) if len(samples) else waveform.mean(0, keepdim=True)
+        return resampled.to(waveform.device)
 
     def _padded_length(
         self, clips: Sequence[torch.Tensor], padding: bool | str, max_length: int | None, truncation: bool
@@ -169,22 +234,121 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
         return max(longest, max_length or 0) if padding == "max_length" else longest
 
 
-def _clips_of(raw: Any) -> list[Any]:
-    """Clips of an argument that is one clip or several."""
-    if isinstance(raw, (list, tuple)):
-        if len(raw) == 0:
-            raise ValueError("Got an empty list of clips.")
-        return [raw] if all(isinstance(value, (int, float, np.number)) for value in raw) else list(raw)
-    if isinstance(raw, (np.ndarray, torch.Tensor)) and raw.ndim == 3:
-        return list(raw)
-    return [raw]
+def split_audio(audio: Any, channels_first: bool = False) -> tuple[Iterable[Any], bool]:
+    """Clips of an argument, and whether it is a single clip.
+
+    Several clips are a list, tuple or iterator (a list of numbers is one clip), an array of paths, or an array as
+    [`split_array`] reads it.
+
+    Raises:
+        TypeError: If it is neither.
+        ValueError: If an array has a wrong or an ambiguous shape.
+    """
+    if isinstance(audio, np.ndarray) and audio.dtype.kind in "OSU":  # array of paths
+        return cast(Iterable[Any], audio), False
+    if isinstance(audio, (np.ndarray, torch.Tensor)):
+        return split_array(audio, channels_first)
+    if isinstance(audio, (str, os.PathLike, bytes, bytearray, Mapping)) or hasattr(audio, "get_all_samples"):
+        return [audio], True
+    if isinstance(audio, (list, tuple)):
+        single = len(audio) > 0 and all(isinstance(value, Number) for value in audio)
+        return ([audio], True) if single else (audio, False)
+    if isinstance(audio, Iterable) and not hasattr(audio, "read"):  # an open file would be iterated by lines
+        return audio, False
+    raise TypeError(f"`audio` is a {type(audio).__name__}; expected {KINDS}, or several of them.")
+
+
+def split_array(array: np.ndarray | torch.Tensor, channels_first: bool) -> tuple[Sequence[Any], bool]:
+    """Clips of an array, and whether it is a single clip.
+
+    Args:
+        array: (samples,) or (batch, samples); with `channels_first`, (channels, samples) or (batch, channels,
+            samples), also (samples,).
+        channels_first: Whether it has an axis of channels.
+
+    Raises:
+        ValueError: If it has other axes, or is more likely (samples, channels).
+    """
+    shape = tuple(array.shape)
+    if len(shape) == 1 or (len(shape) == 2 and channels_first):
+        return cast(Sequence[Any], [array]), True
+    if len(shape) == 2 and shape[0] > shape[1] and 0 < shape[1] <= MAX_CHANNELS:
+        raise ValueError(
+            f"The array has the shape {shape}: one clip (samples, channels), or {shape[0]} clips (batch, samples) of "
+            f"{shape[1]} samples? For one clip, transpose it and pass `channels_first=True`; for several, pass a list."
+        )
+    if len(shape) != (3 if channels_first else 2):
+        raise ValueError(
+            f"The array has the shape {shape}; expected (samples,) for one clip or (batch, samples) for several; with "
+            "`channels_first=True`, (channels, samples) or (batch, channels, samples)."
+        )
+    return cast(Sequence[Any], array), False
+
+
+def check_shape(shape: Sequence[int], name: str, channels_first: bool) -> None:
+    """Checks the shape of one clip: (samples,), or (channels, samples) with one channel or if the caller said so.
+
+    Raises:
+        ValueError: If it has another shape, or one that may also be a batch.
+    """
+    shape = tuple(shape)
+    if len(shape) == 1 or 0 in shape or (len(shape) == 2 and shape[0] == 1):
+        return
+    if len(shape) != 2 or shape[0] > min(MAX_CHANNELS, shape[1]):
+        raise ValueError(
+            f"{name} has the shape {shape}; expected (samples,), or (channels, samples) with at most {MAX_CHANNELS} "
+            "channels. Transpose (samples, channels); pass several clips as a list."
+        )
+    if not channels_first:
+        raise ValueError(
+            f"{name} has the shape {shape}: one clip (channels, samples), or {shape[0]} clips (batch, samples)? For "
+            "one clip, pass `channels_first=True`, or a dictionary with `array` and `sampling_rate`; for several, "
+            "pass a list of (samples,), or the array without a list around it."
+        )
+
+
+def encoded_file(clip: Any) -> Mapping[str, Any] | None:
+    """Encoded file of a clip as `{"bytes", "path"}`, one of them None; None if the clip is something else."""
+    if isinstance(clip, (str, os.PathLike)):
+        return {"bytes": None, "path": os.fspath(clip)}
+    if isinstance(clip, (bytes, bytearray)):
+        return {"bytes": bytes(clip), "path": None}
+    if isinstance(clip, Mapping) and "array" not in clip and clip.keys() & {"bytes", "path"}:
+        return clip
+    return None
+
+
+def _read_file(file: Mapping[str, Any], number: int) -> tuple[np.ndarray, int]:
+    """Mono samples (samples,) of an encoded file, and its rate: by the package, or else by soundfile."""
+    data, path = file.get("bytes"), file.get("path")
+    name = f"Clip {number} ({path})" if path else f"Clip {number}"
+    package = module_of_package("audio.recording")
+    if package is not None:
+        with package.open_recording(file, name) as recording:
+            return np.concatenate(list(recording.blocks(recording.rate))), recording.rate
+    try:
+        import soundfile
+    except ImportError as error:
+        raise ImportError(f"{name} is a file; reading it needs soundfile: `pip install soundfile`.") from error
+    try:
+        with soundfile.SoundFile(io.BytesIO(data) if data else path) as sound:
+            frames, rate = sound.frames, sound.samplerate
+            samples = sound.read(dtype="float32", always_2d=True)
+    except (OSError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{name} cannot be read by soundfile: {error}") from error
+    if len(samples) < frames:
+        raise ValueError(f"{name} ends after {len(samples)} of {frames} samples; fetch or write it again.")
+    return samples.mean(axis=1), rate
 
 
 def _samples_and_rate(clip: Any) -> tuple[Any, int | None]:
     """Samples and sampling rate of a clip."""
     if isinstance(clip, Mapping):
         if "array" not in clip:
-            raise ValueError(f"A clip in a dictionary needs `array` and `sampling_rate`; got {sorted(clip)}.")
+            raise ValueError(
+                "A clip in a dictionary needs `array` and `sampling_rate`, or `bytes` or `path` of a file; got "
+                f"{sorted(clip)}."
+            )
         return clip["array"], clip.get("sampling_rate")
     if hasattr(clip, "get_all_samples"):
         decoded = clip.get_all_samples()
@@ -192,16 +356,12 @@ def _samples_and_rate(clip: Any) -> tuple[Any, int | None]:
     return clip, None
 
 
-def _mono(samples: Any, number: int) -> torch.Tensor:
+def _mono(samples: Any, number: int, channels_first: bool) -> torch.Tensor:
     """(samples,) or (channels, samples) of any kind -> (samples,) float32."""
     waveform = samples if isinstance(samples, torch.Tensor) else waveform_from_array(samples, number)
     if waveform.dtype.is_complex:
         raise ValueError(f"Clip {number} is complex; expected real samples.")
-    if waveform.ndim not in (1, 2) or (waveform.ndim == 2 and waveform.shape[0] > MAX_CHANNELS):
-        raise ValueError(
-            f"Clip {number} has the shape {tuple(waveform.shape)}; expected (samples,) or (channels, samples). "
-            "Several clips go into a list."
-        )
+    check_shape(waveform.shape, f"Clip {number}", channels_first)
     if waveform.numel() == 0:
         raise ValueError(f"Clip {number} is empty.")
     waveform = to_float(waveform.detach(), number)
@@ -219,7 +379,7 @@ def waveform_from_array(samples: Any, number: int) -> torch.Tensor:
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"Clip {number} is a {type(samples).__name__} that is no array of samples ({error}); expected an array, a "
-            "tensor, a list of floats, a dictionary with `array` and `sampling_rate`, or a decoder."
+            "tensor, a list of floats, a file, a dictionary with `array` and `sampling_rate`, or a decoder."
         ) from error
 
 

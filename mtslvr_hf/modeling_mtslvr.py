@@ -7,16 +7,15 @@ augmentations, P augmentation parameters.
 from __future__ import annotations
 
 import copy
-import importlib
 import itertools
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -30,7 +29,11 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_mtslvr import ADAPTER_TYPES, MTSLVRConfig
+from .feature_extraction_mtslvr import AudioInput, MTSLVRFeatureExtractor, module_of_package, split_audio
 from .losses_mtslvr import AugmentationPredictionLoss, NegativeCosineLoss, NTXentLoss, ParameterDifferenceLoss
+
+if TYPE_CHECKING:  # copied with the model's code, and read by transformers' `pipeline` alone
+    from .pipeline_mtslvr import MTSLVRFeatureExtractionPipeline  # noqa: F401
 
 logger = logging.get_logger(__name__)
 
@@ -53,6 +56,7 @@ BATCH_NORM_ONLY = {SHARED: "bn"}  # the adapters of a plain convolution
 MERGE_DTYPE = torch.float64  # for the merge of adapters
 PROJECTORS = r"^(contrastive|predictive|parameter)_(projector|predictor)\."  # weights of pre-training alone
 
+_feature_extractors: weakref.WeakKeyDictionary[Any, tuple[Any, MTSLVRFeatureExtractor]] = weakref.WeakKeyDictionary()
 _inference_networks: weakref.WeakKeyDictionary[MTSLVRModel, tuple[Any, MTSLVRModel]] = weakref.WeakKeyDictionary()
 
 
@@ -581,12 +585,49 @@ def _input_channels(config: MTSLVRConfig) -> int:
 
 def _of_package(name: str) -> ModuleType:
     """Module of the package that is not downloaded with the model's code."""
+    module = module_of_package(name)
+    if module is None:
+        raise ImportError("This needs more than the model's own code: `pip install mtslvr-hf`.")
+    return module
+
+
+def feature_extractor_of(
+    model: MTSLVRPreTrainedModel, given: MTSLVRFeatureExtractor | None = None
+) -> MTSLVRFeatureExtractor:
+    """Feature extractor saved with the model's weights; the default one for a model that was not loaded.
+
+    It is loaded only once, because the Hub may have another one later.
+
+    Args:
+        model: An MT-SLVR model of any class.
+        given: Taken instead, if it fits.
+
+    Raises:
+        ValueError: If `given` has another sampling rate than the model.
+        OSError: If there is none with the model's weights.
+    """
+    if given is not None:
+        if given.sampling_rate != model.config.sampling_rate:
+            raise ValueError(
+                f"The feature extractor gives {given.sampling_rate} Hz and the model takes "
+                f"{model.config.sampling_rate} Hz: pass the model's own extractor."
+            )
+        return given
+    source = (model.config.name_or_path, getattr(model.config, "_commit_hash", None))
+    if not source[0]:
+        return MTSLVRFeatureExtractor(sampling_rate=model.config.sampling_rate)
+    known = _feature_extractors.get(model.base_model)
+    if known is not None and known[0] == source:
+        return known[1]
     try:
-        return importlib.import_module(f"mtslvr_hf.{name}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "mtslvr_hf":
-            raise
-        raise ImportError("This needs more than the model's own code: `pip install mtslvr-hf`.") from error
+        extractor = MTSLVRFeatureExtractor.from_pretrained(source[0], revision=source[1] or "main")
+    except OSError as error:
+        raise OSError(
+            f"{source[0]} has no feature extractor that could be loaded: pass `feature_extractor`, or save one there "
+            f"with `MTSLVRFeatureExtractor().save_pretrained(...)` ({error})."
+        ) from error
+    _feature_extractors[model.base_model] = (source, feature_extractor_of(model, extractor))
+    return extractor
 
 
 class MTSLVRPreTrainedModel(PreTrainedModel):
@@ -663,14 +704,144 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
                 "embedding alone."
             )
 
-    def encode(self, audio: Any, sampling_rate: int | None = None, **options: Any) -> Any:
-        """Embeds audio of any kind, length and rate: files, URLs, arrays, data set rows, or an iterator of them.
+    def encode(
+        self,
+        audio: AudioInput | Iterable[Any],
+        sampling_rate: int | None = None,
+        *,
+        feature_extractor: MTSLVRFeatureExtractor | None = None,
+        tasks: Sequence[str] | str | None = None,
+        batch_size: int = 32,
+        normalize: bool = False,
+        return_timestamps: bool = False,
+        convert_to: Literal["numpy", "torch"] = "numpy",
+        on_error: Literal["raise", "skip"] = "raise",
+        num_workers: int = 2,
+        compile: bool = False,
+        show_progress_bar: bool | None = None,
+        channels_first: bool = False,
+    ) -> Any:
+        """Embeddings of audio of any kind, rate and length: files, URLs, arrays, data set rows, iterators of them.
 
-        Needs the package. [`mtslvr_hf.embedding.encode`] has the arguments: `tasks`, `batch_size`, `normalize`,
-        `return_timestamps`, `convert_to`, `on_error`, `num_workers`, `compile`, `show_progress_bar` and
-        `feature_extractor`.
+        Audio is cut into windows, whose embeddings are averaged. soxr resamples it, as in pre-training. Memory does
+        not grow with an item's length, and the model does not change. Silence has an embedding.
+
+        Without the package (`trust_remote_code=True`), it embeds arrays, and files that soundfile reads, one after
+        another and each whole in memory; `num_workers` and `show_progress_bar` have no effect.
+
+        Args:
+            audio: One item or several (list, tuple, iterator, `datasets.Dataset` or `IterableDataset`, or an array or
+                tensor (batch, samples)). An item is a path; a URL that fsspec opens; an array, tensor or list of
+                numbers, (samples,); a dictionary with `array`, (samples,) or (channels, samples), and `sampling_rate`,
+                or with `bytes` or `path` of an encoded file; an encoded file's bytes; a data set's row with an audio
+                column; or a decoder of datasets or torchcodec. Integers are converted as by `MTSLVRFeatureExtractor`,
+                and channels are averaged.
+            sampling_rate: Rate in Hz of arrays without one. Default: every item has its own.
+            feature_extractor: Sets normalization, sampling rate and `do_resample`. Default: the one saved with the
+                model's weights; for a model that was not loaded, the standard one.
+            tasks: Tasks of the embedding, in its order. Default: the model's active ones.
+            batch_size: Windows that go through the network at once. Default: 32.
+            normalize: Give embeddings the L2 norm 1. Default: False.
+            return_timestamps: Return embeddings over time. Default: False.
+            convert_to: `"numpy"` (default), or `"torch"` for tensors on the CPU.
+            on_error: `"raise"` (default), or `"skip"`: a bad item's row is NaN (with timestamps: no frames), with a
+                warning.
+            num_workers: Threads that decode ahead; 0 decodes between batches. Default: 2.
+            compile: Compile the network with `torch.compile`, once for this `batch_size`: takes about ten seconds,
+                saves more over thousands of windows. Needs a C++ compiler on a CPU. Default: False.
+            show_progress_bar: Default: on a terminal, for more than 10 items or an unknown number.
+            channels_first: True if a 2-D array is one clip (channels, samples); a 3-D array is then a batch of them.
+                Default: False.
+
+        Returns:
+            (D,) float32 for one item, (items, D) for several. With timestamps, a named tuple of `embeddings`
+            (frames, D) and `seconds` (frames,), the centers of the frames, or a list of them.
+
+        Raises:
+            BadClipError: A ValueError that names the bad item, the reason and a remedy.
+            TypeError: If `audio` is neither one item nor several.
+            ValueError: If an option is out of range, the extractor does not fit the model, or an array may be read in
+                two ways.
+            OSError: If there is no feature extractor with the model's weights.
+            ImportError: If the package is missing, and `return_timestamps`, `compile` or `on_error="skip"` was asked.
         """
-        return _of_package("embedding").encode(self.base_model, audio, sampling_rate, **options)
+        package = module_of_package("embedding")
+        if package is None:
+            if return_timestamps or compile or on_error != "raise":
+                raise ImportError(
+                    "`return_timestamps`, `compile` and `on_error` need more than the model's own code: `pip install "
+                    "mtslvr-hf`."
+                )
+            if convert_to not in ("numpy", "torch"):
+                raise ValueError(f"`convert_to` must be one of 'numpy', 'torch'; got {convert_to!r}.")
+            embeddings = self._encode_alone(
+                audio, sampling_rate, feature_extractor, tasks, batch_size, channels_first, normalize
+            )
+            return embeddings.numpy() if convert_to == "numpy" else embeddings
+        return package.encode(
+            self.base_model,
+            audio,
+            sampling_rate,
+            feature_extractor=feature_extractor,
+            tasks=tasks,
+            batch_size=batch_size,
+            normalize=normalize,
+            return_timestamps=return_timestamps,
+            convert_to=convert_to,
+            on_error=on_error,
+            num_workers=num_workers,
+            compile=compile,
+            show_progress_bar=show_progress_bar,
+            channels_first=channels_first,
+        )
+
+    def _encode_alone(
+        self,
+        audio: Any,
+        sampling_rate: int | None,
+        feature_extractor: MTSLVRFeatureExtractor | None,
+        tasks: Sequence[str] | str | None,
+        batch_size: int,
+        channels_first: bool,
+        normalize: bool,
+    ) -> Tensor:
+        """Embeddings by the model's own code, (D,) for one clip or (clips, D) for several."""
+        clips, single = split_audio(audio, channels_first)
+        extractor = feature_extractor_of(self, feature_extractor)
+        rows = [torch.zeros(0, self.config.embedding_size_of(tasks))]
+        for number, clip in enumerate(clips):
+            waveform = extractor.prepare(clip, sampling_rate, number, channels_first)
+            embedding = self.base_model.embed_waveform(waveform, tasks, batch_size)
+            if not embedding.isfinite().all():
+                raise ValueError(
+                    f"Clip {number}: its embedding is not finite; samples should lie within -1 to 1, and the model's "
+                    "weights should be finite."
+                )
+            rows.append(embedding[None])
+        embeddings = torch.cat(rows)
+        embeddings = F.normalize(embeddings, dim=-1) if normalize else embeddings
+        return embeddings[0] if single else embeddings
+
+    @staticmethod
+    def similarity(a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> Tensor:
+        """Cosine similarities of all pairs of embeddings, as in sentence-transformers.
+
+        Args:
+            a, b: Embeddings (n, D) and (m, D), or (D,) for a single one.
+
+        Returns:
+            (n, m) float32.
+
+        Raises:
+            ValueError: If the shapes are others, or the sizes of the embeddings differ.
+        """
+        a, b = torch.as_tensor(a).float(), torch.as_tensor(b).float()
+        if a.ndim not in (1, 2) or b.ndim not in (1, 2) or a.shape[-1] != b.shape[-1]:
+            raise ValueError(
+                f"Embeddings have the shapes {tuple(a.shape)} and {tuple(b.shape)}; expected (n, D) and (m, D)."
+            )
+        a, b = F.normalize(a, dim=-1), F.normalize(b, dim=-1)
+        return torch.atleast_2d(a) @ torch.atleast_2d(b).T
 
     def add_adapter(self, name: str, adapter_type: str | None = None, init_from: str | None = None) -> None:
         """Adds a task with adapters and a head of its own; the embeddings of other tasks do not change.
@@ -961,6 +1132,30 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
             added_embeds={task: embeddings[task] for task in tasks if task in self.config.added_adapters} or None,
             hidden_states=hidden_states,
         )
+
+    @torch.no_grad()
+    def embed_waveform(
+        self, waveform: Tensor, tasks: Sequence[str] | str | None = None, batch_size: int = 32
+    ) -> Tensor:
+        """Embedding (D,) float32, on the CPU, of a normalized waveform (samples,) of any length.
+
+        Args:
+            waveform: As the feature extractor gives it.
+            tasks: Tasks of the embedding, in its order; default: the active tasks.
+            batch_size: Windows that go through the network at once.
+
+        Raises:
+            ValueError: If the batch size is less than 1, or there is no such task.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
+        network, samples = self.inference_network(tasks), self.config.window_samples
+        total, count = torch.zeros((), dtype=torch.float64), 0
+        for part in waveform.to(self.device).split(batch_size * samples):
+            windows, _ = cut_windows(part[None], None, samples)
+            total = total + network(windows, tasks=tasks).pooler_output.cpu().double().sum(dim=0)  # (D,)
+            count += len(windows)
+        return (total / count).float()
 
     def concatenate_parts(self, embeddings: Mapping[str, Tensor], tasks: Sequence[str]) -> Tensor:
         """Embeddings (..., head_size) of tasks -> (..., D), each multiplied by its scale."""

@@ -30,7 +30,9 @@ def wav(samples, rate=RATE, subtype="FLOAT", format="WAV"):
 
 @torch.no_grad()
 def by_forward(model, clips, extractor=None, **options):
-    inputs = (extractor or MTSLVRFeatureExtractor())(clips, sampling_rate=RATE, return_tensors="pt")
+    inputs = (extractor or MTSLVRFeatureExtractor())(
+        clips, sampling_rate=RATE, return_tensors="pt", channels_first=True
+    )
     training = model.training
     output = model.eval()(**inputs, **options)
     model.train(training)

@@ -57,18 +57,22 @@ PUBLISH = """
         card = create_model_card(config, TrainingSummary(steps=1, batch_size=4), repo_id=name)
         # Not card.push_to_hub: before huggingface_hub 2 it asks huggingface.co, whatever the endpoint.
         HfApi().upload_file(repo_id=name, path_or_fileobj=str(card).encode(), path_in_repo="README.md")
-    clips = [torch.randn(20000), torch.randn(2, 30000)]
+    clips = [torch.randn(20000), torch.randn(30000)]
     inputs = extractor(clips, sampling_rate=22050, return_tensors="pt")
     with torch.no_grad():
         outputs = model.mtslvr(**inputs)
         logits = model(inputs["input_values"]).augmentation_logits
+    encoded = model.encode(clips, 22050, feature_extractor=extractor, convert_to="torch", tasks="contrastive")
     expected = {"clips": clips, "pooled": outputs.pooler_output, "frames": outputs.last_hidden_state}
-    torch.save({**expected, "logits": logits}, "expected.pt")
+    torch.save({**expected, "logits": logits, "encoded": encoded}, "expected.pt")
 """
 
 LOAD = """
-    import torch
-    from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, AutoModelForPreTraining
+    import soundfile, torch
+    from transformers import (
+        AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, AutoModelForPreTraining, AutoProcessor,
+        pipeline,
+    )
 
     expected = torch.load(sys.argv[1], weights_only=True)
     for name in ("tester/tiny", "tester/tiny-pretraining"):
@@ -81,6 +85,19 @@ LOAD = """
             outputs = model(**inputs)
         assert torch.equal(outputs.pooler_output, expected["pooled"]), name
         assert torch.equal(outputs.last_hidden_state, expected["frames"]), name
+        options = {"rtol": 1e-4, "atol": 1e-5}
+        encoded = model.encode(expected["clips"], 22050, tasks="contrastive", convert_to="torch", batch_size=1)
+        torch.testing.assert_close(encoded, expected["encoded"], **options)
+        soundfile.write("clip.wav", expected["clips"][0].numpy(), 22050, subtype="FLOAT")
+        of_file = torch.from_numpy(model.encode("clip.wav", tasks="contrastive"))
+        torch.testing.assert_close(of_file, expected["encoded"][0], **options)
+        stereo = {"array": expected["clips"][0].repeat(2, 1), "sampling_rate": 22050}
+        of_stereo = torch.from_numpy(model.encode([stereo], tasks="contrastive"))
+        torch.testing.assert_close(of_stereo, of_file[None], **options)
+        embed = pipeline("feature-extraction", name, trust_remote_code=True, device="cpu")
+        for clip in ("clip.wav", stereo):
+            torch.testing.assert_close(torch.tensor(embed(clip, tasks="contrastive")), of_file, **options)
+        assert type(AutoProcessor.from_pretrained(name, trust_remote_code=True)) is type(extractor)
     bands, info = AutoModel.from_pretrained(name, trust_remote_code=True, pooling="bands", output_loading_info=True)
     assert not any(info.values()) and type(bands).__module__.startswith("transformers_modules."), info
     with torch.no_grad():
@@ -107,12 +124,13 @@ LOAD = """
     model.add_adapter("birds")  # what needs no more than the model's own code works without the package
     model.merge_adapters("birds")
     assert model(**inputs).pooler_output.shape == (2, 16)
-    try:
-        model.encode(expected["clips"], 22050)
-    except ImportError as error:
-        assert "pip install mtslvr-hf" in str(error)
-    else:
-        raise AssertionError("encode without the package")
+    for option in ({"return_timestamps": True}, {"compile": True}, {"on_error": "skip"}):
+        try:
+            model.encode(expected["clips"], 22050, **option)
+        except ImportError as error:
+            assert "pip install mtslvr-hf" in str(error)
+        else:
+            raise AssertionError(f"{option} without the package")
     exec(sys.argv[2], {})
 """
 
@@ -132,7 +150,7 @@ def test_what_is_published_is_complete(published, name):
     files = server.files(name)
     assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"} <= files.keys()
     code = {path for path in files if path.endswith(".py")}
-    parts = ("configuration", "feature_extraction", "losses", "modeling")
+    parts = ("configuration", "feature_extraction", "losses", "modeling", "pipeline")
     assert code == {f"{part}_mtslvr.py" for part in parts}
     config = json.loads(files["config.json"])
     classes = {"AutoModel", "AutoModelForPreTraining", "AutoModelForAudioClassification"}

@@ -21,7 +21,7 @@ NEEDLESS = (
 # The parts of transformers that the classes of a model and their registration need.
 TRANSFORMERS = (
     "from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, "
-    "AutoModelForPreTraining, PreTrainedModel, SequenceFeatureExtractor, audio_utils, modeling_layers"
+    "AutoModelForPreTraining, AutoProcessor, PreTrainedModel, SequenceFeatureExtractor, audio_utils, modeling_layers"
 )
 ROOMS = (
     "adapters",

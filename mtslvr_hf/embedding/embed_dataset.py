@@ -18,10 +18,10 @@ from ..cards.embeddings import write_card
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
 from ..files import sha256_of, whole_file, write_json
 from ..fingerprints import weights_sha256
-from ..modeling_mtslvr import MTSLVRPreTrainedModel
+from ..modeling_mtslvr import MTSLVRPreTrainedModel, feature_extractor_of
 from ..shards import ShardFolder, ShardReport, ShardWriter, Source, SourceRow, report_of, write_shards
 from ..shards.folder import ERRORS, FORMAT_VERSION, MANIFEST
-from .encode import Encoded, encode_items, feature_extractor_of
+from .encode import Encoded, encode_items
 
 INDEX = "embeddings.faiss"
 OWN_COLUMNS = ("id", "embedding", "duration", "windows")
@@ -101,7 +101,7 @@ def embed_dataset(
     """
     output = Path(output)
     _check_arguments(columns, rows_per_shard, faiss)
-    extractor = feature_extractor_of(model) if feature_extractor is None else feature_extractor
+    extractor = feature_extractor_of(model, feature_extractor)
     tasks = model.config.resolve_tasks(tasks)
     options = {"tasks": tasks, "normalize": normalize, "feature_extractor": extractor}
     options |= {"batch_size": batch_size, "num_workers": num_workers, "compile": compile}

@@ -8,30 +8,26 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import weakref
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoFeatureExtractor
 
 from ..audio.errors import BadClipError
 from ..audio.prefetch import ReadAhead
-from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
-from ..modeling_mtslvr import MTSLVRModel, MTSLVRPreTrainedModel
+from ..feature_extraction_mtslvr import AudioInput, MTSLVRFeatureExtractor
+from ..modeling_mtslvr import MTSLVRModel, MTSLVRPreTrainedModel, feature_extractor_of
 from .inputs import items_of
 from .windows import Ending, WindowReader
 
 logger = logging.getLogger(__name__)
 
 PROGRESS_FROM = 11  # items
-
-_extractors: weakref.WeakKeyDictionary[MTSLVRModel, tuple[Any, MTSLVRFeatureExtractor]] = weakref.WeakKeyDictionary()
 
 
 class TimedEmbeddings(NamedTuple):
@@ -66,7 +62,7 @@ class Encoded(NamedTuple):
 
 def encode(
     model: MTSLVRPreTrainedModel,
-    audio: Any,
+    audio: AudioInput | Iterable[Any],
     sampling_rate: int | None = None,
     *,
     feature_extractor: MTSLVRFeatureExtractor | None = None,
@@ -74,50 +70,25 @@ def encode(
     batch_size: int = 32,
     normalize: bool = False,
     return_timestamps: bool = False,
-    convert_to: str = "numpy",
-    on_error: str = "raise",
+    convert_to: Literal["numpy", "torch"] = "numpy",
+    on_error: Literal["raise", "skip"] = "raise",
     num_workers: int = 2,
     compile: bool = False,
     show_progress_bar: bool | None = None,
+    channels_first: bool = False,
 ) -> Any:
     """Embeddings of audio of any kind, rate and length, in memory that does not grow with an item's length.
 
     The network is a merged copy (`inference_network`) on the model's device and in its dtype; the model does not
-    change. soxr resamples audio, as in pre-training. Silence has an embedding.
+    change.
 
     Args:
         model: An MT-SLVR model of any class.
-        audio: One item or several (list, tuple, iterator, `datasets.Dataset` or `IterableDataset`, 3-D array). An item
-            is a path; a URL that fsspec opens; an array, tensor or list of numbers, (samples,) or (channels, samples);
-            a dictionary with `array` and `sampling_rate`, or with `bytes` or `path` of an encoded file; an encoded
-            file's bytes; a data set's row with an audio column; or a decoder of datasets or torchcodec. Integers and
-            channels are converted as by `MTSLVRFeatureExtractor`.
-        sampling_rate: Rate in Hz of arrays without one.
-        feature_extractor: Sets normalization, sampling rate and `do_resample`. Default: the one saved with the model's
-            weights; for a model that was not loaded, the standard one.
-        tasks: Tasks of the embedding, in its order; default: the model's active ones.
-        batch_size: Windows that go through the network at once.
-        normalize: Give embeddings the L2 norm 1.
-        return_timestamps: Return embeddings over time.
-        convert_to: `"numpy"`, or `"torch"` for tensors on the CPU.
-        on_error: `"raise"`, or `"skip"`: a bad item's row is NaN (with timestamps: no frames), with a warning.
-        num_workers: Threads that decode ahead; 0 decodes between batches.
-        compile: Compile the network with `torch.compile`, once for this `batch_size`: takes about ten seconds, saves
-            more over thousands of windows. Needs a C++ compiler on a CPU.
-        show_progress_bar: Default: on a terminal, for more than 10 items or an unknown number.
-
-    Returns:
-        (D,) float32 for one item, (items, D) for several; with timestamps one `TimedEmbeddings`, or a list of them.
-
-    Raises:
-        BadClipError: A ValueError that names the bad item, the reason and a remedy.
-        TypeError: If `audio` is neither one item nor several.
-        ValueError: If an option is out of range, or the extractor does not fit the model.
-        OSError: If there is no feature extractor with the model's weights.
+        audio and other arguments: As for `model.encode`, with the same results and errors.
     """
     _check_choice("convert_to", convert_to, ("numpy", "torch"))
     _check_choice("on_error", on_error, ("raise", "skip"))
-    items, single, total = items_of(audio)
+    items, single, total = items_of(audio, channels_first)
     results = encode_items(
         model,
         items,
@@ -129,6 +100,7 @@ def encode(
         return_timestamps=return_timestamps,
         num_workers=num_workers,
         compile=compile,
+        channels_first=channels_first,
     )
     if show_progress_bar is None:
         show_progress_bar = (total is None or total >= PROGRESS_FROM) and sys.stderr.isatty()
@@ -156,6 +128,7 @@ def encode_items(
     return_timestamps: bool = False,
     num_workers: int = 2,
     compile: bool = False,
+    channels_first: bool = False,
 ) -> Generator[Encoded, None, None]:
     """Iterator of `Encoded`, one for each item in their order, as soon as its last window has been embedded.
 
@@ -164,7 +137,7 @@ def encode_items(
     Args:
         items: Iterable of items, read a little ahead (in other threads, unless `num_workers` is 0). A list of numbers
             is one of these items.
-        model, sampling_rate and other options: As for `encode`.
+        model, sampling_rate and other options: As for `model.encode`.
 
     Raises:
         TypeError: If `items` is a single item.
@@ -182,14 +155,8 @@ def encode_items(
     config = model.config
     if tasks is not None:
         tasks = config.resolve_tasks(tasks)
-    if feature_extractor is None:
-        feature_extractor = feature_extractor_of(model)
-    if feature_extractor.sampling_rate != config.sampling_rate:
-        raise ValueError(
-            f"The feature extractor gives {feature_extractor.sampling_rate} Hz and the model takes "
-            f"{config.sampling_rate} Hz: pass the model's own extractor."
-        )
-    reader = WindowReader(feature_extractor, sampling_rate, config.window_samples)
+    feature_extractor = feature_extractor_of(model, feature_extractor)
+    reader = WindowReader(feature_extractor, sampling_rate, config.window_samples, channels_first)
     inference_network = model.base_model.inference_network(tasks, compile)
     network = _Network(inference_network, tasks, return_timestamps, batch_size if compile else 1)
     messages = ReadAhead(items, reader.read, num_workers, limit=2 * batch_size)
@@ -317,31 +284,9 @@ def _row(result: Encoded, size: int, timed: bool, convert_to: str, on_error: str
     return embedding.numpy() if convert_to == "numpy" else embedding
 
 
-def feature_extractor_of(model: MTSLVRPreTrainedModel) -> MTSLVRFeatureExtractor:
-    """Feature extractor saved with the model's weights; the default one for a model that was not loaded.
-
-    It is loaded only once, because the Hub may have another one later.
-    """
-    source = (model.config.name_or_path, getattr(model.config, "_commit_hash", None))
-    if not source[0]:
-        return MTSLVRFeatureExtractor(sampling_rate=model.config.sampling_rate)
-    known = _extractors.get(model.base_model)
-    if known is not None and known[0] == source:
-        return known[1]
-    try:
-        extractor = AutoFeatureExtractor.from_pretrained(source[0], revision=source[1])
-    except OSError as error:
-        raise OSError(
-            f"{source[0]} has no feature extractor that could be loaded: pass `feature_extractor`, or save one there "
-            f"with `MTSLVRFeatureExtractor().save_pretrained(...)` ({error})."
-        ) from error
-    _extractors[model.base_model] = (source, extractor)
-    return extractor
-
-
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}; got {value!r}.")
 
 
-__all__ = ["Encoded", "TimedEmbeddings", "encode", "encode_items", "feature_extractor_of"]
+__all__ = ["Encoded", "TimedEmbeddings", "encode", "encode_items"]

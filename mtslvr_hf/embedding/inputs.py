@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from functools import partial
-from numbers import Number, Real
+from numbers import Real
 from typing import Any, NamedTuple
 
 import datasets
@@ -16,12 +16,7 @@ import torch
 from ..audio.errors import DECODE_ERRORS, BadClipError, summary
 from ..audio.recording import BLOCK_SAMPLES, Recording, decoder_recording, open_recording
 from ..data.sources import audio_rows
-from ..feature_extraction_mtslvr import MAX_CHANNELS, to_float, waveform_from_array
-
-KINDS = (
-    "a path, a URL, an array or tensor of shape (samples,) or (channels, samples), a list of numbers, a dictionary "
-    "with `array` and `sampling_rate` or with `bytes` or `path`, a data set's row or a decoder"
-)
+from ..feature_extraction_mtslvr import check_shape, encoded_file, split_audio, to_float, waveform_from_array
 
 
 class Items(NamedTuple):
@@ -32,37 +27,28 @@ class Items(NamedTuple):
     total: int | None  # if known
 
 
-def items_of(audio: Any) -> Items:
+def items_of(audio: Any, channels_first: bool = False) -> Items:
     """Items of an argument, one or several, by the rules of `encode`.
 
     Raises:
         TypeError: If it is neither.
-        ValueError: If it is a data set with several audio columns or none.
+        ValueError: If it is a data set with several audio columns or none, or an array of a wrong or ambiguous shape.
     """
     if isinstance(audio, (datasets.Dataset, datasets.IterableDataset)):
         return Items(_rows(audio), False, len(audio) if isinstance(audio, datasets.Dataset) else None)
-    if isinstance(audio, np.ndarray) and audio.dtype.kind in "OSU":  # array of paths
-        return Items(audio, False, len(audio))
-    if isinstance(audio, (np.ndarray, torch.Tensor)):
-        return Items(audio, False, len(audio)) if audio.ndim == 3 else Items([audio], True, 1)
-    if isinstance(audio, (str, os.PathLike, bytes, bytearray, Mapping)) or hasattr(audio, "get_all_samples"):
-        return Items([audio], True, 1)
-    if isinstance(audio, (list, tuple)):
-        single = len(audio) > 0 and _is_waveform(audio)
-        return Items([audio], True, 1) if single else Items(audio, False, len(audio))
-    if isinstance(audio, Iterable) and not hasattr(audio, "read"):  # an open file would be iterated by lines
-        return Items(audio, False, len(audio) if isinstance(audio, Sized) else None)
-    raise TypeError(f"`audio` is a {type(audio).__name__}; expected {KINDS}, or several of them.")
+    clips, single = split_audio(audio, channels_first)
+    return Items(clips, single, len(clips) if isinstance(clips, Sized) else None)
 
 
 @contextmanager
-def open_item(item: Any, sampling_rate: int | None, number: int) -> Iterator[Recording]:
+def open_item(item: Any, sampling_rate: int | None, number: int, channels_first: bool = False) -> Iterator[Recording]:
     """Context of one opened item.
 
     Args:
         item: As for `encode`.
         sampling_rate: Rate in Hz of arrays without one.
         number: Index of the item, for messages.
+        channels_first: True if a bare array may be (channels, samples).
 
     Raises:
         BadClipError: If the item has no audio.
@@ -70,12 +56,9 @@ def open_item(item: Any, sampling_rate: int | None, number: int) -> Iterator[Rec
     if isinstance(item, Mapping) and not item.keys() & {"array", "bytes", "path"}:
         item = _audio_of_row(item, number)
     name = _name(item, number)
-    if isinstance(item, (str, os.PathLike)):
-        item = {"bytes": None, "path": os.fspath(item)}
-    elif isinstance(item, (bytes, bytearray)):
-        item = {"bytes": item, "path": None}
-    if isinstance(item, Mapping) and "array" not in item:
-        with open_recording(item, name) as recording:
+    file = encoded_file(item)
+    if file is not None:
+        with open_recording(file, name) as recording:
             yield recording
     elif hasattr(item, "get_all_samples") and hasattr(item, "get_samples_played_in_range"):
         recording = decoder_recording(item, name)
@@ -85,7 +68,8 @@ def open_item(item: Any, sampling_rate: int | None, number: int) -> Iterator[Rec
         raise BadClipError("empty", f"{name} is None; leave it out.")
     else:
         samples, rate = _samples_and_rate(item, name)
-        yield _array_recording(samples, _agreed_rate(rate, sampling_rate, name), number, name)
+        rate = _agreed_rate(rate, sampling_rate, name)
+        yield _array_recording(samples, rate, number, name, channels_first or samples is not item)
 
 
 def _rows(dataset: datasets.Dataset | datasets.IterableDataset) -> Iterator[Any]:
@@ -94,10 +78,6 @@ def _rows(dataset: datasets.Dataset | datasets.IterableDataset) -> Iterator[Any]
     if features is None or "array" in features:
         return iter(dataset)
     return (row["audio"] for row in audio_rows(dataset))
-
-
-def _is_waveform(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, Number) for value in values)
 
 
 def _audio_of_row(row: Mapping[str, Any], number: int) -> Any:
@@ -148,21 +128,16 @@ def _agreed_rate(own: Any, given: int | None, name: str) -> int:
     return int(float(rate))
 
 
-def _array_recording(samples: Any, rate: int, number: int, name: str) -> Recording:
+def _array_recording(samples: Any, rate: int, number: int, name: str, channels_first: bool) -> Recording:
     """Recording of an array, checked as far as possible without reading all samples."""
     try:
         waveform = samples.detach() if isinstance(samples, torch.Tensor) else waveform_from_array(samples, number)
         if waveform.dtype.is_complex:
             raise ValueError(f"Clip {number} is complex; expected real samples.")
         to_float(waveform.new_empty(0), number)  # raises for a type without a full scale
+        check_shape(waveform.shape, name, channels_first)
     except ValueError as error:
         raise BadClipError("unreadable", str(error)) from error
-    if waveform.ndim not in (1, 2) or (waveform.ndim == 2 and waveform.shape[0] > MAX_CHANNELS):
-        raise BadClipError(
-            "unreadable",
-            f"{name} has the shape {tuple(waveform.shape)}; expected (samples,) or (channels, samples) with at most "
-            f"{MAX_CHANNELS} channels: transpose it, or pass several clips as a list.",
-        )
     if waveform.numel() == 0:
         raise BadClipError("empty", f"{name} has no samples; leave it out.")
     return Recording(name, rate, partial(_read_array, waveform, number))

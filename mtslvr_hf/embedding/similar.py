@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import torch
 from torch.nn import functional as F
 
-from ..modeling_mtslvr import MTSLVRPreTrainedModel
+from ..modeling_mtslvr import MTSLVRPreTrainedModel, feature_extractor_of
 from ..shards.folder import DATA, MANIFEST, SETTINGS, ShardFolder
 from .embed_dataset import embed_dataset, extractor_facts, model_facts
-from .encode import encode, feature_extractor_of
+from .encode import encode
 
 
 class Neighbor(NamedTuple):

@@ -25,15 +25,22 @@ class Ending(NamedTuple):
 class WindowReader:
     """Reader of an item's windows, (S,) float32 and normalized; the last one is repeated to full length."""
 
-    def __init__(self, extractor: MTSLVRFeatureExtractor, sampling_rate: int | None, window_samples: int):
+    def __init__(
+        self,
+        extractor: MTSLVRFeatureExtractor,
+        sampling_rate: int | None,
+        window_samples: int,
+        channels_first: bool = False,
+    ):
         self.extractor = extractor
         self.sampling_rate = sampling_rate
         self.window_samples = window_samples
+        self.channels_first = channels_first
 
     def read(self, number: int, item: Any) -> Iterator[np.ndarray | Ending]:
         samples = 0
         try:
-            with open_item(item, self.sampling_rate, number) as recording:
+            with open_item(item, self.sampling_rate, number, self.channels_first) as recording:
                 self._check_rate(recording)
                 mean, std = self._statistics(recording)
                 for window in self._windows(recording):

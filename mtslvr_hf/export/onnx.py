@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
-from ..embedding.encode import feature_extractor_of
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
 from ..files import write_whole
-from ..modeling_mtslvr import MTSLVRForAudioClassification, MTSLVRPreTrainedModel
+from ..modeling_mtslvr import MTSLVRForAudioClassification, MTSLVRPreTrainedModel, feature_extractor_of
 from .graphs import DECOMPOSITIONS, ModelGraph, SpectrogramGraph, WaveformGraph
 
 logger = logging.getLogger(__name__)

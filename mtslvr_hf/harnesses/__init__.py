@@ -1,1 +1,1 @@
-"""Interfaces for external evaluations: `mtslvr_hf.harnesses.hear` and `mtslvr_hf.harnesses.mteb`."""
+"""Interfaces for external evaluations: `mtslvr_hf.harnesses.hear`, `.mteb` and `.xares`."""

@@ -1,16 +1,25 @@
 """MT-SLVR models in mteb's audio tasks.
 
 mteb decodes audio with torchcodec and FFmpeg. This module reads the encoded files and decodes them as in pre-training.
+mteb's own wrapper of a `SentenceTransformer(MODEL)` gives the same embeddings of audio at the model's rate. At others
+they differ slightly, because mteb then resamples by torchaudio. mteb 2.26 takes every such object for a text model,
+unless it is told:
+
+    wrapper = mteb.models.SentenceTransformerEncoderWrapper(SentenceTransformer(MODEL))
+    wrapper.mteb_model_meta = wrapper.mteb_model_meta.model_copy(update={"modalities": ["audio"]})
+    mteb.evaluate(wrapper, tasks)
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 import torch
 from datasets import Audio
+from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoFeatureExtractor, AutoModel
+from transformers.utils import cached_file
 
 from ..embedding import encode
 from ..fingerprints import model_fingerprint
@@ -18,6 +27,7 @@ from ..fingerprints import model_fingerprint
 if TYPE_CHECKING:
     from mteb.models import ModelMeta
 
+AUDIOSET, AUDIOSET_TASKS = "agkphysics/AudioSet", {"AudioSet", "AudioSetMini"}  # the data set, and mteb's tasks of it
 CITATION = """@inproceedings{heggan2023mtslvr,
   author = {Heggan, Calum and Hospedales, Tim and Budgett, Sam and Yaghoobi, Mehrdad},
   title = {{MT-SLVR}: Multi-Task Self-Supervised Learning for Transformation In(Variant) Representations},
@@ -60,6 +70,7 @@ class MTSLVREncoder:
         self.model = AutoModel.from_pretrained(model_name, revision=revision).eval().to(device)
         self.feature_extractor = AutoFeatureExtractor.from_pretrained(model_name, revision=revision)
         self.model_name = model_name
+        self.revision = revision
         self.tasks = None if tasks is None else self.model.config.resolve_tasks(tasks)
         self._meta: ModelMeta | None = None
 
@@ -102,7 +113,7 @@ class MTSLVREncoder:
 
     def similarity(self, embeddings1: np.ndarray | torch.Tensor, embeddings2: np.ndarray | torch.Tensor):
         """Cosine similarities of all pairs: (n, D) and (m, D), or (D,), -> (n, m) tensor."""
-        return _unit(embeddings1) @ _unit(embeddings2).T
+        return self.model.similarity(embeddings1, embeddings2)
 
     def similarity_pairwise(self, embeddings1: np.ndarray | torch.Tensor, embeddings2: np.ndarray | torch.Tensor):
         """Cosine similarities of rows: (n, D) twice -> (n,) tensor."""
@@ -122,9 +133,13 @@ class MTSLVREncoder:
     def _make_meta(self) -> "ModelMeta":
         try:
             from mteb.models.model_meta import ModelMeta, ScoringFunction
+            from mteb.types import Licenses
         except ImportError as error:
             raise ImportError("This needs mteb: `pip install 'mtslvr-hf[mteb]'`.") from error
         config = self.model.config
+        card = _card_data(self.model_name, self.revision)
+        data = [name for name in card.datasets or () if not Path(name).exists()]
+        base = card.base_model if isinstance(card.base_model, str) else None
         local = Path(self.model_name).is_dir()
         tasks = config.resolve_tasks(self.tasks)
         parameters = self.model.num_parameters()
@@ -135,25 +150,35 @@ class MTSLVREncoder:
             # mteb reuses results of the same name and revision: other weights or poolings need another revision.
             revision=config._commit_hash if not local else model_fingerprint(self.model, self.feature_extractor)[:16],
             release_date=None,
-            languages=None,
+            languages=[],  # of no language
             n_parameters=parameters,
             n_embedding_parameters=0,
             memory_usage_mb=round(parameters * 4 / 2**20, 1),
             max_tokens=None,
             embed_dim=config.embedding_size_of(tasks),
-            license=None,
+            license=card.license if card.license in get_args(Licenses) else None,
             open_weights=None if local else True,
             public_training_code=None,
-            public_training_data=None,
-            framework=["PyTorch", "Transformers"],
+            public_training_data=f"https://huggingface.co/datasets/{data[0]}" if data else None,
+            framework=["PyTorch", "Transformers", "Sentence Transformers", "safetensors"],
             reference=None if local else f"https://huggingface.co/{self.model_name}",
             similarity_fn_name=ScoringFunction("cosine"),
             use_instructions=False,
-            training_datasets=None,  # see the model card
+            # The names of tasks, as far as the card tells: mteb marks those that a model was trained on.
+            training_datasets=AUDIOSET_TASKS if AUDIOSET in data else None,
+            adapted_from=base,
             modalities=["audio"],
             citation=CITATION,
             experiment_kwargs=None if self.tasks is None else {"tasks": "-".join(tasks)},
         )
+
+
+def _card_data(model_name: str, revision: str | None) -> ModelCardData:
+    """Metadata of a model's card; empty without a card."""
+    path = cached_file(model_name, "README.md", revision=revision, _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return ModelCardData()
+    return cast(ModelCardData, ModelCard(Path(path).read_text(encoding="utf-8")).data)
 
 
 def _clips(inputs: Iterable[dict[str, Any]], what: str) -> Iterator[Any]:

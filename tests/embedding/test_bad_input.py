@@ -81,10 +81,10 @@ class TestOddInput:
     @pytest.mark.parametrize("name", [name for name, (_, rate) in ODD.items() if rate == RATE])
     def test_embeddings_are_those_of_extractor_and_forward(self, model, name):
         samples, rate = ODD[name]
-        inputs = MTSLVRFeatureExtractor()(samples, sampling_rate=rate, return_tensors="pt")
+        inputs = MTSLVRFeatureExtractor()(samples, sampling_rate=rate, return_tensors="pt", channels_first=True)
         with torch.no_grad():
             expected = model.eval()(**inputs).pooler_output[0].numpy()
-        difference = np.abs(encode(model, samples, rate) - expected).max()
+        difference = np.abs(encode(model, samples, rate, channels_first=True) - expected).max()
         assert difference <= 1e-5 * np.abs(expected).max()
 
     @pytest.mark.parametrize(
@@ -95,13 +95,14 @@ class TestOddInput:
         samples = noise(1.5, channels=2)
         integers = np.round(samples.astype(np.float64) * scale + offset).astype(dtype)
         exact = ((integers.astype(np.float64) - offset) / scale).astype(np.float32)
-        expected = encode(model, exact, RATE)
+        expected = encode(model, exact, RATE, channels_first=True)
         file = encoded(exact, subtype=subtype)
         for item in (integers, torch.from_numpy(integers), file):
-            assert np.allclose(encode(model, item, RATE), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+            embedding = encode(model, item, RATE, channels_first=True)
+            assert np.allclose(embedding, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
     def test_a_url(self, model, server):
-        assert np.array_equal(encode(model, f"{server}/sound.wav"), encode(model, noise(1.5), RATE))
+        assert np.array_equal(encode(model, f"{server}/sound.wav"), encode(model, noise(1.5)[0], RATE))
 
     def test_a_clip_shorter_than_a_sample_of_the_network_s_rate_is_its_mean(self, model):
         tiny = np.array([0.2, 0.4], dtype=np.float32)
@@ -122,12 +123,20 @@ def bad_arrays():
         "none": (None, RATE, "empty", "is None; leave it out"),
         "NaN": (nan, RATE, "non_finite", "the sample at 1.250 s is NaN or infinite; replace such samples"),
         "NaN resampled": (at_rate(nan, 44_100), None, "non_finite", "the sample at 0.454 s is NaN or infinite"),
-        "infinite": (infinite, RATE, "non_finite", "the sample at 0.000 s is NaN or infinite"),
+        "infinite": (at_rate(infinite, RATE), None, "non_finite", "the sample at 0.000 s is NaN or infinite"),
         "absurdly loud": (1e30 * fine, RATE, "non_finite", "embedding is not finite; samples should lie within -1 to"),
         "complex": (fine + 1j, RATE, "unreadable", "is complex; expected real samples"),
         "64-bit integers": (np.arange(99), RATE, "unreadable", "torch.int64, which has no full scale"),
-        "samples first": (fine.T, RATE, "unreadable", r"shape \(1600, 1\); expected .* 64 channels: transpose"),
-        "4 axes": (fine[None, None], RATE, "unreadable", r"shape \(1, 1, 1, 1600\); expected \(samples,\) or \(chan"),
+        "samples first": (fine.T, RATE, "unreadable", r"shape \(1600, 1\); expected .* 64 channels. Transpose"),
+        "few samples first": (at_rate(np.zeros((9, 2)), RATE), None, "unreadable", r"shape \(9, 2\); .* Transpose"),
+        "65 channels": (at_rate(np.zeros((65, 99)), RATE), None, "unreadable", r"shape \(65, 99\); .* 64 channels"),
+        "channels or clips": (
+            np.zeros((2, 99)),
+            RATE,
+            "unreadable",
+            r"shape \(2, 99\): one clip \(channels, .* 2 clips",
+        ),
+        "4 axes": (fine[None, None], RATE, "unreadable", r"shape \(1, 1, 1, 1600\); expected \(samples,\), or \(cha"),
         "words": (["a", "b"], RATE, "unreadable", "is a list that is no array of samples .* expected an array"),
         "no rate": (fine, None, "unreadable", "came without a sampling rate: pass `sampling_rate`, in Hz"),
         "two rates": (at_rate(fine, 8_000), RATE, "unreadable", "at 8000 Hz, but `sampling_rate` is"),

@@ -1,5 +1,6 @@
 """encode and encode_items against the plain forward, in bounded memory, and what they leave alone."""
 
+import inspect
 import itertools
 import threading
 import tracemalloc
@@ -10,7 +11,13 @@ import soundfile
 import torch
 from small_models import RATE, SIZE, assert_close, by_forward, make_model, noise
 
-from mtslvr_hf import MTSLVRFeatureExtractor, MTSLVRForAudioClassification, MTSLVRForPreTraining, MTSLVRModel
+from mtslvr_hf import (
+    MTSLVRFeatureExtractor,
+    MTSLVRForAudioClassification,
+    MTSLVRForPreTraining,
+    MTSLVRModel,
+    embedding,
+)
 from mtslvr_hf.embedding import TimedEmbeddings, encode, encode_items
 
 
@@ -166,6 +173,33 @@ class TestWhatComesBack:
     def test_wrong_numbers(self, model, option):
         with pytest.raises(ValueError, match=r"batch_size is 0; expected at least 1|num_workers is -1; expected at"):
             encode(model, noise(5), RATE, **option)
+
+
+class TestTheMethod:
+    def test_it_names_every_argument_of_the_function(self):
+        method = list(inspect.signature(MTSLVRModel.encode).parameters.values())[1:]
+        assert method == list(inspect.signature(encode).parameters.values())[1:]
+        for parameter in method:
+            assert f"            {parameter.name}: " in MTSLVRModel.encode.__doc__
+            assert parameter.annotation not in ("Any", inspect.Parameter.empty)
+
+    def test_it_hands_every_argument_on(self, model, monkeypatch):
+        parameters = list(inspect.signature(MTSLVRModel.encode).parameters)[1:]
+        given = {name: object() for name in parameters}
+        monkeypatch.setattr(embedding, "encode", lambda *args, **options: (args, options))
+        args, options = model.encode(**given)
+        assert args == (model, given.pop("audio"), given.pop("sampling_rate"))
+        assert options == given
+
+    @pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
+    def test_similarity(self, model, kind):
+        a, b = kind([[3.0, 4.0], [1.0, 0.0]]), kind([[4.0, 3.0], [0.0, 2.0], [-3.0, -4.0]])
+        torch.testing.assert_close(model.similarity(a, b), torch.tensor([[0.96, 0.8, -1.0], [0.8, 0.0, -0.6]]))
+        torch.testing.assert_close(model.similarity(a[0], b), torch.tensor([[0.96, 0.8, -1.0]]))
+        assert model.similarity(a[0], b[0]).shape == (1, 1)
+        for other in (kind([1.0, 2.0, 3.0]), kind([[[1.0, 2.0]]])):
+            with pytest.raises(ValueError, match=r"shapes \(2, 2\) and .*; expected \(n, D\) and \(m, D\)"):
+                model.similarity(a, other)
 
 
 class TestTheModel:

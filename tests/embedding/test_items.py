@@ -27,7 +27,7 @@ def stereo():
 @pytest.fixture(scope="module")
 def items(stereo, tmp_path_factory):
     """The same sound in every form."""
-    data = wav(stereo)
+    data, mono = wav(stereo), stereo.mean(0)
     path = tmp_path_factory.mktemp("items") / "sound.wav"
     path.write_bytes(data)
     with fsspec.open("memory://folder/sound.wav", "wb") as file:
@@ -39,14 +39,15 @@ def items(stereo, tmp_path_factory):
         "URL": "memory://folder/sound.wav",
         "chained URL": f"simplecache::file://{path}",
         "bytes": data,
-        "array": stereo,
-        "float64": stereo.astype(np.float64),
-        "transposed": np.asfortranarray(stereo),
-        "mono": stereo.mean(0),
-        "tensor": torch.from_numpy(stereo).requires_grad_(),
-        "nested list": stereo.tolist(),
-        "list": stereo.mean(0).tolist(),
-        "array in a dictionary": {"array": stereo, "sampling_rate": RATE, "path": "gone.wav"},
+        "array": mono,
+        "float64": mono.astype(np.float64),
+        "every other sample": np.repeat(mono, 2)[::2],
+        "tensor": torch.from_numpy(mono).requires_grad_(),
+        "one channel in a list": mono[None],
+        "list": mono.tolist(),
+        "channels in a dictionary": {"array": stereo, "sampling_rate": RATE, "path": "gone.wav"},
+        "channels by column": {"array": np.asfortranarray(stereo), "sampling_rate": RATE},
+        "tensor in a dictionary": {"array": torch.from_numpy(stereo), "sampling_rate": RATE},
         "bytes in a dictionary": {"bytes": data, "path": None},
         "bytes with a name": {"bytes": data, "path": "gone.wav"},
         "path in a dictionary": {"bytes": None, "path": str(path)},
@@ -65,20 +66,46 @@ class TestKindsOfItems:
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
     def test_other_float_types(self, model, stereo, dtype):
-        tensor = torch.from_numpy(stereo).to(dtype)
+        tensor = torch.from_numpy(stereo[0]).to(dtype)
         assert np.array_equal(encode(model, tensor, RATE), encode(model, tensor.float(), RATE))
 
     def test_one_item_is_told_from_several(self, model, items):
         for name, item in items.items():
-            several = name == "nested list"  # of two waveforms, as for the extractor
-            assert encode(model, item, RATE).shape == ((2, SIZE) if several else (SIZE,)), name
+            expected = (1, SIZE) if name == "one channel in a list" else (SIZE,)  # an array (1, samples) is a batch
+            assert encode(model, item, RATE).shape == expected, name
 
-    @pytest.mark.parametrize("several", [list, tuple, iter, np.stack, lambda clips: (clip for clip in clips)])
+    @pytest.mark.parametrize(
+        "several",
+        [list, tuple, iter, np.stack, lambda clips: torch.tensor(np.stack(clips)), lambda clips: [*map(list, clips)]],
+    )
     def test_several(self, model, several):
-        clips = [noise(20_000, channels=1, seed=seed) for seed in range(3)]
+        clips = [noise(20_000, seed=seed) for seed in range(3)]
         assert_close(encode(model, several(clips), RATE), by_forward(model, clips))
 
-    @pytest.mark.parametrize("nothing", [[], (), iter([]), np.zeros((0, 1, 5))])
+    @pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+    def test_channels_are_averaged_where_the_call_says_so(self, model, stereo, kind):
+        mono = by_forward(model, [stereo.mean(0)])
+        assert_close(encode(model, kind(stereo), RATE, channels_first=True), mono[0])
+        assert_close(encode(model, kind(stereo), RATE), by_forward(model, list(stereo)))  # a batch of two
+        assert_close(encode(model, [kind(stereo)], RATE, channels_first=True), mono)
+        assert_close(encode(model, kind(np.stack([stereo, 2 * stereo])), RATE, channels_first=True)[:1], mono)
+        assert encode(model, kind(np.stack([stereo] * 3)), RATE, channels_first=True).shape == (3, SIZE)
+        assert_close(encode(model, kind(stereo[0]), RATE, channels_first=True), by_forward(model, [stereo[0]])[0])
+
+    @pytest.mark.parametrize("kind", [np.zeros, torch.zeros])
+    def test_axes_that_could_mean_two_things(self, model, kind):
+        with pytest.raises(
+            ValueError, match=r"\(2, 4000\): one clip \(channels, samples\), or 2 clips .* samples\)\?"
+        ):
+            encode(model, [kind((2, 4000))], RATE)
+        for array in (kind((4000, 2)), kind((4000, 1))):
+            with pytest.raises(ValueError, match=r"one clip \(samples, channels\), or 4000 clips \(batch, samples\)"):
+                encode(model, array, RATE, on_error="skip")
+        for array in (kind((3, 2, 4000)), kind((1, 3, 2, 4000)), kind(())):
+            with pytest.raises(ValueError, match=r"expected \(samples,\) for one clip or \(batch, samples\)"):
+                encode(model, array, RATE)
+
+    @pytest.mark.parametrize("nothing", [[], (), iter([]), np.zeros((0, 5))])
     def test_no_items(self, model, nothing):
         assert encode(model, nothing, RATE).shape == (0, SIZE)
 
@@ -127,7 +154,7 @@ class TestKindsOfItems:
         expected = by_forward(model, [resampled])[0]
         for item in (path, {"array": sound, "sampling_rate": rate}):
             assert_close(encode(model, item), expected)
-        assert_close(encode(model, sound, rate), expected)
+        assert_close(encode(model, sound, rate, channels_first=True), expected)
 
     def test_decoders_are_read_in_ranges(self, model):
         sound = noise(RATE * 130)

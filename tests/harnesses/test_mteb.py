@@ -98,6 +98,11 @@ def test_wrong_input(encoder, dataset):
         encode(encoder, DataLoader(broken))
 
 
+def columns(rows):
+    """As mteb collates rows."""
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
 @pytest.fixture(scope="module")
 def mteb():
     return pytest.importorskip("mteb")
@@ -106,12 +111,12 @@ def mteb():
 @pytest.fixture(scope="module")
 def task(mteb, dataset, tmp_path_factory):
     """Makes a task of a local parquet folder, read as mteb reads those on the Hub."""
-    folder = tmp_path_factory.mktemp("sounds")
-    (folder / "data").mkdir()
-    for split in ("train", "test"):
-        dataset.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
 
-    def make(base, kind, main_score):
+    def make(base, kind, main_score, dataset=dataset):
+        folder = tmp_path_factory.mktemp("sounds")
+        (folder / "data").mkdir()
+        for split in ("train", "test"):
+            dataset.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
         metadata = mteb.TaskMetadata(
             name=f"LocalSounds{kind}",
             description="Synthetic sounds.",
@@ -158,6 +163,44 @@ class TestInMTEB:
         classification = task(AbsTaskClassification, "AudioClassification", "accuracy")
         result = mteb.evaluate(encoder, classification, cache=None, show_progress_bar=False)
         assert result.task_results[0].get_score() > 0.8
+
+    def test_a_sentence_transformer_gives_the_same(self, mteb, folder, encoder, dataset, task):
+        from mteb.abstasks import AbsTaskClassification
+        from mteb.models import SentenceTransformerEncoderWrapper
+        from sentence_transformers import SentenceTransformer
+
+        decoded = []  # at the model's rate, and without torchcodec
+        for row in dataset.cast_column("audio", Audio(decode=False)):
+            samples = soundfile.read(io.BytesIO(row["audio"]["bytes"]))[0]
+            decoded.append({"audio": {"array": samples, "sampling_rate": 16_000}, "label": row["label"]})
+        decoded = Dataset.from_list(decoded)
+        transformer = SentenceTransformerEncoderWrapper(SentenceTransformer(str(folder), device="cpu"))
+        changes = {"name": "local/tiny", "modalities": ["audio"]}
+        transformer.mteb_model_meta = transformer.mteb_model_meta.model_copy(update=changes)
+        embeddings, scores = [], []
+        for each in (encoder, transformer):
+            classification = task(AbsTaskClassification, "AudioClassification", "accuracy", decoded)
+            result = mteb.evaluate(each, classification, cache=None, show_progress_bar=False)
+            scores.append(result.task_results[0].get_score())
+            loader = DataLoader(decoded, batch_size=5, collate_fn=columns)
+            options = {"task_metadata": classification.metadata, "hf_split": "test", "hf_subset": "default"}
+            embeddings.append(each.encode(loader, **options))
+        np.testing.assert_allclose(*embeddings, rtol=1e-5, atol=1e-5 * np.abs(embeddings[0]).max())
+        assert scores[0] == pytest.approx(scores[1]) and scores[0] > 0.8
+
+    def test_metadata_of_the_card(self, mteb, folder, tmp_path):
+        AutoModel.from_pretrained(folder).save_pretrained(tmp_path / "model")
+        AutoFeatureExtractor.from_pretrained(folder).save_pretrained(tmp_path / "model")
+        card = (
+            "---\nlicense: cc-by-sa-4.0\ndatasets:\n- agkphysics/AudioSet\nbase_model: tester/base\n---\n\n# A model\n"
+        )
+        (tmp_path / "model" / "README.md").write_text(card)
+        meta = MTSLVREncoder(str(tmp_path / "model"), device="cpu").mteb_model_meta
+        assert meta.license == "cc-by-sa-4.0" and meta.adapted_from == "tester/base"
+        assert meta.public_training_data == "https://huggingface.co/datasets/agkphysics/AudioSet"
+        assert "AudioSet" in meta.training_datasets
+        (tmp_path / "model" / "README.md").write_text(card.replace("cc-by-sa-4.0", "my-own"))
+        assert MTSLVREncoder(str(tmp_path / "model"), device="cpu").mteb_model_meta.license is None
 
     def test_clustering(self, mteb, encoder, task):
         from mteb.abstasks import AbsTaskClustering

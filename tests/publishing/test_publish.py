@@ -81,7 +81,7 @@ def test_a_model_goes_to_the_hub_and_loads_there(hub_server, model, tmp_path):
             "pretrain.yaml",
             "results.json",
         ),
-        *(f"{part}_mtslvr.py" for part in ("configuration", "feature_extraction", "losses", "modeling")),
+        *(f"{part}_mtslvr.py" for part in ("configuration", "feature_extraction", "losses", "modeling", "pipeline")),
         *(path.name for path in model.glob("*.json")),
     }
     assert files["model.safetensors"] == (model / "model.safetensors").read_bytes()
