@@ -23,13 +23,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForPreTraining
 
+from mtslvr_hf import finetune
 from mtslvr_hf.classification import make_folds
 from mtslvr_hf.data import LabelledAudio, load_labelled_audio
 from mtslvr_hf.evaluation import LogMelStatistics
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
-
-import finetune
 
 ROWS = {
     "linear probe": ("linear_probe", True),

@@ -1,6 +1,5 @@
 """Labelled tones and small models, for the tests of classification."""
 
-import sys
 from pathlib import Path
 
 import datasets
@@ -14,8 +13,6 @@ ROOT = Path(__file__).parent.parent
 RATE = 16_000
 HERTZ = {"high": 3000, "low": 200, "middle": 900}
 TINY = {"base_width": 4, "window_seconds": 1.0, "embedding_size": 8}
-
-sys.path.insert(0, str(ROOT / "training"))
 
 
 def tone(hertz, number, seconds=1.0):

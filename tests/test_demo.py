@@ -10,11 +10,9 @@ from pathlib import Path
 import pytest
 
 from mtslvr_hf.evaluation import open_data
+from mtslvr_hf.runs.pretraining_arguments import read_arguments
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "training"))
-
-import pretraining_arguments  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +42,7 @@ def test_every_clip_has_a_licence(demo):
 
 
 def test_configuration_reads_and_writes_where_the_demo_does(demo):
-    values, *_ = pretraining_arguments.read_arguments([str(ROOT / "demo/demo.yaml")])
+    values, *_ = read_arguments([str(ROOT / "demo/demo.yaml")])
     assert values["dataset_name"] == str(demo.OUTPUT / "parquet")
     assert values["output_dir"] == str(demo.OUTPUT / "model")
     assert values["adapter_type"] == "parallel"
