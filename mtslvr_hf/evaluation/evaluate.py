@@ -321,7 +321,9 @@ def _models(
             to_load.append(partial(_given, source))
             continue
         config: Any = load_config(source, overrides=overrides)
-        network = (config.architecture(), config.embedding_tasks) if config.model_type == "mtslvr" else None
+        network = None
+        if config.model_type == "mtslvr":  # an untrained network has no scales of its heads
+            network = (config.architecture() | {"embedding_scale": None}, config.embedding_tasks)
         suffix = _pooling_of(config) if network and overrides else ""
         to_load.append(partial(load_embedder, source, name=f"{source}{suffix}", **options))
         if network and network not in seen:

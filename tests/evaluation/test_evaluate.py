@@ -216,7 +216,7 @@ def test_cached_embeddings_are_not_computed_again(report, sounds, model, tmp_pat
 
 
 def test_models_of_one_architecture_share_the_untrained_row(sounds, save_model, model):
-    other, wider = save_model(seed=2), save_model(base_width=8)
+    other, wider = save_model(seed=2, embedding_scale={"predictive": 0.5}), save_model(base_width=8)
     report = evaluate([model, other, wider], [sounds], PROTOCOL, classes=THREE, show_progress_bar=False)
     rows = report.results[0].rows
     untrained = [row.model for row in rows if row.model.startswith("untrained")]
