@@ -179,7 +179,7 @@ class PackageLicenses:
         if rule is not None:
             synopsis, authors = rule.license or synopsis, rule.authors or authors
         if not synopsis or not authors:
-            raise LeftOutError("license or authors not stated")
+            raise LeftOutError("license or authors not stated.")
         license = choose_license(synopsis, self.licenses)
         if license is None:
             raise LeftOutError(f"license {synopsis}")
@@ -202,7 +202,7 @@ def parse_copyright(text: str) -> Any:
     try:
         from debian.copyright import Copyright, NotMachineReadableError
     except ImportError as error:
-        raise SystemExit("Copyright files are read with python-debian: pip install python-debian") from error
+        raise SystemExit("Copyright files are read with python-debian: pip install python-debian.") from error
     if not re.match(r"\s*Format(-Specification)?:", text):
         return None
     try:
