@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 from scipy.stats import binomtest
-from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
@@ -174,8 +173,8 @@ def _linear_scores(
 ) -> np.ndarray:
     varied = np.flatnonzero(labels.any(0) & ~labels.all(0))
     if len(train) < train.shape[1]:  # a rotation into the span of the clips changes no score
-        rotation = PCA(svd_solver="full").fit(train)
-        train, others = rotation.transform(train), rotation.transform(others)
+        axes = np.linalg.svd(train, full_matrices=False)[2].T
+        train, others = train @ axes, others @ axes
     # A class of no clip, or of all clips, has the same score for every clip.
     scores = np.tile(labels.mean(0), (len(values), len(others), 1))
     targets = [(column, labels[:, column]) for column in varied] if multi_label else [(varied, labels.argmax(1))]
