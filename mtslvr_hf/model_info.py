@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from huggingface_hub import ModelCard, get_safetensors_metadata
+from huggingface_hub import ModelCard, get_safetensors_metadata, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, NotASafetensorsRepoError
 from safetensors import safe_open
 from transformers import AutoConfig
@@ -46,7 +46,7 @@ def describe_model(source: str | Path, revision: str | None = None) -> list[tupl
         classes = [config.id2label[number] for number in sorted(config.id2label)]
         more = f", ... ({len(classes)} classes)" if len(classes) > 10 else ""
         facts.append(("classes", ", ".join(classes[:10]) + more))
-    facts.append(("license", _license(source)))
+    facts.append(("license", _license(source, revision)))
     return facts
 
 
@@ -88,11 +88,12 @@ def _weights(source: str | Path, revision: str | None) -> str:
     return f"{sum(count.values()):,} values with statistics ({kinds}), {size / 1e6:.1f} MB"
 
 
-def _license(source: str | Path) -> str:
+def _license(source: str | Path, revision: str | None) -> str:
     """License in the model card."""
-    card = Path(source) / "README.md"
     try:
-        return (ModelCard.load(card if os.path.isdir(source) else str(source)).data.license) or "none in its card"
+        local = os.path.isdir(source)
+        card = Path(source) / "README.md" if local else hf_hub_download(str(source), "README.md", revision=revision)
+        return ModelCard.load(card).data.license or "none in its card"
     except (OSError, ValueError, EntryNotFoundError, HfHubHTTPError):
         return "no card"
 

@@ -8,6 +8,7 @@ Shapes: B batch, S samples, K windows of the longest clip, F mel bands, N frames
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from ..modeling_mtslvr import MTSLVRModel
 Inputs = dict[str, torch.Tensor]
 
 
-class ModelGraph(nn.Module):
+class ModelGraph(nn.Module, ABC):
     """Base class of a graph from one kind of input to embeddings and, with a classifier, logits.
 
     Args:
@@ -51,9 +52,9 @@ class ModelGraph(nn.Module):
         self.classifier = classifier
         self.outputs = ["embeddings"] if classifier is None else ["logits", "embeddings"]
 
+    @abstractmethod
     def batches(self) -> list[Inputs]:
         """Inputs for the comparison with torch; the last one is traced."""
-        raise NotImplementedError
 
     def embed(self, features: torch.Tensor) -> torch.Tensor:
         """Embeddings of windows, after the front end: (windows, ...) -> (windows, D)."""

@@ -108,8 +108,8 @@ def export_onnx(
     _check_packages()
     destination = Path(destination)
     _check_arguments(model, destination, input, opset, attention_mask, tolerance)
-    extractor = feature_extractor or feature_extractor_of(model)
-    tasks = _resolve_tasks(model, tasks, extractor)
+    extractor = feature_extractor_of(model, feature_extractor)
+    tasks = _resolve_tasks(model, tasks)
     reference = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     graph = _graph(reference, input, tasks, extractor, attention_mask)
     batches = graph.batches()
@@ -160,7 +160,7 @@ def compare(
     """
     import onnxruntime
 
-    extractor = feature_extractor or feature_extractor_of(model)
+    extractor = feature_extractor_of(model, feature_extractor)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()  # the default pins every core, even a busy one
     content = file if isinstance(file, bytes) else str(file)
@@ -304,20 +304,13 @@ def _check_arguments(
         )
 
 
-def _resolve_tasks(
-    model: MTSLVRPreTrainedModel, tasks: Sequence[str] | str | None, extractor: MTSLVRFeatureExtractor
-) -> list[str]:
-    """Tasks of the embedding; raises a ValueError if classifier or extractor do not fit."""
+def _resolve_tasks(model: MTSLVRPreTrainedModel, tasks: Sequence[str] | str | None) -> list[str]:
+    """Tasks of the embedding; raises a ValueError if the classifier reads others."""
     resolved = model.config.resolve_tasks(tasks)
     if isinstance(model, MTSLVRForAudioClassification) and resolved != model.config.embedding_tasks:
         raise ValueError(
             f"the classifier reads the embedding of {model.config.embedding_tasks}; got tasks {resolved}. Leave them "
             "out, or export the embedding without the classifier (`--no-classifier`, `model.base_model`)."
-        )
-    if extractor.sampling_rate != model.config.sampling_rate:
-        raise ValueError(
-            f"the feature extractor gives {extractor.sampling_rate} Hz and the model takes "
-            f"{model.config.sampling_rate} Hz: pass the model's own extractor."
         )
     return resolved
 
