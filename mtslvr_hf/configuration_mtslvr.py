@@ -94,7 +94,7 @@ class MTSLVRConfig(PreTrainedConfig):
             `num_mel_bins` / 32, rounded up. Not used by other poolings.
         use_heads: True for a linear head behind the pooling; False for the pooled feature map as embedding.
         embedding_scale: Factor of each task's part of `pooler_output`; a task that is not named has 1.
-            [`mtslvr_hf.embedding.choose_embedding_scale`] chooses it on unlabeled audio.
+            [`mtslvr_hf.embedding.equal_variance_scale`] measures it on unlabeled audio.
         contrastive_method: `"simclr"` (NT-Xent) or `"simsiam"` (negative cosine with stop-gradient).
         temperature: Temperature of NT-Xent.
         predictive_weight: Weight of the predictive loss in the sum of both.

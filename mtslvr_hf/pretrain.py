@@ -27,7 +27,7 @@ from . import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRForPreTraining
 from .augmentations import TwoViewAugmentation
 from .cards.pretraining import TrainingSummary
 from .data import AudioStream, load_audio, load_clips
-from .embedding import choose_embedding_scale
+from .embedding import equal_variance_scale
 from .evaluation import open_data
 from .runs.pretraining_arguments import SAVED_CONFIG, DataArguments, ModelArguments, ProbeArguments, read_arguments
 from .runs.run_folder import find_checkpoint, finish, save, save_arguments, set_up_logging
@@ -155,20 +155,20 @@ def load_evaluation_clips(
 
 
 def scale_heads(trainer: MTSLVRTrainer, data_args: DataArguments) -> None:
-    """Chooses the scales of the heads on two crops of each evaluation file, and stores them in the configuration.
+    """Gives the heads equal variance on the evaluation clips: stores their scales in the configuration.
 
-    An error does not end the run: the heads keep equal scales, with a warning.
+    An error does not end the run: the heads stay as they are, with a warning.
     """
     model = trainer.model
     if not trainer.is_world_process_zero() or len(set(model.config.embedding_parts.values())) < 2:
         return
     try:
-        crops = load_evaluation_clips(model, data_args, data_args.eval_clips, crops=2)
-        model.config.embedding_scale = choose_embedding_scale(
-            model, crops, trainer.processing_class, trainer.args.eval_batch_size
+        clips = load_evaluation_clips(model, data_args, data_args.eval_clips)
+        model.config.embedding_scale = equal_variance_scale(
+            model, clips, trainer.processing_class, trainer.args.eval_batch_size
         )
     except (OSError, RuntimeError, ValueError) as error:
-        logger.warning("The heads keep equal scales: %s", error)
+        logger.warning("The heads are not scaled: %s", error)
     else:
         logger.info("Scales of the heads: %s", model.config.embedding_scale)
 

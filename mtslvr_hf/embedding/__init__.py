@@ -2,7 +2,7 @@
 
 from .embed_dataset import EmbedReport, embed_dataset
 from .encode import Encoded, TimedEmbeddings, encode, encode_items
-from .head_scale import choose_embedding_scale
+from .head_scale import equal_variance_scale
 from .similar import Neighbor, find_similar
 
 __all__ = [
@@ -10,9 +10,9 @@ __all__ = [
     "Encoded",
     "Neighbor",
     "TimedEmbeddings",
-    "choose_embedding_scale",
     "embed_dataset",
     "encode",
     "encode_items",
+    "equal_variance_scale",
     "find_similar",
 ]

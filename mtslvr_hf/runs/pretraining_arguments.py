@@ -101,7 +101,7 @@ class DataArguments(AudioArguments):
     )
     scale_heads: bool = field(
         default=False,
-        metadata={"help": "Choose the scales of the heads in the embedding at the end, on evaluation clips."},
+        metadata={"help": "Give the heads equal variance in the embedding at the end, measured on evaluation clips."},
     )
     clip_seconds: float | None = field(default=None, metadata={"help": "Length of a clip. Default: window_seconds."})
     normalization: str = field(

@@ -1,6 +1,6 @@
-"""Scales of heads: their choice on unlabeled crops, and their effect on embeddings and evaluations."""
+"""Scales of heads: equal variance on unlabeled clips, and their effect on embeddings and evaluations."""
 
-import copy
+import math
 
 import pytest
 import torch
@@ -8,61 +8,47 @@ from pretraining_runs import make_model, tone
 from transformers import AutoModel
 
 from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor
-from mtslvr_hf.embedding import choose_embedding_scale, encode
-from mtslvr_hf.embedding.head_scale import SHARES, deviation, reciprocal_rank
+from mtslvr_hf.embedding import encode, equal_variance_scale
+from mtslvr_hf.embedding.head_scale import deviation
 from mtslvr_hf.evaluation.few_shot.accuracy import standardized
 
 SAMPLES = 8000
 
 
-def crops(files=24):
-    """Two overlapping crops of each file, (files, 2, samples)."""
-    clips = [torch.from_numpy(tone(number, seconds=0.7)) for number in range(files)]
-    return torch.stack([torch.stack([clip[:SAMPLES], clip[2000 : 2000 + SAMPLES]]) for clip in clips])
+def clips(number=24):
+    """Tones, (number, samples)."""
+    return torch.stack([torch.from_numpy(tone(each, seconds=0.5)) for each in range(number)])
 
 
-def test_reciprocal_rank_by_hand():
-    first = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.1]])
-    second = torch.tensor([[0.9, 0.1], [0.8, 0.2], [-0.9, 0.0]])  # the second file's is nearer to none
-    heads = {"a": torch.stack([first, second], dim=1).double()}
-    # Ranks: 1; of [0, 1], the second file's own crop has the largest second number: 1; 1.
-    assert reciprocal_rank(heads, {"a": 1.0}) == 1.0
-    heads["a"][1, 1] = torch.tensor([0.8, -0.2])  # behind both others
-    assert reciprocal_rank(heads, {"a": 1.0}) == pytest.approx((1 + 1 / 3 + 1) / 3)
+def test_equal_variance_by_hand():
+    embeddings = torch.tensor([[1.0, 5.0], [3.0, 5.0], [1.0, 9.0], [3.0, 9.0]])
+    assert deviation(embeddings) == pytest.approx(math.sqrt((1 + 4) / 2))
 
 
-def test_a_head_without_information_gets_the_smallest_share():
+def test_scaled_heads_have_the_same_variance():
     model = make_model().eval()
     with torch.no_grad():
-        head = model.mtslvr.heads["predictive"]
-        head.weight.mul_(1e-3)
-        noise = torch.Generator().manual_seed(0)
-    informative = choose_embedding_scale(model, crops())
-    # A head that is a thousand times smaller, with the same information, gets a scale that makes up for it.
-    assert informative["predictive"] == 1.0 and informative["contrastive"] < 0.1
+        model.mtslvr.heads["predictive"].weight.mul_(1e-3)
+    scale = equal_variance_scale(model, clips(), batch_size=7)
+    assert scale["predictive"] == 1.0 and scale["contrastive"] < 0.1
+    model.config.embedding_scale = scale
+    found = encode(model.mtslvr, list(clips().numpy()), 16000, convert_to="torch")
+    contrastive, predictive = found.chunk(2, dim=1)
+    assert deviation(contrastive) == pytest.approx(deviation(predictive), rel=1e-3)
+    assert equal_variance_scale(model, clips(), batch_size=7) == scale  # the scale that is set does not count
 
-    def random_head(_, inputs, output):
-        return torch.randn(output.shape, generator=noise) * 5
 
-    head.register_forward_hook(random_head)
-    deaf = copy.deepcopy(model)
-    found = choose_embedding_scale(_unmerged(deaf), crops(), batch_size=7)
-    assert found["contrastive"] == 1.0
+def test_a_constant_head_is_an_error():
+    model = make_model().eval()
     with torch.no_grad():
-        output = model.mtslvr(crops().flatten(0, 1), tasks=["contrastive"])
-    expected = SHARES[0] * deviation(output.contrastive_embeds) / 5
-    assert found["predictive"] == pytest.approx(expected, rel=0.3)
-
-
-def _unmerged(model):
-    """The model, whose inference network is itself, so that hooks stay."""
-    model.mtslvr.inference_network = lambda tasks: model.mtslvr
-    return model
+        model.mtslvr.heads["predictive"].weight.zero_()
+    with pytest.raises(ValueError, match="the embeds of predictive are the same for all clips"):
+        equal_variance_scale(model, clips())
 
 
 def test_the_scale_multiplies_the_parts_of_the_embedding(tmp_path):
     model = make_model().mtslvr.eval()
-    audio = crops(2)[:, 0]
+    audio = clips(2)
     with torch.no_grad():
         plain = model(audio)
         frames = model.frame_embeddings(plain.last_hidden_state)
@@ -103,15 +89,15 @@ def test_standardized_heads_keep_their_deviation():
 @pytest.mark.parametrize(
     ("changes", "shape", "message"),
     [
-        ({"tasks": ["contrastive"]}, (24, 2, SAMPLES), "with one head; expected several"),
-        ({"adapter_type": "none", "shared_head": True}, (24, 2, SAMPLES), "with one head; expected several"),
-        ({}, (24, SAMPLES), r"got crops of shape \(24, 8000\)"),
-        ({}, (9, 2, SAMPLES), "at least 16 files"),
+        ({"tasks": ["contrastive"]}, (24, SAMPLES), "with one head; expected several"),
+        ({"adapter_type": "none", "shared_head": True}, (24, SAMPLES), "with one head; expected several"),
+        ({}, (24, 2, SAMPLES), r"got clips of shape \(24, 2, 8000\)"),
+        ({}, (9, SAMPLES), "at least 16 clips"),
     ],
 )
 def test_what_cannot_be_scaled(changes, shape, message):
     with pytest.raises(ValueError, match=message):
-        choose_embedding_scale(make_model(**changes), torch.randn(shape))
+        equal_variance_scale(make_model(**changes), torch.randn(shape))
 
 
 @pytest.mark.parametrize("scale", [{"rhythm": 1.0}, {"contrastive": 0.0}, {"contrastive": float("nan")}])
