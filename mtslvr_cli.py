@@ -288,7 +288,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         required=True,
         metavar="DATA",
         help="folder with a folder of audio files per class, output folder of mtslvr embed, data set on the Hub, name "
-        "in the registry (see --list-data), or suite of the registry: paper, labelled; may be repeated",
+        "in the registry (see --list-data), or suite of the registry: paper, labelled, content; may be repeated",
     )
     parser.add_argument("--list-data", action=_ListData, nargs=0, help="list the registry of data sets and exit")
     _add_pooling_options(parser)

@@ -25,7 +25,9 @@ from scipy import stats
 from mtslvr_hf.evaluation import EvaluationReport, FewShotProtocol, evaluate
 from mtslvr_hf.markdown import markdown_table
 
-DEVELOPMENT = ("drum_hits", "game_effects", "digit_speakers")
+SOURCES = ("drum_hits", "game_effects", "digit_speakers")
+CONTENT = ("note_pitches", "note_instruments", "spoken_words")  # made by content_sets.py
+DEVELOPMENT = SOURCES + CONTENT
 SHOTS = {1: 5, 5: 3}  # queries per class, few enough for the smallest classes
 
 OF = "untrained network of "  # start of the names of these baselines, before the model's

@@ -4,10 +4,10 @@ Development sets of docs/recipe.md. What is to be recognized differs between the
 alone (a voice, a room, an instrument) do not help. Needs Debian's `flite`, `espeak-ng` and `timgm6mb-soundfont`, and
 `pip install tinysoundfont`.
 
-    python training/content_sets.py --output data/content
-    mtslvr evaluate --model MODEL --data data/content/spoken_words --data-root ...
+    python training/content_sets.py --output FOLDER_OF_THE_LABELLED_SETS
+    mtslvr evaluate --model MODEL --data content --data-root FOLDER_OF_THE_LABELLED_SETS
 
-Every set is a folder with a folder for each class, and `manifest.csv` (file, label, group).
+Every set has a folder for each class, and `manifest.csv` (file, label, group).
 """
 
 import argparse
