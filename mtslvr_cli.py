@@ -270,7 +270,8 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         description="Prints the few-shot accuracy of each model on each data set as Markdown, with 95 % intervals, "
         "average ranks and differences on the same episodes. Log-mel statistics and an untrained network are "
         "baselines. With --output, writes report.md, report.json, report.html and heat maps (needs `pip install "
-        "'mtslvr-hf[evaluation]'`), and keeps embeddings, so that an interrupted run continues.",
+        "-e '.[evaluation]'` in a clone of the repository), and keeps embeddings, so that an interrupted run "
+        "continues.",
         epilog="example: mtslvr evaluate --model outputs/my-model --model facebook/wav2vec2-base --data sounds "
         "--data esc50 --output outputs/report",
     )
@@ -526,7 +527,7 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
         description="Writes a model as one ONNX file: from mono audio at the model's sampling rate, of any length, or "
         "from spectrograms, to embeddings and a classifier's logits. The file normalizes the audio. It is compared "
         "with torch; above the tolerance, it is written only if rounding explains the error, with a warning. Needs "
-        "`pip install onnx onnxruntime onnxscript`.",
+        "`pip install -e '.[onnx]'` in a clone of the repository.",
         epilog="example: mtslvr export outputs/my-model --output my-model.onnx",
     )
     parser.add_argument("model", metavar="MODEL", help="a model's folder or its name on the Hub")

@@ -1,7 +1,7 @@
 """Clips per second of embedding both heads, compared with alternatives in one run.
 
 python benchmarks/embedding.py                                  # the published computation, ours, AST-base
-python benchmarks/embedding.py --compile --onnx                 # and other ways to run ours (pip install '.[onnx]')
+python benchmarks/embedding.py --compile --onnx                 # and other ways to run ours (pip install -e '.[onnx]')
 python benchmarks/embedding.py --device cuda --dtype bfloat16 --compile --batch-size 256
 """
 

@@ -4,7 +4,7 @@ python benchmarks/feed.py                              # the demo's sounds, repe
 python benchmarks/feed.py --audio FOLDER --workers 15  # any audio
 
 The baseline is `datasets` streaming with `Audio(sampling_rate=16000)` in a DataLoader with as many workers, if
-torchcodec and FFmpeg are installed (pip install torchcodec; apt install ffmpeg).
+torchcodec and FFmpeg are installed (pip install -e '.[codecs]'; apt install ffmpeg).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Accuracy and speed of the exported front end in ONNX Runtime: operators of torch and of the package.
 
-python benchmarks/onnx_frontend.py                                    # needs pip install '.[onnx]'
+python benchmarks/onnx_frontend.py                                    # needs pip install -e '.[onnx]'
 python benchmarks/onnx_frontend.py --music FOLDER --speech FOLDER     # any audio files
 """
 

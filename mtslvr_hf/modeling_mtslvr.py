@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # copied with the model's code, and read by transformers' `pi
 
 logger = logging.get_logger(__name__)
 
+_PACKAGE = "more than the model's own code: `pip install -e .` in a clone of the repository of mtslvr-hf"
 SHARED = "shared"  # key of an adapter or a head that all tasks use
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 # Mean and deviation of log-mel decibels, rounded from 200 clips of music, speech and effects with `global`
@@ -587,7 +588,7 @@ def _of_package(name: str) -> ModuleType:
     """Module of the package that is not downloaded with the model's code."""
     module = module_of_package(name)
     if module is None:
-        raise ImportError("This needs more than the model's own code: `pip install mtslvr-hf`.")
+        raise ImportError(f"This needs {_PACKAGE}.")
     return module
 
 
@@ -768,10 +769,7 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         package = module_of_package("embedding")
         if package is None:
             if return_timestamps or compile or on_error != "raise":
-                raise ImportError(
-                    "`return_timestamps`, `compile` and `on_error` need more than the model's own code: `pip install "
-                    "mtslvr-hf`."
-                )
+                raise ImportError(f"`return_timestamps`, `compile` and `on_error` need {_PACKAGE}.")
             if convert_to not in ("numpy", "torch"):
                 raise ValueError(f"`convert_to` must be one of 'numpy', 'torch'; got {convert_to!r}.")
             embeddings = self._encode_alone(

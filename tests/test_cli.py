@@ -145,7 +145,7 @@ class TestEvaluate:
     def test_without_matplotlib_the_report_is_refused_before_the_work(self, evaluate, tmp_path, capsys, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
         message = failure([*evaluate, "--output", str(tmp_path / "report")], capsys)
-        assert "pip install 'mtslvr-hf[evaluation]'" in message
+        assert "pip install -e '.[evaluation]'" in message
         assert not (tmp_path / "report").exists()
 
     def test_several_models_and_data_sets(self, evaluate, model, sounds, tmp_path, capsys):

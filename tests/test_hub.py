@@ -128,7 +128,7 @@ LOAD = """
         try:
             model.encode(expected["clips"], 22050, **option)
         except ImportError as error:
-            assert "pip install mtslvr-hf" in str(error)
+            assert "pip install -e ." in str(error)
         else:
             raise AssertionError(f"{option} without the package")
     exec(sys.argv[2], {})

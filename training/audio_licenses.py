@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import yaml
 from debian_packages import UnpackedPackage
 
+from mtslvr_hf.installation import install_hint
+
 YEARS = re.compile(r"^(\(c\)|©|copyright|\d{4}|[\s,–-])+", re.IGNORECASE)  # before the authors of a copyright line
 
 
@@ -202,7 +204,7 @@ def parse_copyright(text: str) -> Any:
     try:
         from debian.copyright import Copyright, NotMachineReadableError
     except ImportError as error:
-        raise SystemExit("Copyright files are read with python-debian: pip install python-debian.") from error
+        raise SystemExit(f"Copyright files are read with python-debian: {install_hint('pool')}.") from error
     if not re.match(r"\s*Format(-Specification)?:", text):
         return None
     try:

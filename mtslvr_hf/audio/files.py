@@ -11,6 +11,7 @@ from typing import IO, Any, BinaryIO
 import fsspec
 import numpy as np
 
+from ..installation import install_hint
 from .errors import DECODE_ERRORS, READ_ERRORS, BadClipError, Exceptions, summary
 
 # Chunks that hold the audio (WAV, AIFF, AU, CAF, W64, RF64) in libsndfile's log: "data : 384000 (should be 3796)".
@@ -92,7 +93,7 @@ def torchcodec_decoder(data: str | bytes, name: str) -> Any:
             raise BadClipError("unreadable", f"{name}: {summary(error)}") from error
         raise BadClipError(
             "missing_codec",
-            f"{name}: this format needs torchcodec (pip install torchcodec) and FFmpeg's libraries "
+            f"{name}: this format needs torchcodec ({install_hint('codecs')}) and FFmpeg's libraries "
             f"(e.g. apt install ffmpeg): {summary(error)}",
         ) from error
 

@@ -18,6 +18,7 @@ from ..cards.embeddings import write_card
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
 from ..files import sha256_of, whole_file, write_json
 from ..fingerprints import weights_sha256
+from ..installation import install_hint
 from ..modeling_mtslvr import MTSLVRPreTrainedModel, feature_extractor_of
 from ..shards import ShardFolder, ShardReport, ShardWriter, Source, SourceRow, report_of, write_shards
 from ..shards.folder import ERRORS, FORMAT_VERSION, MANIFEST
@@ -244,7 +245,7 @@ def _import_faiss() -> Any:
         import faiss
     except ImportError as error:
         raise ImportError(
-            "An index needs faiss: pip install 'mtslvr-hf[faiss]', or leave the index out and add it later with "
+            f"An index needs faiss: {install_hint('faiss')}. Or leave the index out and add it later with "
             "dataset.add_faiss_index('embedding')."
         ) from error
     return faiss

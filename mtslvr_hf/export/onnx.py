@@ -14,6 +14,7 @@ import torch
 
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
 from ..files import write_whole
+from ..installation import install_hint
 from ..modeling_mtslvr import MTSLVRForAudioClassification, MTSLVRPreTrainedModel, feature_extractor_of
 from .graphs import DECOMPOSITIONS, ModelGraph, SpectrogramGraph, WaveformGraph
 
@@ -275,7 +276,7 @@ def _warn(destination: Path, measured: Sequence[tuple[float, float]], tolerance:
 def _check_packages() -> None:
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
-        raise ImportError(f"ONNX export needs {', '.join(missing)}: `pip install {' '.join(missing)}`.")
+        raise ImportError(f"ONNX export needs {', '.join(missing)}: {install_hint('onnx')}.")
 
 
 def _check_arguments(

@@ -23,6 +23,7 @@ from transformers.utils import cached_file
 
 from ..embedding import encode
 from ..fingerprints import model_fingerprint
+from ..installation import install_hint
 
 if TYPE_CHECKING:
     from mteb.models import ModelMeta
@@ -135,7 +136,7 @@ class MTSLVREncoder:
             from mteb.models.model_meta import ModelMeta, ScoringFunction
             from mteb.types import Licenses
         except ImportError as error:
-            raise ImportError("This needs mteb: `pip install 'mtslvr-hf[mteb]'`.") from error
+            raise ImportError(f"This needs mteb: {install_hint('mteb')}.") from error
         config = self.model.config
         card = _card_data(self.model_name, self.revision)
         data = [name for name in card.datasets or () if not Path(name).exists()]

@@ -208,7 +208,7 @@ def test_silence_is_that_of_the_crop():
 def test_formats_libsndfile_cannot_read_name_the_missing_part(monkeypatch, head):
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
     monkeypatch.setitem(sys.modules, "torchcodec", None)
-    with pytest.raises(BadClipError, match=r"missing_codec: clip.*pip install torchcodec.*FFmpeg"):
+    with pytest.raises(BadClipError, match=r"missing_codec: clip.*pip install -e '\.\[codecs\].*FFmpeg"):
         decode_clip(row(head + bytes(100)), 1.0)
 
 

@@ -186,7 +186,7 @@ class TestTorchcodec:
         path = tmp_path / "clip.m4a"
         path.write_bytes(data)
         audio = row(data) if source == "bytes" else row(None, str(path))
-        with pytest.raises(BadClipError, match=r"missing_codec: .*clip.*pip install torchcodec.*FFmpeg"):
+        with pytest.raises(BadClipError, match=r"missing_codec: .*clip.*pip install -e '\.\[codecs\].*FFmpeg"):
             read(audio)
 
     @pytest.mark.parametrize("suffix", ["m4a", "aac", "webm"])

@@ -1,8 +1,6 @@
 """Differences of the two views' augmentation parameters, the targets of `predictive_target`."""
 
 import math
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -130,10 +128,3 @@ def test_a_range_of_one_value_is_refused_and_other_ranges_that_cannot_be():
         gain.parameter_ranges = ranges
         with pytest.raises(ValueError, match=r"`parameter_ranges` holds .* expected a parameter among gain_db, seed"):
             gain.parameter_differences(values)
-
-
-def test_the_example_in_the_documentation_runs(capsys):
-    text = (Path(__file__).parents[2] / "training/README.md").read_text(encoding="utf-8")
-    (block,) = (code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "parameter_ranges" in code)
-    exec(compile(block, "README.md", "exec"), {})
-    assert capsys.readouterr().out.splitlines() == re.findall(r"print\(.*\)  # (.*)", block)

@@ -79,7 +79,7 @@ def test_mistakes(command, folder, tmp_path, capsys, monkeypatch):
     assert "no model in ./nowhere" in failure([*command, "--model", "./nowhere"], capsys)
     assert "cannot use the device 'gpu0'" in failure([*command, "--device", "gpu0"], capsys)
     monkeypatch.setitem(sys.modules, "faiss", None)
-    assert "pip install 'mtslvr-hf[faiss]'" in failure([*command, "--faiss"], capsys)
+    assert "pip install -e '.[faiss]'" in failure([*command, "--faiss"], capsys)
 
 
 def test_another_pooling(command, folder, tmp_path, capsys):

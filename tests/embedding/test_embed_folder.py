@@ -93,6 +93,6 @@ def test_index_of_what_is_there(model, sounds, out):
 
 def test_faiss_is_missing(model, sounds, out, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ImportError, match=r"pip install 'mtslvr-hf\[faiss\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[faiss\]'"):
         embed_dataset(model, sounds, out, faiss=True)
     assert not out.exists()

@@ -390,7 +390,7 @@ def test_missing_packages_are_named(monkeypatch, tmp_path, capsys):
 
     found = export.find_spec
     monkeypatch.setattr(export, "find_spec", lambda name: None if name.startswith("onnx") else found(name))
-    with pytest.raises(ImportError, match="needs onnx, onnxruntime, onnxscript: `pip install onnx onnxruntime"):
+    with pytest.raises(ImportError, match=r"needs onnx, onnxruntime, onnxscript: `pip install -e '\.\[onnx\]'"):
         export.export_onnx(tiny(), tmp_path / "model.onnx")
     tiny().save_pretrained(tmp_path)
     assert main(["export", str(tmp_path), "--output", str(tmp_path / "model.onnx")]) == 1

@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ...installation import install_hint
 from ..invariance import InvarianceReport
 from ..projection import Projection
 from .results import DataResult
@@ -31,7 +32,7 @@ def check_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise ImportError("plots need matplotlib: `pip install 'mtslvr-hf[evaluation]'`.") from error
+        raise ImportError(f"plots need matplotlib: {install_hint('evaluation')}.") from error
 
 
 def heat_map(report: InvarianceReport, title: str = "") -> Figure:

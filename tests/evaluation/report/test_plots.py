@@ -111,5 +111,5 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
         return original(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(ImportError, match=r"pip install 'mtslvr-hf\[evaluation\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[evaluation\]'"):
         heat_map(invariance())
