@@ -434,7 +434,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         write_report(report, options.output)
     sys.stdout.write(to_markdown(report) + "\n")
     if options.update_card is not None:
-        update_card(report, options.update_card)
+        count = update_card(report, options.update_card)
+        sys.stderr.write(f"Wrote {count} results into {Path(options.update_card) / 'README.md'}.\n")
 
 
 def _check_card(folder: str, models: Sequence[str]) -> None:
