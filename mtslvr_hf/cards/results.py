@@ -77,7 +77,7 @@ class MeasuredResult(Score):
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What a later result must share to replace this one."""
+        """Key of the result: a later one with the same key replaces it."""
         own = (self.dataset, self.dataset_split, self.classes, self.protocol, self.seed)
         return (*own, self.metric, self.embedding, self.read_as)
 
@@ -128,7 +128,7 @@ class MeasuredInvariance:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What a later table must share to replace this one."""
+        """Key of the table: a later one with the same key replaces it."""
         return (self.dataset, self.clips, self.seed, self.read_as)
 
 
