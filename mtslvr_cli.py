@@ -5,6 +5,7 @@ This module is not in the package, so `--help` does not import torch. Subcommand
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -270,8 +271,13 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         description="Prints the few-shot accuracy of each model on each data set as Markdown, with 95 % intervals, "
         "average ranks and differences on the same episodes. Log-mel statistics and an untrained network are "
         "baselines. With --output, writes report.md, report.json, report.html and heat maps (needs `pip install "
+<<<<<<< HEAD
         "-e '.[evaluation]'` in a clone of the repository), and keeps embeddings, so that an interrupted run "
         "continues.",
+=======
+        "'mtslvr-hf[evaluation]'`), and keeps embeddings, so that an interrupted run continues. With --update-card, "
+        "writes the results of one of the models into its model card.",
+>>>>>>> w-cards
         epilog="example: mtslvr evaluate --model outputs/my-model --model facebook/wav2vec2-base --data sounds "
         "--data esc50 --output outputs/report",
     )
@@ -314,6 +320,13 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="folder of the report")
     parser.add_argument(
         "--cache", metavar="FOLDER", help="folder of embeddings to keep and reuse (default: OUTPUT/embeddings)"
+    )
+    parser.add_argument(
+        "--update-card",
+        metavar="FOLDER",
+        help="one of the --model folders, a pre-trained MT-SLVR model: write its results, beside those of the "
+        "baselines, into its README.md and results.json. Earlier results of the same weights stay; those of the same "
+        "data, protocol and embedding are replaced",
     )
     parser.set_defaults(run=_evaluate)
 
@@ -383,12 +396,15 @@ class _ListData(argparse.Action):
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
     from mtslvr_hf.evaluation import (
         FewShotProtocol,
         PaperProtocol,
         evaluate,
         read_class_list,
         to_markdown,
+        update_card,
         write_report,
     )
     from mtslvr_hf.evaluation.report.plots import check_matplotlib
@@ -397,6 +413,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         check_matplotlib()
     for model in options.model:
         _check_model_folder(model)
+    if options.update_card is not None:
+        _check_card(options.update_card, options.model)
     few_shot = _settings(options, "ways shots queries episodes seed group_disjoint")
     given = {name: value for name, value in few_shot.items() if value is not None}
     protocol = PaperProtocol(**given) if options.protocol == "paper" else FewShotProtocol(**given)
@@ -416,9 +434,46 @@ def _evaluate(options: argparse.Namespace) -> None:
         **_pooling(options),
         **_settings(options, columns),
     )
+    report = replace(report, command=_evaluate_command(options))
     if options.output:
         write_report(report, options.output)
     sys.stdout.write(to_markdown(report) + "\n")
+    if options.update_card is not None:
+        count = update_card(report, options.update_card)
+        sys.stderr.write(f"Wrote {count} results into {Path(options.update_card) / 'README.md'}.\n")
+
+
+def _check_card(folder: str, models: Sequence[str]) -> None:
+    """Raises an error if the card of a folder could not be updated, before the work."""
+    from mtslvr_hf.cards.results import read_pretrained_card
+
+    if Path(folder).resolve() not in [Path(model).resolve() for model in models]:
+        given = ", ".join(models) or "none"
+        raise ValueError(f"--update-card {folder} is not one of the models ({given}): give its folder to --model too.")
+    read_pretrained_card(folder)
+
+
+def _evaluate_command(options: argparse.Namespace) -> str:
+    """Command that repeats an evaluation, with the last parts of local paths; without device, outputs and caches."""
+    from mtslvr_hf.cards.parts import public_name
+
+    names = "model data class_list classes protocol ways shots queries episodes seed group_disjoint classifier probe "
+    names += "invariance pooling num_bands use_heads config split revision audio_column label_column group_column"
+    defaults = {"protocol": "standard", "episodes": 10_000, "seed": 0, "invariance": 0}
+    negated = {"group_disjoint": "--no-group-disjoint", "use_heads": "--no-heads"}
+    words = ["mtslvr", "evaluate"]
+    for name in names.split():
+        value, flag = getattr(options, name), f"--{name.replace('_', '-')}"
+        if value is None or value == defaults.get(name):
+            continue
+        if isinstance(value, bool):
+            words.append(flag if value else negated[name])
+            continue
+        if name == "classes":
+            value = ",".join(value)
+        for each in value if isinstance(value, list) else [value]:
+            words += [flag, public_name(str(each)) if name in ("model", "data", "class_list") else str(each)]
+    return shlex.join(words)
 
 
 def _device(name: str | None) -> str:
@@ -443,9 +498,9 @@ def _check_model_folder(source: str) -> None:
 def _add_card(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "card",
-        help="results of mtslvr evaluate into a model card",
-        description="Writes the few-shot accuracies and probes of a report into the README.md of a pre-trained "
-        "model's folder: its section Results and its metadata. It replaces earlier results.",
+        help="results of a stored report of mtslvr evaluate into a model card",
+        description="Writes the results of one model in a stored report into the model's card, as mtslvr evaluate "
+        "--update-card does at the end of an evaluation. The folder must hold the weights that were evaluated.",
         epilog="example: mtslvr card outputs/my-model --report outputs/report/report.json",
     )
     parser.add_argument("model", metavar="MODEL", help="the model's folder")
@@ -455,11 +510,10 @@ def _add_card(commands: argparse._SubParsersAction) -> None:
 
 
 def _card(options: argparse.Namespace) -> None:
-    from mtslvr_hf.cards.results import results_from, write_results
+    from mtslvr_hf.evaluation import read_report, update_card
 
-    results = results_from(options.report, options.name or options.model)
-    write_results(options.model, results)
-    sys.stdout.write(f"Wrote {len(results)} results into {Path(options.model) / 'README.md'}.\n")
+    count = update_card(read_report(options.report), options.model, options.name)
+    sys.stdout.write(f"Wrote {count} results into {Path(options.model) / 'README.md'}.\n")
 
 
 def _add_publish(commands: argparse._SubParsersAction) -> None:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import os
+import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
@@ -32,7 +35,10 @@ from .configuration_mtslvr import ADAPTER_TYPES, MTSLVRConfig
 from .feature_extraction_mtslvr import AudioInput, MTSLVRFeatureExtractor, module_of_package, split_audio
 from .losses_mtslvr import AugmentationPredictionLoss, NegativeCosineLoss, NTXentLoss, ParameterDifferenceLoss
 
-if TYPE_CHECKING:  # copied with the model's code, and read by transformers' `pipeline` alone
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
+    # Copied with the model's code, and read by transformers' `pipeline` alone.
     from .pipeline_mtslvr import MTSLVRFeatureExtractionPipeline  # noqa: F401
 
 logger = logging.get_logger(__name__)
@@ -631,6 +637,9 @@ def feature_extractor_of(
     return extractor
 
 
+PUSH_OPTIONS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
+
+
 class MTSLVRPreTrainedModel(PreTrainedModel):
     """Base class of the models: initialization, loading, adapters and `encode`."""
 
@@ -686,6 +695,139 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         if getattr(config, "_commit_hash", None) is None:  # transformers 5.0 sets it, 5.23 does not; neither saves it
             config._commit_hash = kwargs.get("revision")
         return loaded
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Saves the model as in transformers, and a model card, README.md.
+
+        A card that exists stays, with `library_name`, `pipeline_tag` and tags where they are missing.
+
+        Args:
+            save_directory: Folder; it is made if it does not exist.
+            is_main_process, state_dict, args, kwargs: As in transformers.
+            push_to_hub: Also publishes the model as `repo_id` (default: the folder's name), with the arguments of
+                [`push_to_hub`]. A card that was in the folder replaces that on the Hub.
+        """
+        push = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
+        repo_id = kwargs.pop("repo_id", None) or Path(save_directory).resolve().name
+        card = Path(save_directory) / "README.md"
+        existed = card.is_file()
+        super().save_pretrained(save_directory, is_main_process, state_dict, False, *args, **kwargs)
+        if not is_main_process:
+            return
+        self._write_card(card.parent, repo_id if push_to_hub else None, push.get("tags"))
+        if push_to_hub:
+            text = card.read_text(encoding="utf-8") if existed else None
+            self._push(repo_id, text, [True, state_dict, False, *args], kwargs, **push)
+
+    def push_to_hub(  # type: ignore[override]  # transformers does not name the arguments
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str = "50GB",
+        tags: Sequence[str] | str | None = None,
+    ) -> CommitInfo:
+        """Publishes the model on the Hub as in transformers, with a model card; returns the commit.
+
+        A card that is on the Hub stays, with `library_name`, `pipeline_tag` and tags where they are missing. The card
+        names no license. `mtslvr publish` also checks what it publishes, and needs a license.
+
+        Args:
+            repo_id: Repository, OWNER/NAME; it is made if it does not exist.
+            commit_message, commit_description: Default message: "Upload model".
+            private: Make a new repository private.
+            token: Token of the Hub; default: that of `hf auth login`, or HF_TOKEN.
+            revision: Branch, made if it does not exist; default: main.
+            create_pr: Open a pull request instead of a commit.
+            max_shard_size: Largest file of weights.
+            tags: Further tags of the card.
+        """
+        return self._push(
+            repo_id,
+            None,
+            [],
+            {"max_shard_size": max_shard_size},
+            commit_message=commit_message,
+            commit_description=commit_description,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            tags=tags,
+        )
+
+    def _push(
+        self,
+        repo_id: str,
+        card: str | None,
+        save_args: Sequence[Any],
+        save_options: Mapping[str, Any],
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        tags: Sequence[str] | str | None = None,
+    ) -> CommitInfo:
+        """Publishes the model with a card: the given text, or the one on the Hub, or a new one."""
+        from huggingface_hub import HfApi
+
+        # transformers' own method would replace the card of `save_pretrained` by a template.
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not create_pr:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        if card is None and api.file_exists(repo_id, "README.md", revision=revision):
+            file = api.hf_hub_download(repo_id, "README.md", revision=revision)
+            card = Path(file).read_text(encoding="utf-8")
+        with tempfile.TemporaryDirectory() as folder:
+            if card is not None:
+                (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+            self._write_card(Path(folder), repo_id, tags)
+            self.save_pretrained(folder, *save_args, **save_options)
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=commit_message or "Upload model",
+                commit_description=commit_description,
+            )
+
+    def _write_card(self, folder: Path, repo_id: str | None = None, tags: Sequence[str] | str | None = None) -> None:
+        """Writes or completes a folder's model card; without the package, writes a short one if there is none."""
+        further = [*([tags] if isinstance(tags, str) else tags or ()), *(self.model_tags or ())]
+        module = module_of_package("cards.saved")
+        if module is not None:
+            module.write_card(self, folder, repo_id, further)
+        elif not (folder / "README.md").exists():
+            from huggingface_hub import ModelCardData
+
+            classifies = isinstance(self, MTSLVRForAudioClassification)
+            data = ModelCardData(
+                library_name="transformers",
+                pipeline_tag="audio-classification" if classifies else "feature-extraction",
+                tags=list(dict.fromkeys(["mtslvr", "audio", *further])),
+            )
+            name = "AutoModelForAudioClassification" if classifies else "AutoModel"
+            load = f'{name}.from_pretrained("{repo_id or "THIS_FOLDER"}", trust_remote_code=True)'
+            text = f"# MT-SLVR audio {'classifier' if classifies else 'embeddings'}\n\n`{load}` loads the model.\n"
+            (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{text}", encoding="utf-8")
 
     @classmethod
     def _check_embedding(cls, source: Any, options: Mapping[str, Any]) -> None:

@@ -111,7 +111,7 @@ def test_info(model, tmp_path, capsys):
     assert facts["input"] == "16000 Hz, windows of 0.5 s, log-mel and STFT spectrogram of 32 bands, hop 512"
     assert facts["weights"].startswith(f"{sum(value.numel() for value in network.state_dict().values()):,} values")
     assert facts["embedding"] == "12 values: contrastive 6, predictive 6; pooling mean, with heads"
-    assert facts["license"] == "no card"
+    assert facts["license"] == "none in its card"
     (tmp_path / "config.json").write_text('{"model_type": "wav2vec2"}')
     assert "is a model of type wav2vec2; expected an MT-SLVR model" in failure(["info", str(tmp_path)], capsys)
 

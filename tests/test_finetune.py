@@ -350,7 +350,9 @@ def test_a_published_classifier_loads_by_name_without_the_package(tmp_path, mode
     with HubServer() as hub:
         env = hub.environment(tmp_path / "home", OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
         command = [sys.executable, ROOT / "training/finetune.py", *values]
-        subprocess.run(command, cwd=tmp_path, env=env, check=True, timeout=300)
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert f"Published at {hub.endpoint}/tester/tones\n" in done.stderr
         files = hub.files("tester/tones")
         assert {"README.md", "preprocessor_config.json", "finetune.yaml", "modeling_mtslvr.py"} <= files.keys()
         assert "license: cc-by-4.0\n" in (tmp_path / "out/README.md").read_text()

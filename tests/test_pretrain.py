@@ -422,6 +422,7 @@ def test_push_to_hub_publishes_what_loads_by_name_without_the_package(run_file, 
     env = hub.environment(tmp_path / "hf_home", OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert f"Published at {hub.endpoint}/{NAME}\n" in done.stderr
     assert {"README.md", "preprocessor_config.json", "pretrain.yaml", "model.safetensors"} <= hub.files(NAME).keys()
     assert ModelCard.load("out/README.md").data.license == "cc0-1.0"
     first_push = next(commit for commit in hub.repository("models", NAME).history("main") if "step 2" in commit.title)

@@ -45,27 +45,33 @@ class ClassifierSummary:
     versions: Mapping[str, str] = field(default_factory=library_versions)  # of libraries, by name
 
 
-def create_classifier_card(config: MTSLVRConfig, summary: ClassifierSummary, repo_id: str | None = None) -> ModelCard:
+def create_classifier_card(
+    config: MTSLVRConfig, summary: ClassifierSummary | None = None, repo_id: str | None = None
+) -> ModelCard:
     """Model card of a classifier; `card.save(path)` writes it.
 
     Args:
         config: The model's configuration, with its classes.
-        summary: Summary of the training.
+        summary: Summary of the training; None omits it.
         repo_id: Name of the model on the Hub, now or later.
     """
-    dataset, base_model = public_name(summary.dataset), public_name(summary.base_model)
-    title = f"{dataset}: {config.num_labels} classes of sounds"
-    measured = [(METRICS[name], name, value) for name, value in summary.metrics.items() if name in METRICS]
+    title = f"{config.num_labels} classes of sounds"
     data = ModelCardData(
-        license=summary.license,
         library_name="transformers",
         pipeline_tag="audio-classification",
         tags=["mtslvr", "audio", "audio-classification"],
-        base_model=base_model if is_hub_name(summary.base_model) else None,
-        datasets=[dataset] if is_hub_name(summary.dataset) else None,
-        model_name=title,
-        eval_results=[eval_result(dataset, summary.split, name, value) for _, name, value in measured] or None,
     )
+    measured: list[tuple[str, str]] = []
+    if summary is not None:
+        dataset, base_model = public_name(summary.dataset), public_name(summary.base_model)
+        title = f"{dataset}: {title}"
+        values = {name: value for name, value in summary.metrics.items() if name in METRICS}
+        measured = [(METRICS[name], f"{value:.4f}") for name, value in values.items()]
+        results = [eval_result(dataset, summary.split, name, value) for name, value in values.items()]
+        data.license = summary.license
+        data.base_model = base_model if is_hub_name(summary.base_model) else None
+        data.datasets = [dataset] if is_hub_name(summary.dataset) else None
+        data.model_name, data.eval_results = title, results or None
     return fill_template(
         ModelCard,
         "classification",
@@ -74,21 +80,24 @@ def create_classifier_card(config: MTSLVRConfig, summary: ClassifierSummary, rep
         repo=repo_id or "NAME_OR_FOLDER_OF_THIS_MODEL",
         classes=_shown([label for _, label in sorted((config.id2label or {}).items())]),
         several=config.problem_type == "multi_label_classification",
-        rows=[
-            ("Pre-trained model", base_model),
-            ("Trained part", METHODS[summary.method]),
-            ("Data", f"{dataset}, {summary.train_clips:,} clips"),
-            ("Class weights", summary.class_weights),
-            ("Epochs", f"{summary.epochs:g}"),
-            ("Batch", f"{summary.batch_size} clips"),
-            ("Learning rate", f"{summary.learning_rate:g}"),
-            ("Seed", summary.seed),
-        ],
-        measured=[(words, f"{value:.4f}") for words, _, value in measured],
+        rows=_training_rows(summary) if summary else [],
+        measured=measured,
         summary=summary,
-        versions=summary.versions,
         sampling_rate=config.sampling_rate,
     )
+
+
+def _training_rows(summary: ClassifierSummary) -> list[tuple[str, object]]:
+    return [
+        ("Pre-trained model", public_name(summary.base_model)),
+        ("Trained part", METHODS[summary.method]),
+        ("Data", f"{public_name(summary.dataset)}, {summary.train_clips:,} clips"),
+        ("Class weights", summary.class_weights),
+        ("Epochs", f"{summary.epochs:g}"),
+        ("Batch", f"{summary.batch_size} clips"),
+        ("Learning rate", f"{summary.learning_rate:g}"),
+        ("Seed", summary.seed),
+    ]
 
 
 def _shown(classes: Sequence[str], limit: int = 50) -> str:

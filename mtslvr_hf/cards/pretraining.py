@@ -69,6 +69,7 @@ def create_model_card(
     repo_id: str | None = None,
     license: str | None = None,
     command: str | None = None,
+    paper: str = "",
 ) -> ModelCard:
     """Model card of a checkpoint; `card.save(path)` writes it, `card.push_to_hub(repo_id)` publishes it.
 
@@ -80,6 +81,7 @@ def create_model_card(
         repo_id: Name of the checkpoint on the Hub, now or later, for the code that loads it.
         license: License of the weights, as the Hub spells it; None states none.
         command: Command that trains the model, if it is not trained yet: `training` then holds its settings.
+        paper: Section of the paper's figures; they are no results of the checkpoint, so not in the metadata.
     """
     title = model_name or variant_name(config)
     data = ModelCardData(
@@ -109,6 +111,7 @@ def create_model_card(
         metrics=[(f"`{name}`", f"{value:.4g}") for name, value in training.metrics.items()] if training else [],
         versions=training.versions if training else {},
         results=results_section(results) if results else "",
+        paper=paper,
     )
 
 

@@ -11,7 +11,8 @@ from .few_shot.solvers import logistic_regression, nearest_centroid
 from .few_shot.weight_shares import WeightShares
 from .probes import probe, split
 from .registry import BENCHMARKS, SUITES, read_class_list
-from .report.files import write_report
+from .report.card import update_card
+from .report.files import read_report, write_report
 from .report.html import to_html
 from .report.markdown import to_markdown
 from .report.results import DataResult, Difference, EvaluationReport, FewShotProtocol, PaperProtocol, Row
@@ -43,11 +44,13 @@ __all__ = [
     "probe",
     "read_class_list",
     "read_labelled_embeddings",
+    "read_report",
     "sample_episodes",
     "score_episodes",
     "split",
     "standardized",
     "to_html",
     "to_markdown",
+    "update_card",
     "write_report",
 ]

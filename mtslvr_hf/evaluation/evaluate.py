@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from scipy.stats import rankdata
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..cards.parts import public_name
 from ..configuration_mtslvr import MTSLVRConfig
 from ..data import decode_clip
 from .data import DataNotReachableError, EvaluationData, cut_clips, open_data, without_bad_clips
-from .embedders.base import Embedder, MTSLVREmbedder, load_config, load_embedder, untrained
+from .embedders.base import Embedder, MTSLVREmbedder, load_config, load_embedder, pooling_words, untrained
 from .embedders.cache import cached_embeddings
 from .embedders.log_mel import LogMelStatistics
 from .few_shot.accuracy import CLASSIFIERS, mean_and_interval, score_episodes
@@ -32,7 +34,15 @@ from .pieces import Pieces
 from .probes import KINDS, probe
 from .projection import Projection, project
 from .registry import expand
-from .report.results import DataResult, Difference, EvaluationReport, FewShotProtocol, PaperProtocol, Row
+from .report.results import (
+    DataResult,
+    Difference,
+    EvaluatedModel,
+    EvaluationReport,
+    FewShotProtocol,
+    PaperProtocol,
+    Row,
+)
 
 INVARIANCE_SECONDS = 2.0  # of each clip
 GIVEN = "given embeddings"  # row of a data set of embeddings without audio
@@ -153,7 +163,7 @@ def evaluate(
     asked = {"pooling": pooling, "num_bands": num_bands, "use_heads": use_heads}
     overrides = {name: value for name, value in asked.items() if value is not None}
     to_load = _models(models, protocol.seed, device, batch_size, overrides) if to_embed else []
-    invariance = _run(to_load, to_embed, add, waveforms, cache, show_progress_bar)
+    found, invariance = _run(to_load, to_embed, add, waveforms, cache, show_progress_bar)
     return EvaluationReport(
         protocol=protocol,
         classifier=classifier,
@@ -162,23 +172,72 @@ def evaluate(
         missing=missing,
         invariance=invariance,
         invariance_data=heard,
+        models=found,
+        date=datetime.now(timezone.utc).date().isoformat(),
+        command=_call(
+            models,
+            data,
+            protocol,
+            classifier=None if isinstance(protocol, PaperProtocol) else classifier,
+            classes=classes and list(classes),
+            probes=list(probes),
+            invariance_clips=invariance_clips,
+            **overrides,
+            **{name: value for name, value in columns.items() if name != "root"},
+        ),
     )
 
 
+def _call(
+    models: Sequence[str | Path | Embedder],
+    data: Sequence[str | Path | EvaluationData],
+    protocol: FewShotProtocol,
+    **options: Any,
+) -> str:
+    """Call of `evaluate` that repeats an evaluation, with the last parts of local paths."""
+
+    def names(given: Sequence[Any]) -> list[str]:
+        return [public_name(str(each)) if isinstance(each, (str, Path)) else each.name for each in given]
+
+    chosen = [f"{name}={value!r}" for name, value in options.items() if value or value is False]
+    return f"evaluate({', '.join([repr(names(models)), repr(names(data)), repr(protocol), *chosen])})"
+
+
+@dataclass(frozen=True)
+class _ToLoad:
+    """Loader of a model or baseline.
+
+    Attributes:
+        source: Folder or name of a model; None for a baseline.
+        untrained: Name of the untrained network of its architecture; "" without one.
+    """
+
+    load: Callable[[], Embedder]
+    source: str | None = None
+    untrained: str = ""
+
+    def facts(self, embedder: Embedder) -> EvaluatedModel:
+        if not isinstance(embedder, MTSLVREmbedder):
+            return EvaluatedModel(str(self.source), self.untrained)
+        return EvaluatedModel(str(self.source), self.untrained, embedder.weights, embedder.settings)
+
+
 def _run(
-    to_load: Sequence[tuple[Callable[[], Embedder], bool]],
+    to_load: Sequence[_ToLoad],
     to_embed: Sequence[_Evaluated],
     add: Callable[..., None],
     waveforms: Tensor | None,
     cache: str | Path | None,
     show_progress_bar: bool,
-) -> dict[str, InvarianceReport]:
-    """Adds the results of each model to the data sets; returns each model's invariance."""
-    invariance = {}
+) -> tuple[dict[str, EvaluatedModel], dict[str, InvarianceReport]]:
+    """Adds the results of each model to the data sets; returns facts of each model, and its invariance."""
+    models, invariance = {}, {}
     total = len(to_load) * len(to_embed)
     with tqdm(total=total, desc="models x data", disable=not (show_progress_bar and total)) as progress:
-        for load, is_baseline in to_load:
-            embedder = load()
+        for entry in to_load:
+            embedder, is_baseline = entry.load(), entry.source is None
+            if not is_baseline:
+                models[embedder.name] = entry.facts(embedder)
             embed = embedder.embed if cache is None else partial(cached_embeddings, cache, embedder)
             for each in to_embed:
                 progress.set_postfix_str(f"{embedder.name} on {each.data.name}")
@@ -195,7 +254,7 @@ def _run(
                 invariance[embedder.name] = measure_invariance(
                     embedder.embed_waveforms, waveforms, show_progress_bar=show_progress_bar
                 )
-    return invariance
+    return models, invariance
 
 
 def _classifier(given: str | None, protocol: FewShotProtocol) -> str:
@@ -310,43 +369,41 @@ def _models(
     device: str | torch.device,
     batch_size: int,
     overrides: Mapping[str, Any],
-) -> list[tuple[Callable[[], Embedder], bool]]:
-    """Loaders of the baselines (True) and the models (False), one at a time to save memory."""
-    baselines: list[Callable[[], Embedder]] = [LogMelStatistics]
-    to_load: list[Callable[[], Embedder]] = []
+) -> list[_ToLoad]:
+    """Loaders of the baselines, then of the models, one at a time to save memory."""
+    baselines = [_ToLoad(LogMelStatistics)]
+    to_load = []
     options: dict[str, Any] = {"device": device, "batch_size": batch_size, "overrides": overrides}
     seen: list[tuple[dict[str, Any], list[str]]] = []
+    names: list[str] = []  # of the untrained networks
     for source in models:
         if not isinstance(source, (str, Path)):
-            to_load.append(partial(_given, source))
+            to_load.append(_ToLoad(partial(_given, source), source.name))
             continue
         config: Any = load_config(source, overrides=overrides)
         network = None
         if config.model_type == "mtslvr":  # an untrained network has no scales of its heads
             network = (config.architecture() | {"embedding_scale": None}, config.embedding_tasks)
-        suffix = _pooling_of(config) if network and overrides else ""
-        to_load.append(partial(load_embedder, source, name=f"{source}{suffix}", **options))
+        suffix = f" ({pooling_words(config)})" if network and overrides else ""
         if network and network not in seen:
             seen.append(network)
-            name = "untrained network" if len(seen) == 1 else f"untrained network of {source}"
-            baselines.append(partial(untrained, source, seed, name=name + suffix, **options))
+            names.append(("untrained network" if len(seen) == 1 else f"untrained network of {source}") + suffix)
+            baselines.append(_ToLoad(partial(untrained, source, seed, name=names[-1], **options)))
+        of_architecture = names[seen.index(network)] if network else ""
+        load = partial(load_embedder, source, name=f"{source}{suffix}", **options)
+        to_load.append(_ToLoad(load, str(source), of_architecture))
     if overrides and not seen:
         raise ValueError(
             f"{', '.join(overrides)} apply to MT-SLVR models, and none is among the models: leave them out."
         )
     if not seen and any(isinstance(source, (str, Path)) for source in models):
-        baselines.append(partial(untrained, MTSLVRConfig(), seed, device=device, batch_size=batch_size))
-    return [(load, True) for load in baselines] + [(load, False) for load in to_load]
+        of_default = partial(untrained, MTSLVRConfig(), seed, device=device, batch_size=batch_size)
+        baselines.append(_ToLoad(of_default))
+    return baselines + to_load
 
 
 def _given(embedder: Embedder) -> Embedder:
     return embedder
-
-
-def _pooling_of(config: MTSLVRConfig) -> str:
-    """Pooling of a network for the name of its row."""
-    bands = f" {config.num_bands}" if config.pooling == "bands" else ""
-    return f" (pooling {config.pooling}{bands}{'' if config.use_heads else ', no heads'})"
 
 
 def _add(

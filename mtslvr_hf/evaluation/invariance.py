@@ -92,6 +92,10 @@ class InvarianceReport:
 
     def to_markdown(self) -> str:
         """Markdown table with a row per augmentation and embedding."""
+        return markdown_table(*self.to_table())
+
+    def to_table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of a table with a row per augmentation and embedding."""
         strengths = sorted({entry.strength for entry in self.displacements})
         columns = [f"distance at {strength:g}" for strength in strengths] + ["cosine", "presence", "parameter", "R2"]
         rows = []
@@ -104,7 +108,7 @@ class InvarianceReport:
             values = [*(own[strength].relative for strength in strengths), own[strengths[-1]].cosine, reading.presence]
             shown = [f"{value:.2f}" for value in values]
             rows.append([reading.augmentation, reading.task, *shown, reading.parameter, f"{reading.r2:.2f}"])
-        return markdown_table(["augmentation", "embedding", *columns], rows)
+        return ["augmentation", "embedding", *columns], rows
 
 
 def measure_invariance(

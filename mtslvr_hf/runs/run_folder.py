@@ -78,12 +78,14 @@ def save_arguments(values: Mapping[str, Any], args: TrainingArguments, saved_con
 
 
 def save(trainer: Trainer, metrics: dict[str, float]) -> None:
-    """Saves the model, its card, the run's state and metrics; publishes them with `push_to_hub`."""
+    """Saves the model, its card, the run's state and metrics; publishes them with `push_to_hub`, and logs the URL."""
     trainer.save_state()
     if metrics:
         trainer.save_metrics("eval", metrics)
     if trainer.args.push_to_hub:
-        trainer.push_to_hub()
+        commit = trainer.push_to_hub()
+        if commit is not None:  # on the first process
+            logger.info("Published at %s", commit.repo_url)
     else:
         trainer.save_model()
         trainer.create_model_card()

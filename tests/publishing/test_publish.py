@@ -162,6 +162,10 @@ def test_other_output_is_refused(model, tmp_path):
         (lambda f: append(f / "modeling_mtslvr.py", "# /data/me/x"), "modeling_mtslvr.py, line .* local path"),
         (lambda f: (f / "README.md").write_text("---\na: [\n---\n"), "metadata of the card cannot be read"),
         (lambda f: change_card(f, "0.5", "0.9"), "the results in the card differ from results.json"),
+        (
+            lambda f: make_model(seed=1, model_class=MTSLVRForPreTraining).save_pretrained(f),
+            "the results in results.json are of other weights",
+        ),
     ],
 )
 def test_what_is_wrong_is_refused_before_the_upload(model, tmp_path, unchecked, change, message):

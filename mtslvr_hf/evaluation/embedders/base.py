@@ -16,13 +16,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrainedConfig
 
+from ...configuration_mtslvr import MTSLVRConfig
 from ...embedding import encode
 from ...feature_extraction_mtslvr import MTSLVRFeatureExtractor
-from ...fingerprints import model_fingerprint
+from ...fingerprints import model_fingerprint, weights_sha256
 from ...modeling_mtslvr import MTSLVRPreTrainedModel
 from .transformers_models import FAMILIES, TransformersEmbedder
 
 WAVEFORM_RATE = 16_000  # input of `embed_waveforms`, in Hz
+READ_AS = ("pooling", "num_bands", "use_heads")  # may differ from those of a checkpoint
 
 
 @runtime_checkable
@@ -78,6 +80,16 @@ class MTSLVREmbedder:
         return model_fingerprint(self.model, self.feature_extractor)
 
     @property
+    def weights(self) -> str:
+        """Digest of the current weights, without classifier and projectors."""
+        return weights_sha256(self.model.base_model)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Fields of the configuration that the embedding depends on besides weights."""
+        return {name: getattr(self.model.config, name) for name in (*READ_AS, "embedding_scale")}
+
+    @property
     def scaled_heads(self) -> list[int] | None:
         """Sizes of the heads in the main embedding, if the configuration has their scales; else None."""
         config = self.model.config
@@ -116,6 +128,12 @@ class MTSLVREmbedder:
         if len(parts) > 1:
             named["both" if len(config.embedding_tasks) == 2 else "all"] = embeddings
         return named
+
+
+def pooling_words(config: MTSLVRConfig) -> str:
+    """Pooling of a network in words."""
+    bands = f" {config.num_bands}" if config.pooling == "bands" else ""
+    return f"pooling {config.pooling}{bands}{'' if config.use_heads else ', no heads'}"
 
 
 def load_config(
@@ -203,4 +221,4 @@ def untrained(
     return MTSLVREmbedder(model.to(device), extractor, name, batch_size)
 
 
-__all__ = ["Embedder", "MTSLVREmbedder", "load_config", "load_embedder", "untrained"]
+__all__ = ["READ_AS", "Embedder", "MTSLVREmbedder", "load_config", "load_embedder", "pooling_words", "untrained"]

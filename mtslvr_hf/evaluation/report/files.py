@@ -36,4 +36,21 @@ def write_report(report: EvaluationReport, folder: str | Path) -> list[Path]:
     return [folder / name for name in contents]
 
 
-__all__ = ["write_report"]
+def read_report(path: str | Path) -> EvaluationReport:
+    """Report from a `report.json` of [`write_report`].
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no such report.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no report {path}: `mtslvr evaluate --output FOLDER` writes report.json.")
+    try:
+        return EvaluationReport.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no report of this version ({error!r}): give the report.json of `mtslvr evaluate --output`."
+        ) from error
+
+
+__all__ = ["read_report", "write_report"]

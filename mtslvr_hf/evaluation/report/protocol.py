@@ -8,13 +8,14 @@ CLASSIFIER_WORDS = {
     "centroid": "nearest centroid by cosine similarity",
     "logistic": "multinomial logistic regression (L2, C = 1, free intercepts) on embeddings of length 1",
 }
+GROUPS_APART = "An episode's queries come from other groups than its support."
 
 
-def protocol(report: EvaluationReport) -> list[str]:
-    """Sentences for all data sets."""
+def few_shot_protocol(report: EvaluationReport) -> list[str]:
+    """Sentences about the episodes and their classifier."""
     drawn = report.protocol
     sentences = [
-        f"{drawn.ways}-way {drawn.shots}-shot accuracy: {drawn.episodes:,} episodes of {_queries(drawn)} a class, "
+        f"{drawn.ways}-way {drawn.shots}-shot accuracy: {drawn.episodes:,} episodes of {queries(drawn)} a class, "
         f"seed {drawn.seed}, mean and 95 % interval over episodes; chance is {100 / drawn.ways:.1f} %.",
     ]
     if isinstance(drawn, PaperProtocol):
@@ -24,14 +25,17 @@ def protocol(report: EvaluationReport) -> list[str]:
             "All embeddings of a data set are scored on the same episodes: dimensions standardized over its clips "
             f"without their labels, then {CLASSIFIER_WORDS[report.classifier]}."
         )
+    return sentences
+
+
+def protocol(report: EvaluationReport) -> list[str]:
+    """Sentences for all data sets."""
+    sentences = few_shot_protocol(report)
     scaled = {row.model for result in report.results for row in result.rows if row.keeps_scales}
     if scaled:
         sentences.append(f"The heads of {', '.join(sorted(scaled))} keep the scales of the configuration.")
     if any(row.model.startswith("untrained network") for result in report.results for row in result.rows):
-        sentences.append(
-            f"An untrained network has the weights of seed {drawn.seed}; another seed's may differ by more than the "
-            "interval."
-        )
+        sentences.append(untrained_network(report))
     if report.average_ranks:
         sentences.append(
             "Average ranks are those of the models' main embeddings, 1 being the best; ties share the mean of their "
@@ -40,7 +44,16 @@ def protocol(report: EvaluationReport) -> list[str]:
     return sentences
 
 
-def _queries(drawn: FewShotProtocol) -> str:
+def untrained_network(report: EvaluationReport) -> str:
+    """Sentence about the weights of an untrained network."""
+    return (
+        f"An untrained network has the weights of seed {report.protocol.seed}; another seed's may differ by more than "
+        "the interval."
+    )
+
+
+def queries(drawn: FewShotProtocol) -> str:
+    """Number of queries in words."""
     return "1 query" if drawn.queries == 1 else f"{drawn.queries} queries"
 
 
@@ -77,9 +90,14 @@ def weight_shares_words(report: EvaluationReport) -> str:
     )
 
 
+def clips_and_source(result: DataResult) -> str:
+    """Sentence with the number of clips and classes, and their source."""
+    return f"{result.clips:,} clips of {len(result.classes)} classes from {result.source}."
+
+
 def data_protocol(result: DataResult) -> list[str]:
     """Sentences for one data set."""
-    sentences = [f"{result.clips:,} clips of {len(result.classes)} classes from {result.source}."]
+    sentences = [clips_and_source(result)]
     if result.episodes_sha256:
         sentences[0] += f" Episode list {result.episodes_sha256[:12]}."
     else:
@@ -88,7 +106,7 @@ def data_protocol(result: DataResult) -> list[str]:
         silent = f", without {result.silent_pieces:,} that are silent" if result.silent_pieces else ""
         sentences.append(f"Pieces of these clips: {result.pieces:,}{silent}.")
     if result.group_disjoint:
-        sentences.append("An episode's queries come from other groups than its support.")
+        sentences.append(GROUPS_APART)
     if result.bad_clips:
         first = "; ".join(result.bad_clips[:3]) + ("; ..." if len(result.bad_clips) > 3 else "")
         sentences.append(f"Clips left out because they cannot be used: {len(result.bad_clips)} ({first}).")
@@ -99,4 +117,13 @@ def data_protocol(result: DataResult) -> list[str]:
     return sentences
 
 
-__all__ = ["data_protocol", "protocol", "weight_shares_words"]
+__all__ = [
+    "GROUPS_APART",
+    "clips_and_source",
+    "data_protocol",
+    "few_shot_protocol",
+    "protocol",
+    "queries",
+    "untrained_network",
+    "weight_shares_words",
+]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, get_args, get_origin, get_type_hints
 
 from ..few_shot.weight_shares import WeightShares
 from ..invariance import InvarianceReport
@@ -37,7 +38,7 @@ class PaperProtocol(FewShotProtocol):
 
     queries: int = 1
     group_disjoint: bool | None = False
-    name: str = field(default="paper", init=False)
+    name: str = field(default="paper", init=False, repr=False)
 
     def __post_init__(self) -> None:
         for option, fixed in (("ways", 5), ("shots", 1), ("queries", 1)):
@@ -123,6 +124,23 @@ class DataResult:
 
 
 @dataclass(frozen=True)
+class EvaluatedModel:
+    """Model of an evaluation: what a model card needs to know of it.
+
+    Attributes:
+        source: Folder or Hub name; the name of an embedder.
+        untrained: Name of the untrained network of its architecture in the rows; "" without one.
+        weights: Digest of the weights of an MT-SLVR model, see `MTSLVREmbedder.weights`; "" for other models.
+        settings: Fields of an MT-SLVR model's configuration that its embedding depends on besides weights.
+    """
+
+    source: str
+    untrained: str = ""
+    weights: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class EvaluationReport:
     """All results of an evaluation.
 
@@ -132,6 +150,9 @@ class EvaluationReport:
             mean of their ranks.
         missing: Reason for each data set that could not be reached.
         invariance: By model, on clips of the data sets named in `invariance_data`.
+        models: By name in the rows, without the baselines.
+        date: Day of the evaluation (UTC), "2026-11-02".
+        command: Command or call in Python that repeats the evaluation, with the last parts of local paths.
     """
 
     protocol: FewShotProtocol
@@ -141,10 +162,43 @@ class EvaluationReport:
     missing: dict[str, str] = field(default_factory=dict)
     invariance: dict[str, InvarianceReport] = field(default_factory=dict)
     invariance_data: str = ""
+    models: dict[str, EvaluatedModel] = field(default_factory=dict)
+    date: str = ""
+    command: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> EvaluationReport:
+        """Report of the plain values of `to_dict`; an AttributeError, KeyError or TypeError if they are others."""
+        protocol = PaperProtocol if "name" in content["protocol"] else FewShotProtocol
+        return _rebuilt(cls, {**content, "protocol": _rebuilt(protocol, content["protocol"])})
 
-__all__ = ["DataResult", "Difference", "EvaluationReport", "FewShotProtocol", "PaperProtocol", "Row"]
+
+def _rebuilt(kind: Any, value: Any) -> Any:
+    """Value of a type from its plain values."""
+    inner = get_args(kind)
+    if isinstance(kind, type) and is_dataclass(kind) and not is_dataclass(value):
+        hints = get_type_hints(kind)
+        derived = {each.name for each in fields(kind) if not each.init}
+        return kind(**{name: _rebuilt(hints[name], each) for name, each in value.items() if name not in derived})
+    if get_origin(kind) is list:
+        return [_rebuilt(inner[0], each) for each in value]
+    if get_origin(kind) is tuple:
+        return tuple(_rebuilt(inner[0], each) for each in value)
+    if get_origin(kind) is dict:
+        return {name: _rebuilt(inner[1], each) for name, each in value.items()}
+    return value
+
+
+__all__ = [
+    "DataResult",
+    "Difference",
+    "EvaluatedModel",
+    "EvaluationReport",
+    "FewShotProtocol",
+    "PaperProtocol",
+    "Row",
+]
