@@ -271,13 +271,8 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         description="Prints the few-shot accuracy of each model on each data set as Markdown, with 95 % intervals, "
         "average ranks and differences on the same episodes. Log-mel statistics and an untrained network are "
         "baselines. With --output, writes report.md, report.json, report.html and heat maps (needs `pip install "
-<<<<<<< HEAD
         "-e '.[evaluation]'` in a clone of the repository), and keeps embeddings, so that an interrupted run "
-        "continues.",
-=======
-        "'mtslvr-hf[evaluation]'`), and keeps embeddings, so that an interrupted run continues. With --update-card, "
-        "writes the results of one of the models into its model card.",
->>>>>>> w-cards
+        "continues. With --update-card, writes the results of one of the models into its model card.",
         epilog="example: mtslvr evaluate --model outputs/my-model --model facebook/wav2vec2-base --data sounds "
         "--data esc50 --output outputs/report",
     )

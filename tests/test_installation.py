@@ -16,7 +16,6 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-LEFT_OUT = {"mtslvr_hf/cards/templates/embeddings.md"}  # names the index, and is not corrected yet
 
 
 def texts():
@@ -25,11 +24,7 @@ def texts():
     for folder in ("mtslvr_hf", "training", "benchmarks", "demo", "docs", "model_cards"):
         files += [file for kind in ("py", "md", "html", "yaml") for file in (ROOT / folder).rglob(f"*.{kind}")]
     names = {file.relative_to(ROOT).as_posix(): file for file in files if ROOT / "demo/output" not in file.parents}
-    return {
-        name: re.sub(r'"\s*\n\s*f?"', "", file.read_text(encoding="utf-8"))
-        for name, file in names.items()
-        if name not in LEFT_OUT
-    }
+    return {name: re.sub(r'"\s*\n\s*f?"', "", file.read_text(encoding="utf-8")) for name, file in names.items()}
 
 
 def test_hints_say_how_to_install_from_a_clone():
