@@ -1,4 +1,4 @@
-"""Labelled sets that ask for content: their files, labels and groups, with a synthesizer and voices that the test makes."""
+"""Labelled sets that ask for content: files, labels and groups, with a synthesizer and voices that the test makes."""
 
 import csv
 import sys
