@@ -115,7 +115,7 @@ def test_what_nobody_has(tmp_path):
 
 def test_registry_is_consistent():
     assert len(SUITES["paper"]) == 10  # as many as the paper evaluates on
-    assert set(BENCHMARKS) == {*SUITES["paper"], *SUITES["labelled"]}
+    assert set(BENCHMARKS) == {*SUITES["paper"], *SUITES["labelled"], *SUITES["content"]}
     for name, benchmark in BENCHMARKS.items():
         assert benchmark.name == name
         assert name in describe_registry()
