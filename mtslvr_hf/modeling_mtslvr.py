@@ -725,7 +725,9 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         self._write_card(card.parent, repo_id if push_to_hub else None, push.get("tags"))
         if push_to_hub:
             text = card.read_text(encoding="utf-8") if existed else None
-            self._push(repo_id, text, [True, state_dict, False, *args], kwargs, **push)
+            self._push(
+                repo_id, push, lambda to: self.save_pretrained(to, True, state_dict, False, *args, **kwargs), text
+            )
 
     def push_to_hub(  # type: ignore[override]  # transformers does not name the arguments
         self,
@@ -755,41 +757,30 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
             max_shard_size: Largest file of weights.
             tags: Further tags of the card.
         """
-        return self._push(
-            repo_id,
-            None,
-            [],
-            {"max_shard_size": max_shard_size},
-            commit_message=commit_message,
-            commit_description=commit_description,
-            private=private,
-            token=token,
-            revision=revision,
-            create_pr=create_pr,
-            tags=tags,
-        )
+        options = {
+            "commit_message": commit_message,
+            "commit_description": commit_description,
+            "private": private,
+            "token": token,
+            "revision": revision,
+            "create_pr": create_pr,
+            "tags": tags,
+        }
+        return self._push(repo_id, options, lambda folder: self.save_pretrained(folder, max_shard_size=max_shard_size))
 
     def _push(
-        self,
-        repo_id: str,
-        card: str | None,
-        save_args: Sequence[Any],
-        save_options: Mapping[str, Any],
-        *,
-        commit_message: str | None = None,
-        commit_description: str | None = None,
-        private: bool | None = None,
-        token: bool | str | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        tags: Sequence[str] | str | None = None,
+        self, repo_id: str, options: Mapping[str, Any], save: Callable[[str], None], card: str | None = None
     ) -> CommitInfo:
-        """Publishes the model with a card: the given text, or the one on the Hub, or a new one."""
+        """Publishes what `save` writes, with a card: the given text, or the one on the Hub, or a new one.
+
+        `options` are those of `push_to_hub`, named in PUSH_OPTIONS.
+        """
         from huggingface_hub import HfApi
 
         # transformers' own method would replace the card of `save_pretrained` by a template.
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        api = HfApi(token=options.get("token"))
+        revision, create_pr = options.get("revision"), options.get("create_pr", False)
+        repo_id = api.create_repo(repo_id, private=options.get("private"), exist_ok=True).repo_id
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         if card is None and api.file_exists(repo_id, "README.md", revision=revision):
@@ -798,15 +789,15 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         with tempfile.TemporaryDirectory() as folder:
             if card is not None:
                 (Path(folder) / "README.md").write_text(card, encoding="utf-8")
-            self._write_card(Path(folder), repo_id, tags)
-            self.save_pretrained(folder, *save_args, **save_options)
+            self._write_card(Path(folder), repo_id, options.get("tags"))
+            save(folder)
             return api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
                 revision=revision,
                 create_pr=create_pr,
-                commit_message=commit_message or "Upload model",
-                commit_description=commit_description,
+                commit_message=options.get("commit_message") or "Upload model",
+                commit_description=options.get("commit_description"),
             )
 
     def _write_card(self, folder: Path, repo_id: str | None = None, tags: Sequence[str] | str | None = None) -> None:
