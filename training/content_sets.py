@@ -2,7 +2,7 @@
 
 Development sets of docs/recipe.md. What is to be recognized differs between the clips of one source, so that sources
 alone (a voice, a room, an instrument) do not help. Needs Debian's `flite`, `espeak-ng` and `timgm6mb-soundfont`, and
-`pip install tinysoundfont`.
+`pip install --no-deps tinysoundfont`.
 
     python training/content_sets.py --output FOLDER_OF_THE_LABELLED_SETS
     mtslvr evaluate --model MODEL --data content --data-root FOLDER_OF_THE_LABELLED_SETS
@@ -12,6 +12,8 @@ Every set has a folder for each class, and `manifest.csv` (file, label, group).
 
 import argparse
 import csv
+import importlib.util
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +23,8 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 import soxr
+
+from mtslvr_hf.files import TEMPORARY
 
 RATE = 16_000
 SOUND_FONT = Path("/usr/share/sounds/sf2/TimGM6mb.sf2")
@@ -44,7 +48,8 @@ WORDS = [
 ]  # fmt: skip
 FLITE_VOICES = ["kal16", "awb", "rms", "slt"]
 ESPEAK_VOICES = [
-    "en-us+m1", "en-us+m3", "en-us+f2", "en-us+f4", "en-gb+m2", "en-gb+f3", "en-gb-scotland+m4", "en-us+croak",
+    "en-us+m1", "en-us+m3", "en-us+f2", "en-us+f4", "en-gb-x-rp+m2", "en-gb-scotland+f3", "en-gb-scotland+m4",
+    "en-us+croak",
 ]  # fmt: skip
 
 
@@ -118,18 +123,43 @@ def trimmed(samples: np.ndarray) -> np.ndarray:
 
 
 def write_set(clips: Iterator[Clip], folder: Path) -> int:
-    """Writes the clips of a set and its manifest; returns their number."""
-    rows = []
-    for number, clip in enumerate(clips):
-        path = folder / clip.label / f"{number:04d}.flac"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, trimmed(clip.samples), RATE)
-        rows.append({"file": str(path.relative_to(folder)), "label": clip.label, "group": clip.group})
-    with (folder / "manifest.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    """Writes the clips of a set and its manifest, whole or not at all; returns their number.
+
+    Raises:
+        SystemExit: If two clips are the same: flite and espeak-ng replace an unknown voice without an error.
+    """
+    rows: list[dict[str, str]] = []
+    seen: dict[bytes, str] = {}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=TEMPORARY, dir=folder.parent) as temporary:
+        whole = Path(temporary) / folder.name
+        for number, clip in enumerate(clips):
+            key = clip.samples.tobytes()
+            if key in seen:
+                raise SystemExit(
+                    f"{clip.label} of {clip.group} is the same as that of {seen[key]}: choose other voices."
+                )
+            seen[key] = clip.group
+            path = whole / clip.label / f"{number:04d}.flac"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, trimmed(clip.samples), RATE)
+            rows.append({"file": str(path.relative_to(whole)), "label": clip.label, "group": clip.group})
+        with (whole / "manifest.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        whole.replace(folder)
     return len(rows)
+
+
+def check_requirements() -> None:
+    """Checks that programs, sound font and library are there, and raises SystemExit with what is missing."""
+    missing = [name for name in ("flite", "espeak-ng") if shutil.which(name) is None]
+    missing += [] if SOUND_FONT.is_file() else ["timgm6mb-soundfont"]
+    if missing:
+        raise SystemExit(f"Debian packages are missing: `apt-get install {' '.join(missing)}`.")
+    if importlib.util.find_spec("tinysoundfont") is None:
+        raise SystemExit("Notes are made with tinysoundfont: `pip install --no-deps tinysoundfont`.")
 
 
 def main() -> None:
@@ -137,8 +167,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for the sets")
     folder = parser.parse_args().output
+    check_requirements()
     sets = {"note_pitches": notes("pitch"), "note_instruments": notes("instrument"), "spoken_words": spoken_words()}
     for name, clips in sets.items():
+        if (folder / name).exists():
+            print(f"{name}: already there, not made again")
+            continue
         print(f"{name}: {write_set(clips, folder / name)} clips")
 
 
