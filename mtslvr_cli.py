@@ -250,6 +250,12 @@ def _add_cache(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--columns", metavar="A,B", type=_names, help="columns to keep (default: all)")
     parser.add_argument("--sampling-rate", type=int, default=16_000, help="in Hz (default: %(default)s)")
     parser.add_argument("--num-workers", type=int, help="threads that decode (default: one for each core)")
+    parser.add_argument(
+        "--no-shuffle",
+        dest="shuffle",
+        action="store_false",
+        help="keep the order of a folder's files (default: a fixed random order, which training needs)",
+    )
     parser.set_defaults(run=_cache)
 
 
@@ -258,7 +264,7 @@ def _cache(options: argparse.Namespace) -> None:
 
     from mtslvr_hf.caching import cache_audio
 
-    names = "config split audio_column columns sampling_rate rows_per_shard num_workers verify"
+    names = "config split audio_column columns sampling_rate rows_per_shard num_workers shuffle verify"
     report = cache_audio(options.source, options.output, **_settings(options, names))
     errors = options.output / report.config / report.split / "errors.jsonl"
     _end(report, PartialState(), f"nothing could be decoded; see {errors}.")

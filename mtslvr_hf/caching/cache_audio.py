@@ -53,6 +53,7 @@ def cache_audio(
     sampling_rate: int = 16_000,
     rows_per_shard: int = 1000,
     num_workers: int | None = None,
+    shuffle: bool = True,
     verify: bool = False,
     show_progress_bar: bool | None = None,
 ) -> CacheReport:
@@ -77,6 +78,9 @@ def cache_audio(
         sampling_rate: In Hz.
         rows_per_shard: Largest number of rows in a parquet file. A stream's shards are not joined.
         num_workers: Threads that decode; default: one for each core of this process.
+        shuffle: Write audio files of a folder and rows of a `datasets.Dataset` in a fixed random order, since training
+            reads a few neighboring rows at a time: files of one folder or recording would fill a batch. Streams keep
+            their order.
         verify: Also compare the checksums of finished shards, which reads all of them, and rewrite damaged ones.
         show_progress_bar: Default: on a terminal.
 
@@ -97,7 +101,12 @@ def cache_audio(
         names = (opened.config, opened.split)
         _check_names(names, opened)
         common = {"format_version": FORMAT_VERSION, "source": opened.name, "sampling_rate": sampling_rate}
-        own = {"audio_column": audio_column, "columns": list(opened.features), "rows_per_shard": rows_per_shard}
+        own = {
+            "audio_column": audio_column,
+            "columns": list(opened.features),
+            "rows_per_shard": rows_per_shard,
+            "shuffle": shuffle,
+        }
         root = ShardFolder(output, "audio", COMMAND)
         root.claim(common)
         folder = ShardFolder(output.joinpath(*names), "audio", COMMAND, [output / MANIFEST], verify)
@@ -125,6 +134,7 @@ def cache_audio(
         audio_column=audio_column,
         columns=columns,
         rows_per_partition=rows_per_shard,
+        shuffle=shuffle,
     )
     return report_of(CacheReport, output, manifest, computed)
 

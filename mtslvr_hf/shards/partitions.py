@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -77,6 +78,7 @@ def open_source(
     columns: Sequence[str] | None = (),
     id_column: str | None = None,
     rows_per_partition: int = 1000,
+    shuffle: bool = False,
 ) -> Source:
     """Source divided into partitions, the same ones in every process and run.
 
@@ -94,6 +96,8 @@ def open_source(
             (name of the file's folder).
         id_column: Column that names the rows; default: the path that is stored with the audio, or the position.
         rows_per_partition: Rows of a partition.
+        shuffle: Put audio files of a folder and rows of a `datasets.Dataset` into a fixed random order first. Streams
+            keep their order.
 
     Raises:
         FileNotFoundError: If there is no such folder, file or data set.
@@ -112,6 +116,7 @@ def open_source(
         files = files if split is None or kind == "dataset" else files_of_split(files, path, split)
         if kind == "audio files":
             wanted = FOLDER_COLUMNS if wanted is None else wanted
+            files = random.Random(0).sample(files, len(files)) if shuffle else files
             return _folder(str(source), path, files, wanted, id_column, rows_per_partition, split or "train")
         if kind == "tar shards":
             state = [_file_state(file, file.name) for file in files]
@@ -119,7 +124,7 @@ def open_source(
         else:
             opened = open_stream(path, config, split)
     name = type(source).__name__ if isinstance(source, (datasets.Dataset, datasets.IterableDataset)) else str(source)
-    return _dataset(name, opened, audio_column, wanted, id_column, rows_per_partition)
+    return _dataset(name, opened, audio_column, wanted, id_column, rows_per_partition, shuffle)
 
 
 def _folder(
@@ -185,6 +190,7 @@ def _dataset(
     columns: tuple[str, ...] | None,
     id_column: str | None,
     rows_per_partition: int,
+    shuffle: bool,
 ) -> Source:
     """Source of a data set: chunks of rows or a stream's shards, without the columns that are not needed."""
     dataset, features = opened.dataset, opened.dataset.features
@@ -197,8 +203,11 @@ def _dataset(
     state, rows = _hash([opened.state]), opened.count_rows()
     if isinstance(dataset, datasets.Dataset):
         rows = len(dataset)
+        order = random.Random(0).sample(range(rows), rows) if shuffle else range(rows)
         partitions = [
-            Partition(partial(_hash, [state, n]), partial(_chunk_rows, dataset, layout, n, rows_per_partition))
+            Partition(
+                partial(_hash, [state, n]), partial(_chunk_rows, dataset, layout, order[n : n + rows_per_partition])
+            )
             for n in range(0, rows, rows_per_partition)
         ]
     else:
@@ -223,8 +232,10 @@ def _check_columns(features: datasets.Features, layout: _Layout) -> None:
             )
 
 
-def _chunk_rows(dataset: datasets.Dataset, layout: _Layout, first: int, rows: int, start: int) -> Iterator[SourceRow]:
-    chosen = range(first + start, min(first + rows, len(dataset)))
+def _chunk_rows(
+    dataset: datasets.Dataset, layout: _Layout, numbers: Sequence[int], start: int
+) -> Iterator[SourceRow]:
+    chosen = numbers[start:]
     for number, row in zip(chosen, dataset.select(chosen)):
         yield layout.row(row, str(number))
 

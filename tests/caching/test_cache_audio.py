@@ -137,11 +137,25 @@ class TestContents:
         source = write_files(tmp_path / "source", {"dog/1.wav": KINDS["44.1 kHz"], "cat/1.flac": KINDS["8 kHz"]})
         cache_audio(source, tmp_path / "out")
         rows = table_of(tmp_path / "out")
-        assert [(r["file"], r["label"], r["audio"]["path"]) for r in rows] == [
+        assert sorted((r["file"], r["label"], r["audio"]["path"]) for r in rows) == [
             ("cat/1.flac", "cat", "cat/1.flac"),
             ("dog/1.wav", "dog", "dog/1.flac"),
         ]
         assert str(tmp_path) not in (tmp_path / "out/manifest.json").read_text()
+
+    def test_files_are_shuffled_unless_told_otherwise(self, tmp_path):
+        names = [f"{folder}/{n:02}.wav" for folder in "ab" for n in range(15)]
+        source = write_files(tmp_path / "source", {name: numbered_clip(n) for n, name in enumerate(names)})
+        shuffled, kept = tmp_path / "shuffled", tmp_path / "kept"
+        cache_audio(source, shuffled, rows_per_shard=10)
+        cache_audio(source, kept, rows_per_shard=10, shuffle=False)
+        orders = [[r["file"] for r in table_of(out)] for out in (shuffled, kept)]
+        assert orders[1] == names and sorted(orders[0]) == names
+        for start in range(0, 30, 10):  # each shard has files of both folders
+            assert {name[0] for name in orders[0][start : start + 10]} == {"a", "b"}
+        assert cache_audio(source, shuffled, rows_per_shard=10).computed == 0
+        with pytest.raises(ValueError, match="shuffle was True and now is False"):
+            cache_audio(source, shuffled, rows_per_shard=10, shuffle=False)
 
     def test_data_set_object_and_chosen_columns(self, tmp_path):
         table = pq.read_table(

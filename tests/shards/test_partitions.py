@@ -48,6 +48,29 @@ def test_a_data_set_object(streamed):
         open_source(dataset, split="test")
 
 
+def test_shuffled_rows_are_all_rows_in_one_random_order(tmp_path):
+    folder, dataset = write_sounds(tmp_path / "sounds", count=30), make_dataset(sound_rows(30))
+    for source, options in ((folder, {}), (dataset, {"id_column": "name"})):
+        ordered = [ids(partition) for partition in open_source(source, **options, rows_per_partition=10).partitions]
+        options["shuffle"] = True
+        shuffled, again = (open_source(source, **options, rows_per_partition=10).partitions for _ in range(2))
+        drawn = [ids(partition) for partition in shuffled]
+        assert sorted(sum(drawn, [])) == sorted(sum(ordered, []))
+        assert all(len(set(part) & set(whole)) < 8 for part in drawn for whole in ordered)  # of 10
+        assert drawn == [ids(partition) for partition in again]
+        assert ids(shuffled[1], start=4) == drawn[1][4:]
+        assert drawn[0][0] != ordered[0][0]
+    stream = dataset.to_iterable_dataset(num_shards=3)
+    kept = open_source(stream, id_column="name", shuffle=True).partitions
+    assert [ids(partition) for partition in kept] == ordered
+
+
+def test_rows_without_a_name_keep_their_number_when_shuffled():
+    dataset = datasets.Dataset.from_list([{"audio": {"bytes": bytes([n]), "path": None}} for n in range(20)])
+    (partition,) = open_source(dataset, shuffle=True).partitions
+    assert [row.audio["bytes"][0] for row in partition.rows(0)] == [int(row.id) for row in partition.rows(0)]
+
+
 def test_columns_that_are_copied(tmp_path):
     source = open_source(write_parquet(tmp_path / "parquet", [sound_rows(2)]), columns=None)
     assert source.features == datasets.Features({name: FEATURES[name] for name in ("name", "kind", "tags")})
