@@ -1,11 +1,10 @@
-"""Demo of MT-SLVR in a few minutes: cache, pre-train, evaluate on classes that were not in training.
+"""Demo of MT-SLVR in a few minutes: find similar sounds; cache, pre-train, evaluate on classes that were not in training.
 
 `make demo` runs it. It empties demo/output, and writes there only. Each step prints its command, to run in the root of
 the repository.
 """
 
 import os
-import random
 import shlex
 import shutil
 import subprocess
@@ -16,6 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 AUDIO = Path("demo/audio")
 OUTPUT = Path("demo/output")
+MODEL = Path("models/mtslvr-small")
+QUERY = AUDIO / "flute" / "program_73_key_67_velocity_96.flac"
 # Three drums and three instruments for evaluation. The other eight classes are for training.
 UNSEEN = "flute,kick,nylon_guitar,snare,tabla,vibraphone"
 NEXT = f"""
@@ -24,18 +25,19 @@ The evaluation with its plots is in {OUTPUT / "evaluation" / "report.html"}.
 
 Next:
   - your own sounds: mtslvr evaluate --model {OUTPUT / "model"} --data FOLDER_WITH_A_FOLDER_PER_CLASS
-  - a longer run: the command of step 2 with --max_steps 2000 --output_dir outputs/longer
+  - a longer run: the command of step 3 with --max_steps 2000 --output_dir outputs/longer
   - the paper's runs on AudioSet: training/README.md
 (The commands mtslvr and accelerate are in .venv/bin.)
 """
 
 
 def main() -> int:
-    """Runs the three steps; returns the exit code of the first failure."""
+    """Runs the four steps; returns the exit code of the first failure."""
     os.chdir(ROOT)
     shutil.rmtree(OUTPUT, ignore_errors=True)
     start = time.monotonic()
     try:
+        find_similar()
         cache()
         pretrain()
         evaluate()
@@ -46,21 +48,24 @@ def main() -> int:
     return 0
 
 
+def find_similar() -> None:
+    """Finds the sounds that are most similar to one, with the model of the repository."""
+    heading(f"1. Embed the sounds with {MODEL}, and find those that are most similar to one")
+    run("mtslvr", "similar", QUERY, AUDIO, "--model", MODEL)
+
+
 def cache() -> None:
-    """Caches the clips of the training classes, in random order."""
-    heading("1. Decode the training sounds once, into parquet shards")
-    files = [file for file in sorted(AUDIO.glob("*/*.flac")) if file.parent.name not in UNSEEN.split(",")]
-    random.Random(0).shuffle(files)
-    sounds = OUTPUT / "sounds"
-    sounds.mkdir(parents=True)
-    for number, file in enumerate(files):
-        shutil.copy(file, sounds / f"{number:02}_{file.parent.name}_{file.name}")
-    run("mtslvr", "cache", sounds, "--output", OUTPUT / "parquet")
+    """Caches the clips of the training classes."""
+    heading("2. Decode the training sounds of a model of your own once, into parquet shards")
+    for folder in sorted(path for path in AUDIO.iterdir() if path.is_dir()):
+        if folder.name not in UNSEEN.split(","):
+            shutil.copytree(folder, OUTPUT / "sounds" / folder.name)
+    run("mtslvr", "cache", OUTPUT / "sounds", "--output", OUTPUT / "parquet")
 
 
 def pretrain() -> None:
     """Pre-trains with both objectives, without labels."""
-    heading("2. Pre-train a narrow ResNet-18 with parallel adapters on them (at most 4 minutes on 2 cores)")
+    heading("3. Pre-train a narrow ResNet-18 with parallel adapters on them (at most 4 minutes on 2 cores)")
     launch = ["accelerate", "launch", "--num_processes", 1, "--num_machines", 1, "--mixed_precision", "no"]
     # By default, accelerate gives a process a single thread.
     launch += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", os.cpu_count() or 1]
@@ -69,7 +74,7 @@ def pretrain() -> None:
 
 def evaluate() -> None:
     """Evaluates the saved model in a new process."""
-    heading("3. Reload it in a new process, and classify sounds of new classes from one example each")
+    heading("4. Reload it in a new process, and classify sounds of new classes from one example each")
     report = OUTPUT / "evaluation"
     run("mtslvr", "evaluate", "--model", OUTPUT / "model", "--data", AUDIO, "--classes", UNSEEN, "--output", report)
 

@@ -39,7 +39,7 @@ def run_client(server, folder, code, *arguments, isolated=False):
 
 
 PUBLISH = """
-    import torch
+    import soundfile, torch
     from huggingface_hub import HfApi
     from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRForPreTraining
     from mtslvr_hf.cards.pretraining import TrainingSummary, create_model_card
@@ -57,6 +57,11 @@ PUBLISH = """
         card = create_model_card(config, TrainingSummary(steps=1, batch_size=4), repo_id=name)
         # Not card.push_to_hub: before huggingface_hub 2 it asks huggingface.co, whatever the endpoint.
         HfApi().upload_file(repo_id=name, path_or_fileobj=str(card).encode(), path_in_repo="README.md")
+    HfApi().create_repo("Narsil/asr_dummy", repo_type="dataset")  # the sound of the cards' examples
+    soundfile.write("mlk.flac", torch.randn(30000).numpy() / 10, 22050)
+    HfApi().upload_file(
+        repo_id="Narsil/asr_dummy", repo_type="dataset", path_or_fileobj="mlk.flac", path_in_repo="mlk.flac"
+    )
     clips = [torch.randn(20000), torch.randn(30000)]
     inputs = extractor(clips, sampling_rate=22050, return_tensors="pt")
     with torch.no_grad():
@@ -159,23 +164,24 @@ def test_what_is_published_is_complete(published, name):
     assert not any(path.endswith((".bin", ".pt", ".pkl")) for path in files)
 
 
-def example(server, number):
-    """One of the published card's code blocks, and the lines it says it prints."""
+def example(server):
+    """The published card's code, and the lines it says it prints."""
     card = server.files("tester/tiny-pretraining")["README.md"].decode()
-    code = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[number]
+    code = "".join(re.findall(r"```python\n(.*?)```", card, re.DOTALL))
     return code, re.findall(r"print\(.*?\)  # (.*)", code)
 
 
 def test_published_models_load_by_name_without_the_package(published, tmp_path):
     server, expected = published
-    code, lines = example(server, 1)
+    code, lines = example(server)
+    assert lines[:3] == ["(32,)", "(16,)", "(16,)"] and len(lines) == 6
     assert run_client(server, tmp_path, LOAD, expected, code, isolated=True).splitlines() == lines
 
 
 def test_published_models_load_by_name_with_the_package(published, tmp_path):
     server, _ = published
-    code, lines = example(server, 0)
-    assert lines == ["(32,)"]
+    code, lines = example(server)
+    code = "import mtslvr_hf\n" + code.replace(", trust_remote_code=True", "")
     assert run_client(server, tmp_path, code).splitlines() == lines
 
 

@@ -57,7 +57,7 @@ model-index:
 
 # MT-Parallel (SimCLR)
 
-Audio embeddings by multi-task self-supervision (MT-SLVR). One encoder ... at once: ... the applied augmentations.
+Audio embeddings by multi-task self-supervision ([MT-SLVR](...), Heggan et al., 2023). One encoder ... at once: ... the applied augmentations.
 
 | | |
 | --- | --- |
@@ -75,32 +75,27 @@ Audio embeddings by multi-task self-supervision (MT-SLVR). One encoder ... at on
 
 ## Use
 
-With the package `mtslvr_hf` installed:
-
 ```python
-import numpy as np
+from huggingface_hub import hf_hub_download
 from transformers import AutoModel
 
-import mtslvr_hf  # registers the model with transformers
-
-model = AutoModel.from_pretrained("tester/card")
-audio = np.random.randn(32000).astype(np.float32)  # yours; or a file, a URL, a list of them
-print(model.encode(audio, sampling_rate=16000).shape)  # (1000,)
+model = AutoModel.from_pretrained("tester/card", trust_remote_code=True)
+sound = hf_hub_download("Narsil/asr_dummy", "mlk.flac", repo_type="dataset")  # or files and arrays of your own
+print(model.encode(sound).shape)  # (1000,)
+print(model.encode(sound, tasks="contrastive").shape)  # (500,)
+print(model.encode(sound, tasks="predictive").shape)  # (500,)
 ```
 
-Without it, let transformers download the model's code from this repository:
+With the package mtslvr-hf, `import mtslvr_hf` takes the place of `trust_remote_code=True`, ...
+data sets. ...
 
 ```python
-import numpy as np
-from transformers import AutoFeatureExtractor, AutoModel
+import soundfile
+from transformers import AutoFeatureExtractor
 
-repo = "tester/card"
-extractor = AutoFeatureExtractor.from_pretrained(repo, trust_remote_code=True)
-model = AutoModel.from_pretrained(repo, trust_remote_code=True)
-
-waveform ...
-inputs ...
-outputs ...
+extractor = AutoFeatureExtractor.from_pretrained("tester/card", trust_remote_code=True)
+waveform, sampling_rate = soundfile.read(sound)
+outputs = model(**extractor(waveform, sampling_rate=sampling_rate, return_tensors="pt"))
 print(outputs.pooler_output.shape)  # torch.Size([1, 1000])
 print(outputs.contrastive_embeds.shape)  # torch.Size([1, 500])
 print(outputs.predictive_embeds.shape)  # torch.Size([1, 500])

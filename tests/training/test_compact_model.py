@@ -1,0 +1,87 @@
+"""training/compact_model.py: half the size, the same embeddings, a card that says so."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRForPreTraining
+from mtslvr_hf.cards.pretraining import TrainingSummary, create_model_card
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "training"))
+import compact_model as script
+
+pytest.importorskip("matplotlib")
+FLUTE = ROOT / "demo/audio/flute"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Folder as a run of `mtslvr pretrain` leaves it."""
+    folder = tmp_path / "run"
+    config = MTSLVRConfig(base_width=8, window_seconds=1.0, pooling="bands", use_heads=False)
+    torch.manual_seed(0)
+    model = MTSLVRForPreTraining(config)
+    model.save_pretrained(folder)
+    MTSLVRFeatureExtractor(normalization="sample").save_pretrained(folder)
+    create_model_card(config, TrainingSummary(steps=40, seed=3), license="cc-by-sa-4.0").save(folder / "README.md")
+    values = {"contrastive_loss": 2.0, "predictive_loss": "0.6", "augmentation_map": 0.7}
+    log = [{"step": step, **values} for step in (20, 40)]
+    log.append({"step": 40, **{f"eval_{name}": value for name, value in values.items()}})
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    (folder / "pretrain.yaml").write_text("# Repeats this run: mtslvr pretrain pretrain.yaml\nseed: 3\n")
+    (tmp_path / "ATTRIBUTION.md").write_text("# Attribution\n")
+    return folder
+
+
+def test_a_compact_copy(run, tmp_path, capsys):
+    out = tmp_path / "small"
+    script.main(
+        [str(run), "--output", str(out), "--attribution", str(tmp_path / "ATTRIBUTION.md"), "--check", str(FLUTE)]
+    )
+    assert "embeddings differ by at most" in capsys.readouterr().out
+    stored, before = load_file(out / "model.safetensors"), load_file(run / "model.safetensors")
+    assert not any("projector" in name or "classifier" in name for name in stored)
+    assert {value.dtype for value in stored.values() if value.dim() > 1} == {torch.float16}
+    assert torch.float32 in {value.dtype for value in stored.values()}  # batch normalization
+    size = sum((folder / "model.safetensors").stat().st_size for folder in (out,))
+    assert size < 0.6 * sum(value.nbytes for name, value in before.items() if "projector" not in name)
+    model = AutoModel.from_pretrained(out)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    exact, found = (
+        each.encode(FLUTE / "program_73_key_67_velocity_96.flac")
+        for each in (MTSLVRForPreTraining.from_pretrained(run), model)
+    )
+    assert found == pytest.approx(exact, abs=1e-3 * float(abs(exact).max()))
+    assert (out / "preprocessor_config.json").read_text() == (run / "preprocessor_config.json").read_text()
+
+
+def test_its_card(run, tmp_path):
+    out = tmp_path / "small"
+    script.main(
+        [str(run), "--output", str(out), "--attribution", str(tmp_path / "ATTRIBUTION.md"), "--check", str(FLUTE)]
+    )
+    card = ModelCard.load(out / "README.md")
+    assert card.data.license == "cc-by-sa-4.0" and card.data.model_name == "small"
+    assert card.text.lstrip().startswith("# small\n")
+    assert "mtslvr pretrain pretrain.yaml" in card.text and "![Training](training.png)" in card.text
+    assert "(ATTRIBUTION.md)" in card.text and "| Seed" in card.text
+    assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "ATTRIBUTION.md").exists() and (out / "pretrain.yaml").exists()
+
+
+def test_mistakes_leave_nothing(run, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "small"
+    monkeypatch.setattr(script, "TOLERANCE", 0.0)
+    with pytest.raises(SystemExit):
+        script.main([str(run), "--output", str(out), "--check", str(FLUTE)])
+    assert "nothing written" in capsys.readouterr().err and not out.exists()
+    with pytest.raises(SystemExit):
+        script.main([str(run), "--output", str(run), "--check", str(FLUTE)])
+    assert "is not empty" in capsys.readouterr().err

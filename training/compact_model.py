@@ -1,0 +1,133 @@
+"""Compact copy of a pre-trained model for sharing: weights in half the memory, without the training heads.
+
+    python training/compact_model.py outputs/mtslvr-small --output models/mtslvr-small \\
+        --attribution data/open_pool/ATTRIBUTION.md
+
+The copy has the encoder and its embeddings. Its matrices and filters are stored as float16 and load as float32. It has
+no projectors and no predictive classifier, which only training needs. The card of the run is kept, with the figure
+`training.png` of the run's log. Needs `pip install -e '.[evaluation]'` for the figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoFeatureExtractor, AutoModel
+
+from mtslvr_hf import MTSLVRModel
+from mtslvr_hf.cards.parts import save_card
+from mtslvr_hf.data.sources import find_audio_files
+from mtslvr_hf.evaluation.report.plots import check_matplotlib
+
+ROOT = Path(__file__).parents[1]
+TOLERANCE = 1e-3  # of an embedding's length
+CURVE, ATTRIBUTION, RUN = "training.png", "ATTRIBUTION.md", "pretrain.yaml"
+PANELS = (  # title, logged values
+    ("contrastive loss", ("contrastive_loss", "eval_contrastive_loss")),
+    ("predictive loss", ("predictive_loss", "eval_predictive_loss")),
+    ("recognition of augmentations, mAP", ("augmentation_map", "eval_augmentation_map")),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes the copy and its card."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("run", type=Path, help="folder of a run of mtslvr pretrain")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write; its name is the model's")
+    parser.add_argument("--attribution", type=Path, help="ATTRIBUTION.md of the audio, which is copied")
+    parser.add_argument(
+        "--check", type=Path, default=ROOT / "demo" / "audio", help="audio of the comparison (default: demo/audio)"
+    )
+    options = parser.parse_args(argv)
+    check_matplotlib()
+    if any(options.output.glob("*")):
+        parser.error(f"{options.output} is not empty: give another folder, or remove it.")
+    model = AutoModel.from_pretrained(options.run).eval()
+    save_compact(model, options.run, options.output)
+    difference = largest_difference(model, options.output, find_audio_files(options.check))
+    if difference > TOLERANCE:
+        shutil.rmtree(options.output)
+        parser.error(f"embeddings of the copy differ by {difference:.1e}, more than {TOLERANCE:.0e}: nothing written.")
+    shutil.copyfile(options.run / RUN, options.output / RUN)
+    if options.attribution is not None:
+        shutil.copyfile(options.attribution, options.output / ATTRIBUTION)
+    draw_curve(read_log(options.run), options.output / CURVE)
+    write_card(options.run, options.output, difference, attributed=options.attribution is not None)
+    size = (options.output / "model.safetensors").stat().st_size
+    print(f"Wrote {options.output}: {size / 1e6:.1f} MB of weights; embeddings differ by at most {difference:.1e}.")
+
+
+def save_compact(model: MTSLVRModel, run: Path, output: Path) -> None:
+    """Saves the model with float16 matrices and filters, and a configuration that loads them as float32."""
+    stored = {
+        name: value.half() if value.dim() > 1 and value.is_floating_point() else value
+        for name, value in model.state_dict().items()
+    }
+    model.save_pretrained(output, state_dict=stored)
+    AutoFeatureExtractor.from_pretrained(run).save_pretrained(output)
+
+
+def largest_difference(model: MTSLVRModel, copy: Path, files: Sequence[Path]) -> float:
+    """Largest distance between a file's two embeddings, divided by the length of the first."""
+    compact = AutoModel.from_pretrained(copy).eval()
+    paths = [str(file) for file in files]
+    exact, stored = (each.encode(paths, convert_to="torch") for each in (model, compact))
+    return float(((exact - stored).norm(dim=1) / exact.norm(dim=1)).max())
+
+
+def read_log(run: Path) -> list[Mapping[str, Any]]:
+    """Logged values of a run, in order."""
+    return json.loads((run / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+
+
+def draw_curve(log: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws the losses and the mean average precision over the steps, of training and of held-out clips."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 2.8), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, names) in zip(figure.subplots(1, len(PANELS)), PANELS):
+        for name, label, style in zip(names, ("training", "held-out clips"), ("-", "o")):
+            points = [(entry["step"], float(entry[name])) for entry in log if name in entry]
+            axes.plot(*zip(*points), style, label=label, linewidth=1, markersize=4)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("step")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def write_card(run: Path, output: Path, difference: float, attributed: bool) -> None:
+    """Writes the run's card with the copy's name, its command, the curve, storage and attribution."""
+    card = ModelCard.load(run / "README.md")
+    name = output.resolve().name
+    card.data["model_name"] = name
+    text = re.sub(r"^# .*$", f"# {name}", card.text, count=1, flags=re.MULTILINE)
+    comments = (run / RUN).read_text(encoding="utf-8").splitlines()[0]
+    lines = [f"{comments.removeprefix('# ')} (`{RUN}` has all settings).", "", f"![Training]({CURVE})", ""]
+    lines += [
+        "Stored: filters and matrices as float16, loaded as float32; without projectors and predictive classifier. This "
+        f"moves embeddings by at most {difference:.1e} of their length (sounds of the demo).",
+        "",
+    ]
+    if attributed:
+        lines += [f"The audio's authors and licenses: [{ATTRIBUTION}]({ATTRIBUTION}).", ""]
+    head, title, rest = text.partition("## Training\n\n")
+    if not title:
+        raise ValueError(f"{run / 'README.md'} has no section Training: expected the card of `mtslvr pretrain`.")
+    card.text = f"{head}{title}" + "\n".join(lines) + "\n" + rest
+    save_card(card, output)
+
+
+if __name__ == "__main__":
+    main()
