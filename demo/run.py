@@ -1,4 +1,4 @@
-"""Demo of MT-SLVR in a few minutes: find similar sounds; cache, pre-train, evaluate on classes that were not in training.
+"""Demo of MT-SLVR in a few minutes: find similar sounds; then cache, pre-train, evaluate on classes not in training.
 
 `make demo` runs it. It empties demo/output, and writes there only. Each step prints its command, to run in the root of
 the repository.

@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import ModelCard
 from transformers import AutoFeatureExtractor, AutoModel
 
@@ -116,8 +115,8 @@ def write_card(run: Path, output: Path, difference: float, attributed: bool) -> 
     comments = (run / RUN).read_text(encoding="utf-8").splitlines()[0]
     lines = [f"{comments.removeprefix('# ')} (`{RUN}` has all settings).", "", f"![Training]({CURVE})", ""]
     lines += [
-        "Stored: filters and matrices as float16, loaded as float32; without projectors and predictive classifier. This "
-        f"moves embeddings by at most {difference:.1e} of their length (sounds of the demo).",
+        "Stored: filters and matrices as float16, loaded as float32; without projectors and predictive classifier. "
+        f"This moves embeddings by at most {difference:.1e} of their length (sounds of the demo).",
         "",
     ]
     if attributed:

@@ -57,7 +57,7 @@ model-index:
 
 # MT-Parallel (SimCLR)
 
-Audio embeddings by multi-task self-supervision ([MT-SLVR](...), Heggan et al., 2023). One encoder ... at once: ... the applied augmentations.
+Audio embeddings by multi-task self-supervision ([MT-SLVR](...), ...). One encoder ... the applied augmentations.
 
 | | |
 | --- | --- |
