@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ OF_MODELS = (
     *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", RESULTS),
     *("pretrain.yaml", "finetune.yaml", "all_results.json", "eval_results.json", "trainer_state.json"),
 )
+LINKED = (".md", ".txt", ".png", ".jpg", ".svg")
 OF_SHARDS = (
     "README.md",
     f"**/{MANIFEST}",
@@ -44,7 +46,7 @@ class Kind:
     Attributes:
         name: In words.
         repo_type: "model" or "dataset".
-        files: Patterns of the files that are published; all others stay.
+        files: Patterns of the files that are published, beside texts and images that the card links to.
         use: Code that loads it, with the repository's name for {}.
     """
 
@@ -98,9 +100,18 @@ def kind_of(folder: Path) -> Kind:
 
 
 def files_of(folder: Path, kind: Kind) -> list[Path]:
-    """Files that are published, relative to the folder, sorted."""
+    """Files that are published, relative to the folder, sorted: those of the kind, and those that the card shows."""
     found = {path for pattern in kind.files for path in folder.glob(pattern) if path.is_file()}
-    return sorted(path.relative_to(folder) for path in found)
+    return sorted({path.relative_to(folder) for path in found}.union(_linked(folder)))
+
+
+def _linked(folder: Path) -> list[Path]:
+    """Texts and images in the folder that its card links to, such as ATTRIBUTION.md."""
+    card = folder / "README.md"
+    links = re.findall(r"\]\(([\w./-]+)\)", card.read_text(encoding="utf-8")) if card.is_file() else []
+    paths = [Path(link) for link in links]
+    inside = [path for path in paths if not path.is_absolute() and ".." not in path.parts]
+    return [path for path in inside if path.suffix in LINKED and (folder / path).is_file()]
 
 
 def left_out(folder: Path, published: list[Path]) -> list[str]:

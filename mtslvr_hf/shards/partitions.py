@@ -232,9 +232,7 @@ def _check_columns(features: datasets.Features, layout: _Layout) -> None:
             )
 
 
-def _chunk_rows(
-    dataset: datasets.Dataset, layout: _Layout, numbers: Sequence[int], start: int
-) -> Iterator[SourceRow]:
+def _chunk_rows(dataset: datasets.Dataset, layout: _Layout, numbers: Sequence[int], start: int) -> Iterator[SourceRow]:
     chosen = numbers[start:]
     for number, row in zip(chosen, dataset.select(chosen)):
         yield layout.row(row, str(number))

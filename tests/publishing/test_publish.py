@@ -180,6 +180,21 @@ def append(file, line):
     file.write_text(f"{file.read_text()}\n{line}\n")
 
 
+def test_texts_and_images_that_the_card_links_to_are_published(model, tmp_path, unchecked):
+    for name in ("ATTRIBUTION.md", "training.png", "other.md", "weights.pkl"):
+        (model / name).write_bytes(b"x")
+    (tmp_path / "outside.md").write_text("x")
+    links = (
+        "[a](ATTRIBUTION.md) ![b](training.png) [c](weights.pkl) [d](../outside.md) [e](absent.md) [f](config.json)"
+    )
+    with (model / "README.md").open("a") as card:
+        card.write(f"\n{links}\n")
+    publish(model, NAME, license="cc0-1.0", dry_run=tmp_path / "out")
+    files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert {"ATTRIBUTION.md", "training.png", "config.json"} <= files
+    assert not {"other.md", "weights.pkl", "outside.md"} & files
+
+
 def change_card(folder, old, new):
     card = folder / "README.md"
     assert old in card.read_text()
