@@ -1,7 +1,7 @@
 """Compact copy of a pre-trained model for sharing: weights in half the memory, without the training heads.
 
     python training/compact_model.py outputs/mtslvr-small --output models/mtslvr-small \\
-        --attribution data/open_pool/ATTRIBUTION.md
+        --attribution data/open_pool/ATTRIBUTION.md --config training/configs/mtslvr_small.yaml
 
 The copy has the encoder and its embeddings. Its matrices and filters are stored as float16 and load as float32. It has
 no projectors and no predictive classifier, which only training needs. The card of the run is kept, with the figure
@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", type=Path, help="folder of a run of mtslvr pretrain")
     parser.add_argument("--output", type=Path, required=True, help="folder to write; its name is the model's")
+    parser.add_argument("--config", type=Path, help="configuration of the run, to show in the card")
     parser.add_argument("--attribution", type=Path, help="ATTRIBUTION.md of the audio, which is copied")
     parser.add_argument(
         "--check", type=Path, default=ROOT / "demo" / "audio", help="audio of the comparison (default: demo/audio)"
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.attribution is not None:
         shutil.copyfile(options.attribution, options.output / ATTRIBUTION)
     draw_curve(read_log(options.run), options.output / CURVE)
-    write_card(options.run, options.output, difference, attributed=options.attribution is not None)
+    write_card(options.run, options.output, difference, options.config, attributed=options.attribution is not None)
     size = (options.output / "model.safetensors").stat().st_size
     print(f"Wrote {options.output}: {size / 1e6:.1f} MB of weights; embeddings differ by at most {difference:.1e}.")
 
@@ -106,15 +107,18 @@ def draw_curve(log: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path, metadata={"Software": None})
 
 
-def write_card(run: Path, output: Path, difference: float, attributed: bool) -> None:
+def write_card(run: Path, output: Path, difference: float, config: Path | None, attributed: bool) -> None:
     """Writes the run's card with the copy's name, its command, the curve, storage and attribution."""
     card = ModelCard.load(run / "README.md")
     name = output.resolve().name
     card.data["model_name"] = name
     text = re.sub(r"^# .*$", f"# {name}", card.text, count=1, flags=re.MULTILINE)
-    comments = (run / RUN).read_text(encoding="utf-8").splitlines()[0]
-    lines = [f"{comments.removeprefix('# ')} (`{RUN}` has all settings).", "", f"![Training]({CURVE})", ""]
+    lines = [f"`{RUN}` has all settings of the run.", ""]
+    if config is not None:
+        lines += [f"`{config.name}`:", "", "```yaml", config.read_text(encoding="utf-8").strip(), "```", ""]
     lines += [
+        f"![Training]({CURVE})",
+        "",
         "Stored: filters and matrices as float16, loaded as float32; without projectors and predictive classifier. "
         f"This moves embeddings by at most {difference:.1e} of their length (sounds of the demo).",
         "",

@@ -63,14 +63,14 @@ def test_a_compact_copy(run, tmp_path, capsys):
 
 
 def test_its_card(run, tmp_path):
-    out = tmp_path / "small"
-    script.main(
-        [str(run), "--output", str(out), "--attribution", str(tmp_path / "ATTRIBUTION.md"), "--check", str(FLUTE)]
-    )
+    out, config = tmp_path / "small", tmp_path / "run.yaml"
+    config.write_text("# A run\nseed: 3\n")
+    files = ["--attribution", str(tmp_path / "ATTRIBUTION.md"), "--config", str(config), "--check", str(FLUTE)]
+    script.main([str(run), "--output", str(out), *files])
     card = ModelCard.load(out / "README.md")
     assert card.data.license == "cc-by-sa-4.0" and card.data.model_name == "small"
     assert card.text.lstrip().startswith("# small\n")
-    assert "mtslvr pretrain pretrain.yaml" in card.text and "![Training](training.png)" in card.text
+    assert "```yaml\n# A run\nseed: 3\n```" in card.text and "![Training](training.png)" in card.text
     assert "(ATTRIBUTION.md)" in card.text and "| Seed" in card.text
     assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "ATTRIBUTION.md").exists() and (out / "pretrain.yaml").exists()
