@@ -85,7 +85,8 @@ def folder(tmp_path_factory):
     model.save_pretrained(folder / "demo/output/model")
     MTSLVRFeatureExtractor().save_pretrained(folder / "demo/output/model")
     create_model_card(model.config).save(folder / "demo/output/model/README.md")
-    shutil.copytree(ROOT / "demo/audio", folder / "demo/audio")
+    for copied in ("demo/audio", "models"):
+        shutil.copytree(ROOT / copied, folder / copied)
     return folder
 
 
@@ -127,7 +128,7 @@ def test_onnx_block_runs_without_torch(demo, tmp_path):
     script = tmp_path / "example.py"
     script.write_text(f"{WITHOUT}{block}\nnp.save('embeddings.npy', embeddings)\n", encoding="utf-8")
     assert launch([script], demo).splitlines() == promised(block)
-    (found,), expected = np.load("embeddings.npy"), MTSLVRModel.from_pretrained("demo/output/model").encode(file)
+    (found,), expected = np.load("embeddings.npy"), MTSLVRModel.from_pretrained("models/mtslvr-small").encode(file)
     assert np.linalg.norm(found - expected) < 1e-3 * np.linalg.norm(expected)
 
 

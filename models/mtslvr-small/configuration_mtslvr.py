@@ -1,0 +1,1 @@
+../../mtslvr_hf/configuration_mtslvr.py

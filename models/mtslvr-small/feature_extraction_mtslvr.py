@@ -1,0 +1,1 @@
+../../mtslvr_hf/feature_extraction_mtslvr.py

@@ -1,0 +1,1 @@
+../../mtslvr_hf/losses_mtslvr.py

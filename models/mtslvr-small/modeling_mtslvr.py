@@ -1,0 +1,1 @@
+../../mtslvr_hf/modeling_mtslvr.py

@@ -1,0 +1,1 @@
+../../mtslvr_hf/pipeline_mtslvr.py
