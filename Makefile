@@ -28,9 +28,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -e '.[evaluation]'
+	@echo "Installing into $(VENV): up to 7 GB with CUDA's libraries, a few minutes."
+	$(BIN)/python -m pip install --quiet -e '.[evaluation]'
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -e '.[test,dev]'
+	@echo "Installing into $(VENV): up to 7 GB with CUDA's libraries, a few minutes."
+	$(BIN)/python -m pip install --quiet -e '.[test,dev]'
 	touch $@ $(VENV)/.installed
