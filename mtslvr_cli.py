@@ -706,6 +706,7 @@ def _look_up(name: str, kind: str, revision: str | None = None) -> None:
         kind == "dataset" and os.path.isdir(os.path.join(home, name.replace("/", "___")))
     ):
         return
+    no_connection: Any = (OSError, HfHubHTTPError.__bases__[0])  # of httpx, or what takes its place
     missing = f"there is no folder {name}{_near(name)}"
     try:
         HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=10)
@@ -719,7 +720,7 @@ def _look_up(name: str, kind: str, revision: str | None = None) -> None:
         ) from error
     except HfHubHTTPError:  # the library that downloads it says more
         return
-    except (OSError, HfHubHTTPError.__bases__[0]) as error:  # no connection: httpx, or what takes its place
+    except no_connection as error:
         reason = str(error).strip() or type(error).__name__
         raise FileNotFoundError(f"{missing}; on the Hub it could not be looked up: offline ({reason}).") from error
 

@@ -246,10 +246,9 @@ def _convolve(
     In half precision and stride 2, oneDNN's AMX kernels read uninitialized memory if the input has one or two frames
     (torch 2.14). Such input is widened by zeros, which equal the padding.
     """
+    plain: Any = conv.base_layer if is_wrapped(conv) else conv
     half = hidden_states.device.type == "cpu" and hidden_states.element_size() == 2
-    affected = (
-        half and hidden_states.shape[-1] <= 2 and (conv.base_layer if is_wrapped(conv) else conv).stride[-1] == 2
-    )
+    affected = half and hidden_states.shape[-1] <= 2 and plain.stride[-1] == 2
     if affected:
         hidden_states = F.pad(hidden_states, (0, 4 - hidden_states.shape[-1]))
     output = conv(hidden_states) if folded is None else conv._conv_forward(hidden_states, *folded)
@@ -667,7 +666,7 @@ def _load_extractor(source: str | os.PathLike, options: Mapping[str, Any]) -> MT
         )
     except (OSError, TypeError, ValueError) as error:  # no file, no connection; a file of other content
         return " ".join(str(error).split())
-    return cast(MTSLVRFeatureExtractor, extractor)
+    return extractor
 
 
 HUB_OPTIONS = ("subfolder", "cache_dir", "revision", "token", "local_files_only", "force_download")
@@ -738,7 +737,7 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         config = model.config
         if getattr(config, "_commit_hash", None) is None:  # transformers 5.0 sets it, 5.23 does not; neither saves it
             config._commit_hash = kwargs.get("revision")
-        if pretrained_model_name_or_path is not None:
+        if config.name_or_path:
             options = {**kwargs, "revision": config._commit_hash}
             model.base_model.loaded_extractor = _load_extractor(config.name_or_path, options)
         return loaded
@@ -1129,7 +1128,7 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         `adapter_name` and further options: these load PEFT's layers.)
         """
         if "adapter_name" in options:
-            return super().load_adapter(source, **options)
+            return super().load_adapter(source, **options)  # type: ignore[return-value]
         return _of_package("adapters").load_adapter(self, source, name, **options)
 
     def print_trainable_parameters(self) -> None:

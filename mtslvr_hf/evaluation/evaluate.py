@@ -307,7 +307,9 @@ def _open_all(
     data: Sequence[str | Path | EvaluationData], classes: Sequence[str] | None, columns: Mapping[str, Any]
 ) -> tuple[list[EvaluationData], dict[str, str]]:
     """Data sets, and the reasons why data sets of suites cannot be reached."""
-    opened, specs, missing = [], [], {}
+    opened: list[EvaluationData] = []
+    specs: list[str | Path | EvaluationData] = []
+    missing = {}
     for asked in data:
         if isinstance(asked, EvaluationData):
             opened.append(asked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...installation import install_hint
 from ..invariance import InvarianceReport
@@ -46,7 +46,9 @@ def theme(name: str) -> Iterator[None]:
     import matplotlib
 
     colors = _THEMES[name]
-    settings = dict.fromkeys(("figure.facecolor", "axes.facecolor", "legend.facecolor"), colors["page"])
+    settings: dict[Any, str] = dict.fromkeys(
+        ("figure.facecolor", "axes.facecolor", "legend.facecolor"), colors["page"]
+    )
     settings |= dict.fromkeys(
         ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), colors["text"]
     )
@@ -83,10 +85,10 @@ def heat_map(report: InvarianceReport, title: str = "") -> Figure:
         row[0].set_ylabel(_plain(embedding or "embedding"), fontweight="bold")
     for axes, measure, column in zip(panels[-1], _MEASURES, panels.T):
         axes.set_xlabel("strength")
-        _, shade, values = _MEASURES[measure]
+        _, shade, marked = _MEASURES[measure]
         bar = figure.colorbar(axes.images[0], ax=column, location="bottom", aspect=12)
         bar.set_ticks(
-            [shade(value) for value in values], labels=[f"{value:g}" for value in values], fontsize="x-small"
+            [shade(value) for value in marked], labels=[f"{value:g}" for value in marked], fontsize="x-small"
         )
     figure.suptitle(_plain(title))
     return figure
