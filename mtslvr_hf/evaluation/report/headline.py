@@ -36,10 +36,10 @@ def _of_data(result: DataResult) -> Iterator[str]:
         other = max(baselines, key=_accuracy)
         difference = 100 * (_accuracy(best) - _accuracy(other))
         text += f", {difference:.1f} points more than {other.model} ({_percent(other)})"
-    yield f"{text}."
     default = next((row for row in measured if row.main and row.model == best.model), best)
     if default is not best:
-        yield f"Its default embedding, {default.embedding}, has {_percent(default)}."
+        text += f". Its default embedding, {default.embedding}, has {_percent(default)}"
+    yield f"{text}."
 
 
 def _of_probes(result: DataResult) -> Iterator[str]:
