@@ -4,12 +4,18 @@ This module is not in the package, so `--help` does not import torch. Subcommand
 """
 
 import argparse
+import difflib
+import json
 import os
+import re
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+from unicodedata import category
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -17,30 +23,152 @@ if TYPE_CHECKING:
     from mtslvr_hf.shards import ShardReport
 
 
+TRAINING = ("pretrain", "finetune")  # have options, signals and exit codes of their own
+# Errors with a message for the user, besides ImportError, MemoryError, OSError and ValueError.
+EXPECTED_ERRORS = ("DatasetsError", "OutOfMemoryError", "SafetensorError")
+SECONDS_TO_END = 2.0  # after Ctrl-C
+AFTER_INTERRUPTION = {
+    "embed": "run the same command again to continue",
+    "cache": "run the same command again to continue",
+    "evaluate": "run it again with the same --output or --cache to continue with the embeddings made so far",
+    "pretrain": "run the same command again to continue from the last checkpoint",
+    "finetune": "run the same command again to continue from the last checkpoint",
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns 0 for success and 1 for a failure. Wrong arguments exit with 2."""
+    """Runs a command; returns 0 for success, 1 for a failure, 130 after Ctrl-C. Wrong arguments exit with 2."""
+    own_process = arguments is None
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    parser = _parser()
+    _prepare_output()
+    parser = _parser(arguments)
     options, unknown = parser.parse_known_args(arguments)
-    if options.command in ("pretrain", "finetune"):
+    if options.command in TRAINING:
         options.arguments = arguments[1:]
     elif unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
+        if own_process and options.command not in TRAINING:
+            _end_after_interruption(options.command)
+            _without_bars_off_a_terminal()
         options.run(options)
     except BrokenPipeError:  # as in `mtslvr ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ImportError, OSError, ValueError) as error:
-        sys.stderr.write(f"mtslvr {options.command}: error: {' '.join(str(error).split())}\n")
-        return 1
     except KeyboardInterrupt:
-        sys.stderr.write("\n")
+        _say_interrupted(options.command)
         return 130
+    except Exception as error:
+        if not _is_expected(error):
+            raise
+        sys.stderr.write(f"mtslvr {options.command}: error: {_explanation(error)}\n")
+        return 1
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _prepare_output() -> None:
+    """Lets standard output take every character, and replaces closed streams, so that no result is lost."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed, as under some daemons
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open as long as the process)
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _end_after_interruption(command: str) -> None:
+    """Ends the process within seconds after Ctrl-C, and at once after the second, whatever holds KeyboardInterrupt up.
+
+    Callbacks of C libraries swallow it, and threads delay the end of the interpreter.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, as under nohup
+        return
+    told: list[bool] = []
+
+    def end() -> None:
+        _say_interrupted(command)
+        os._exit(130)
+
+    def interrupt(*_: object) -> None:
+        if told:
+            os._exit(130)
+        told.append(True)
+        timer = threading.Timer(SECONDS_TO_END, end)
+        timer.daemon = True
+        timer.start()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+
+
+_interruption_said = threading.Event()
+
+
+def _say_interrupted(command: str) -> None:
+    """Prints one line, once, about what to do after an interruption."""
+    if not _interruption_said.is_set():
+        _interruption_said.set()
+        what = AFTER_INTERRUPTION.get(command, "run the same command again")
+        sys.stderr.write(f"\nmtslvr {command}: interrupted; {what}.\n")
+        sys.stderr.flush()
+
+
+def _without_bars_off_a_terminal() -> None:
+    """Keeps the progress bars of libraries out of log files."""
+    if not sys.stderr.isatty():
+        for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+            os.environ.setdefault(name, "1")
+
+
+def _is_expected(error: Exception) -> bool:
+    """True for errors whose message is for the user; others are faults of this program."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, (ImportError, MemoryError, OSError, ValueError)) or not names.isdisjoint(EXPECTED_ERRORS)
+
+
+def _explanation(error: Exception) -> str:
+    """Message of an error on one line, without control characters of names."""
+    text = " ".join(str(error).split()) or f"{type(error).__name__}: not enough memory"
+    if "trust_remote_code=True" in text:
+        text += " The option of mtslvr is --trust-remote-code."
+    return _printable(text)
+
+
+def _printable(text: str) -> str:
+    """Text whose control characters are escaped: names of files and classes could command the terminal."""
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if category(character) in ("Cc", "Cs") and character != "\n"
+        else character
+        for character in text
+    )
+
+
+def _print(text: str) -> None:
+    """Writes a text to standard output, with a line break."""
+    sys.stdout.write(_printable(text) + "\n")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Parser whose errors suggest an option or a choice for a misspelled one."""
+
+    given: Sequence[str] = ()  # all arguments
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with 2, after usage and message."""
+        typed: Iterable[str] = [word.split("=")[0] for word in self.given if word.startswith("--")]
+        known = sorted(set(re.findall(r"(?<![\w-])--[\w-]+", self.format_help())))
+        wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if wrong:
+            typed, known = [wrong[1]], re.findall(r"[\w-]+", wrong[2])
+        near = {word: difflib.get_close_matches(word, known, n=1) for word in typed if word not in known}
+        hints = [
+            f"{found[0]} instead of {word}" if len(near) > 1 else found[0] for word, found in near.items() if found
+        ]
+        super().error(_printable(message + (f"; did you mean {' and '.join(hints)}?" if hints else "")))
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    parser = _Parser(
         prog="mtslvr",
         description="Audio embeddings pre-trained with MT-SLVR: train, make, evaluate; convert original checkpoints.",
     )
@@ -57,6 +185,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_publish(commands)
     _add_convert(commands)
     _add_export(commands)
+    for command in commands.choices.values():
+        command.set_defaults(parser=command)
+        command.given = arguments
     return parser
 
 
@@ -101,7 +232,16 @@ def _add_embed(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="data type (default: the model's)")
     parser.add_argument("--compile", action="store_true", help="compile the network first, which takes some seconds")
     parser.add_argument("--faiss", action="store_true", help="also write an index for get_nearest_examples")
+    _add_trust(parser)
     parser.set_defaults(run=_embed)
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the code in the model's folder or repository, if its type needs that (default: an error)",
+    )
 
 
 def _add_shard_options(parser: argparse.ArgumentParser) -> None:
@@ -151,12 +291,14 @@ def _embed(options: argparse.Namespace) -> None:
     from mtslvr_hf.embedding.embed_dataset import embed_dataset
     from mtslvr_hf.shards.run import process_state
 
-    _check_model_folder(options.model)
+    _check_model(options.model)
+    _check_source(options.source)
     device = options.device and _device(options.device)
     state = process_state(cpu=device == "cpu")
     if device in (None, "cuda"):  # each process has its own
         device = state.device
-    model = AutoModel.from_pretrained(options.model, dtype=options.dtype or "auto", **_pooling(options))
+    settings = {"dtype": options.dtype or "auto", "trust_remote_code": options.trust_remote_code}
+    model = AutoModel.from_pretrained(options.model, **settings, **_pooling(options))
     model = model.to(device).eval()
     names = "config split audio_column columns id_column tasks normalize batch_size rows_per_shard num_workers"
     settings = _settings(options, f"{names} compile faiss verify")
@@ -171,7 +313,7 @@ def _settings(options: argparse.Namespace, names: str) -> dict[str, Any]:
 def _end(report: "ShardReport", state: "PartialState", empty: str) -> None:
     """Prints a report; fails if rows are missing; ends the process if it is one of several."""
     if state.is_main_process:
-        sys.stdout.write(f"{report}\n")
+        _print(str(report))
     if report.failures:
         raise ValueError(f"the source could not be read to its end, run it again: {'; '.join(report.failures)}.")
     if report.rows == 0:
@@ -200,6 +342,7 @@ def _add_similar(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--count", type=int, default=5, help="sounds to print (default: %(default)s)")
     parser.add_argument("--tasks", metavar="A,B", type=_names, help="tasks of the embedding (default: the model's)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one, else cpu)")
+    _add_trust(parser)
     parser.set_defaults(run=_similar)
 
 
@@ -208,12 +351,17 @@ def _similar(options: argparse.Namespace) -> None:
 
     from mtslvr_hf.embedding import find_similar
 
-    _check_model_folder(options.model)
+    _check_model(options.model)
     if not os.path.exists(options.query) and "://" not in options.query:
-        raise ValueError(f"there is no file {options.query}.")
-    model = AutoModel.from_pretrained(options.model).to(_device(options.device)).eval()
+        raise ValueError(f"there is no file {options.query}{_near(options.query)}.")
+    _check_source(options.source)
+    model = (
+        AutoModel.from_pretrained(options.model, trust_remote_code=options.trust_remote_code)
+        .to(_device(options.device))
+        .eval()
+    )
     for neighbor in find_similar(model, options.query, options.source, **_settings(options, "count tasks")):
-        sys.stdout.write(f"{neighbor.similarity:6.3f}  {neighbor.id}\n")
+        _print(f"{neighbor.similarity:6.3f}  {neighbor.id}")
 
 
 def _add_info(commands: argparse._SubParsersAction) -> None:
@@ -231,9 +379,9 @@ def _add_info(commands: argparse._SubParsersAction) -> None:
 def _info(options: argparse.Namespace) -> None:
     from mtslvr_hf.model_info import describe_model
 
-    _check_model_folder(options.model)
+    _check_model(options.model, options.revision)
     for name, value in describe_model(options.model, options.revision):
-        sys.stdout.write(f"{name:<15} {value}\n")
+        _print(f"{name:<15} {value}")
 
 
 def _add_cache(commands: argparse._SubParsersAction) -> None:
@@ -264,6 +412,7 @@ def _cache(options: argparse.Namespace) -> None:
 
     from mtslvr_hf.caching import cache_audio
 
+    _check_source(options.source)
     names = "config split audio_column columns sampling_rate rows_per_shard num_workers shuffle verify"
     report = cache_audio(options.source, options.output, **_settings(options, names))
     errors = options.output / report.config / report.split / "errors.jsonl"
@@ -329,6 +478,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         "baselines, into its README.md and results.json. Earlier results of the same weights stay; those of the same "
         "data, protocol and embedding are replaced",
     )
+    _add_trust(parser)
     parser.set_defaults(run=_evaluate)
 
 
@@ -413,7 +563,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.output:
         check_matplotlib()
     for model in options.model:
-        _check_model_folder(model)
+        _check_model(model)
+    for data in options.data:
+        _check_data(data)
     if options.update_card is not None:
         _check_card(options.update_card, options.model)
     few_shot = _settings(options, "ways shots queries episodes seed group_disjoint")
@@ -432,13 +584,16 @@ def _evaluate(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         cache=options.cache or (options.output and options.output / "embeddings"),
         root=options.data_root,
+        trust_remote_code=options.trust_remote_code,
         **_pooling(options),
         **_settings(options, columns),
     )
     report = replace(report, command=_evaluate_command(options))
     if options.output:
-        write_report(report, options.output)
-    sys.stdout.write(to_markdown(report) + "\n")
+        written = write_report(report, options.output)
+    _print(to_markdown(report))
+    if options.output:
+        sys.stderr.write(f"Wrote {', '.join(str(path) for path in written)}.\n")
     if options.update_card is not None:
         count = update_card(report, options.update_card)
         sys.stderr.write(f"Wrote {count} results into {Path(options.update_card) / 'README.md'}.\n")
@@ -459,8 +614,9 @@ def _evaluate_command(options: argparse.Namespace) -> str:
     from mtslvr_hf.cards.parts import public_name
 
     names = "model data class_list classes protocol ways shots queries episodes seed group_disjoint classifier probe "
-    names += "invariance pooling num_bands use_heads config split revision audio_column label_column group_column"
-    defaults = {"protocol": "standard", "episodes": 10_000, "seed": 0, "invariance": 0}
+    names += "invariance pooling num_bands use_heads config split revision audio_column label_column group_column "
+    names += "trust_remote_code"
+    defaults = {"protocol": "standard", "episodes": 10_000, "seed": 0, "invariance": 0, "trust_remote_code": False}
     negated = {"group_disjoint": "--no-group-disjoint", "use_heads": "--no-heads"}
     words = ["mtslvr", "evaluate"]
     for name in names.split():
@@ -489,11 +645,84 @@ def _device(name: str | None) -> str:
     return name
 
 
-def _check_model_folder(source: str) -> None:
-    """Raises a ValueError for a wrong path, which transformers would search on the Hub."""
-    looks_like_a_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or os.path.exists(source)
-    if looks_like_a_path and not os.path.isfile(os.path.join(source, "config.json")):
-        raise ValueError(f"no model in {source}: there is no {os.path.join(source, 'config.json')}.")
+def _check_model(source: str, revision: str | None = None) -> None:
+    """Raises an error for a model that does not exist, before libraries are imported and files are downloaded."""
+    file = os.path.join(source, "config.json")
+    if not os.path.exists(source) and not _looks_like_a_path(source):
+        return _look_up(source, "model", revision)
+    if not os.path.isfile(file):
+        raise ValueError(f"no model in {source}: there is no {file}{_near(source)}.")
+    try:
+        with open(file, encoding="utf-8") as content:
+            config = json.load(content)
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON file ({error}): save or download the model again.") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} holds a {type(config).__name__}; expected the configuration of a model.")
+
+
+def _check_source(source: str) -> None:
+    """Raises an error for audio that does not exist: a path, a URL or a data set on the Hub."""
+    if os.path.exists(source) or "://" in source:
+        return
+    if _looks_like_a_path(source):
+        raise FileNotFoundError(f"there is no file or folder {source}{_near(source)}.")
+    _look_up(source, "dataset")
+
+
+def _check_data(data: str) -> None:
+    """Raises an error for data of an evaluation that do not exist."""
+    from mtslvr_hf.evaluation.registry import BENCHMARKS, SUITES
+
+    if data in BENCHMARKS or data in SUITES or _looks_like_a_path(data):  # `open_data` says what is wrong with a path
+        return
+    try:
+        _check_source(data)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error} Names of the registry: {', '.join((*BENCHMARKS, *SUITES))}.") from error
+
+
+def _looks_like_a_path(source: str) -> bool:
+    return source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith("/")
+
+
+def _near(source: str) -> str:
+    """Question for a path that does not exist if a similar one does; else an empty text."""
+    folder, name = os.path.split(os.path.expanduser(source).rstrip("/"))
+    if os.path.exists(source) or not os.path.isdir(folder or "."):
+        return ""
+    found = difflib.get_close_matches(name, os.listdir(folder or "."), n=1)
+    return f" (did you mean {os.path.join(folder, found[0])}?)" if found else ""
+
+
+def _look_up(name: str, kind: str, revision: str | None = None) -> None:
+    """Raises a FileNotFoundError if there is no such model or data set on the Hub; asks once, without retries."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    home = os.environ.get("HF_DATASETS_CACHE", os.path.join(constants.HF_HOME, "datasets"))
+    downloaded = os.path.join(constants.HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}")
+    if os.path.isdir(downloaded) or (
+        kind == "dataset" and os.path.isdir(os.path.join(home, name.replace("/", "___")))
+    ):
+        return
+    no_connection: Any = (OSError, HfHubHTTPError.__bases__[0])  # of httpx, or what takes its place
+    missing = f"there is no folder {name}{_near(name)}"
+    try:
+        HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=10)
+    except HFValidationError as error:
+        raise FileNotFoundError(f"{missing}, and a name on the Hub is OWNER/NAME.") from error
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(f"{missing}, and no public {kind} of this name on the Hub.") from error
+    except OfflineModeIsEnabled as error:
+        raise FileNotFoundError(
+            f"{missing}; on the Hub it could not be looked up: offline (HF_HUB_OFFLINE)."
+        ) from error
+    except HfHubHTTPError:  # the library that downloads it says more
+        return
+    except no_connection as error:
+        reason = str(error).strip() or type(error).__name__
+        raise FileNotFoundError(f"{missing}; on the Hub it could not be looked up: offline ({reason}).") from error
 
 
 def _add_card(commands: argparse._SubParsersAction) -> None:
@@ -514,7 +743,7 @@ def _card(options: argparse.Namespace) -> None:
     from mtslvr_hf.evaluation import read_report, update_card
 
     count = update_card(read_report(options.report), options.model, options.name)
-    sys.stdout.write(f"Wrote {count} results into {Path(options.model) / 'README.md'}.\n")
+    _print(f"Wrote {count} results into {Path(options.model) / 'README.md'}.")
 
 
 def _add_publish(commands: argparse._SubParsersAction) -> None:
@@ -543,7 +772,7 @@ def _publish(options: argparse.Namespace) -> None:
     from mtslvr_hf.publishing import publish
 
     names = "license private revision create_pr base_model dry_run"
-    sys.stdout.write(f"{publish(options.folder, options.name, **_settings(options, names))}\n")
+    _print(str(publish(options.folder, options.name, **_settings(options, names))))
 
 
 def _add_convert(commands: argparse._SubParsersAction) -> None:
@@ -570,9 +799,7 @@ def _convert(options: argparse.Namespace) -> None:
     from mtslvr_hf.conversion import convert_checkpoint
 
     convert_checkpoint(options.source, options.destination, options.tasks)
-    sys.stdout.write(
-        f"Wrote {options.destination}. Load it with AutoModel.from_pretrained({options.destination!r}).\n"
-    )
+    _print(f"Wrote {options.destination}. Load it with AutoModel.from_pretrained({options.destination!r}).")
 
 
 def _add_export(commands: argparse._SubParsersAction) -> None:
@@ -602,6 +829,7 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="largest relative error of an output (default: %(default)s)"
     )
+    _add_trust(parser)
     parser.set_defaults(run=_export)
 
 
@@ -611,18 +839,19 @@ def _export(options: argparse.Namespace) -> None:
     from mtslvr_hf import MTSLVRForAudioClassification
     from mtslvr_hf.export import export_onnx
 
-    _check_model_folder(options.model)
-    architectures = AutoConfig.from_pretrained(options.model).architectures or []
+    _check_model(options.model)
+    trust = {"trust_remote_code": options.trust_remote_code}
+    architectures = AutoConfig.from_pretrained(options.model, **trust).architectures or []
     classifies = MTSLVRForAudioClassification.__name__ in architectures and not options.no_classifier
     auto_class = AutoModelForAudioClassification if classifies else AutoModel
-    model = auto_class.from_pretrained(options.model, **_pooling(options))
+    model = auto_class.from_pretrained(options.model, **trust, **_pooling(options))
     settings = _settings(options, "input tasks opset attention_mask tolerance")
     report = export_onnx(model, options.output, **settings)
     logits = "" if report.labels is None else f"logits of {len(report.labels)} classes and "
-    sys.stdout.write(
+    _print(
         f"Wrote {report.path}: {report.input} to {logits}embeddings of {report.embedding_size} "
         f"({', '.join(report.tasks)}), opset {report.opset}, {report.size / 1e6:.1f} MB.\n"
-        f"Largest relative error against torch, {report.clips} clips: {report.max_error:.1e}.\n"
+        f"Largest relative error against torch, {report.clips} clips: {report.max_error:.1e}."
     )
 
 

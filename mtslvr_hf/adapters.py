@@ -19,8 +19,10 @@ from .modeling_mtslvr import SHARED, MTSLVRModel, MTSLVRPreTrainedModel
 logger = logging.get_logger(__name__)
 
 ADAPTER_FILE = "adapter.safetensors"
+PEFT_FILE = "adapter_config.json"
 METADATA_KEY = "mtslvr_adapter"
 FORMAT_VERSION = 1
+FIELDS = {"name": str, "adapter_type": str, "head_size": int, "architecture": dict, "trunk": str}  # of a description
 # Fields of the configuration that define the shapes and the meaning of an adapter's tensors.
 ARCHITECTURE = (
     *("frontend", "n_fft", "hop_length", "num_mel_bins", "normalize_spectrogram"),
@@ -90,11 +92,17 @@ def load_adapter(
         ValueError: If the file is not an adapter for this architecture, or the name is taken.
     """
     source = os.fspath(source)
+    network = model.base_model
+    network.refuse_if_wrapped("load an adapter into")
+    if os.path.isfile(os.path.join(source, PEFT_FILE)) and not os.path.isfile(os.path.join(source, ADAPTER_FILE)):
+        raise ValueError(
+            f"{source} holds an adapter of PEFT: load it with `PeftModel.from_pretrained(model, folder)`."
+        )
     path = source if os.path.isfile(source) else cached_file(source, ADAPTER_FILE, **options)
     assert path is not None  # `cached_file` raises an OSError
     description, tensors = _read(path)
-    network = model.base_model
     _check_architecture(network, description, path)
+    _check_classifier(description, tensors, path)
     name = name or description["name"]
     if description["trunk"] != trunk_fingerprint(network):
         logger.warning("The adapter %s was trained in a trunk with other weights than this model's.", path)
@@ -154,10 +162,32 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise ValueError(f"{path} is no safetensors file: {error}") from error
     if text is None:
         raise ValueError(f"{path} was not written by `save_adapter`: it lacks the description {METADATA_KEY!r}.")
-    description = json.loads(text)
-    if description["version"] != FORMAT_VERSION:
-        raise ValueError(f"{path} has the format {description['version']}; this version reads {FORMAT_VERSION}.")
+    description = _description(text, path)
+    broken = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise ValueError(f"{path} holds values that are NaN or infinite: {', '.join(sorted(broken)[:5])}.")
     return description, tensors
+
+
+def _description(text: str, path: str) -> dict[str, Any]:
+    """Description of an adapter from the text in its file; ValueError if it is another one."""
+    try:
+        description = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} has a description that is no JSON: {error}") from error
+    version = description.get("version") if isinstance(description, dict) else None
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{path} has the format {version!r}; this version reads {FORMAT_VERSION}.")
+    for field, kind in FIELDS.items():
+        if not isinstance(description.get(field), kind):
+            raise ValueError(
+                f"{path} has a damaged description: {field!r} is {description.get(field)!r}; expected a "
+                f"{kind.__name__}."
+            )
+    labels = description.get("id2label", {})
+    if not isinstance(labels, dict) or not all(key.isdecimal() and isinstance(labels[key], str) for key in labels):
+        raise ValueError(f"{path} has a damaged description: 'id2label' must give a name for each number.")
+    return description
 
 
 def _check_architecture(network: MTSLVRModel, description: dict[str, Any], path: str) -> None:
@@ -178,6 +208,21 @@ def _fill(network: MTSLVRModel, name: str, tensors: dict[str, torch.Tensor], pat
     with torch.no_grad():
         for key, value in own.items():
             value.copy_(tensors[key])
+
+
+def _check_classifier(description: dict[str, Any], tensors: dict[str, torch.Tensor], path: str) -> None:
+    """Raises a ValueError if a file holds a classifier whose parts do not fit together."""
+    found = {key: tuple(value.shape) for key, value in tensors.items() if key.startswith("classifier.")}
+    if not found:
+        return
+    classes = sorted(map(int, description.get("id2label", {})))
+    weight, bias = found.get("classifier.weight", ()), found.get("classifier.bias", ())
+    if len(found) != 2 or len(weight) != 2 or bias != weight[:1] or classes != list(range(weight[0])):
+        raise ValueError(
+            f"{path} holds a classifier whose parts do not fit together: {found} for {len(classes)} class names."
+        )
+    if weight[1] != description["head_size"]:
+        raise ValueError(f"{path} holds a classifier of {weight[1]} values for a head of {description['head_size']}.")
 
 
 def _set_classifier(

@@ -21,6 +21,21 @@ DEPTHS = (18, 34, 50, 101, 152)
 ADAPTER_TYPES = ["none", "bn", "series", "parallel"]  # `register_adapter_type` adds to it
 TASKS = ("contrastive", "predictive")
 POOLINGS = ("mean", "mean_max", "bands")
+# Smallest and largest values of numbers. They keep a damaged or hostile config.json from filling the memory.
+LIMITS: dict[str, tuple[float, float]] = {
+    "sampling_rate": (1_000, 768_000),
+    "n_fft": (2, 65_536),
+    "hop_length": (1, 65_536),
+    "num_mel_bins": (1, 1_024),
+    "base_width": (1, 512),
+    "embedding_size": (1, 65_536),
+    "num_bands": (1, 1_024),
+    "window_seconds": (0, 3_600),
+    "temperature": (0, 1e6),
+    "predictive_weight": (0, 1e6),
+    "num_labels": (1, 100_000),
+}
+MOST_NAMES = 10_000  # in a list of names
 CONTRASTIVE_METHODS = ("simclr", "simsiam")
 PREDICTIVE_TARGETS = ("labels", "parameters", "both")
 AUGMENTATIONS = ("pitch_shift", "fade", "white_noise", "mixed_noise", "time_stretch", "time_masking", "time_shift")
@@ -169,23 +184,27 @@ class MTSLVRConfig(PreTrainedConfig):
         self.depth = depth
         self.base_width = base_width
         self.adapter_type = adapter_type
-        self.tasks = [tasks] if isinstance(tasks, str) else list(tasks)
+        self.tasks = _names("tasks", [tasks] if isinstance(tasks, str) else tasks)
         self.shared_head = shared_head
         self.embedding_size = embedding_size
         self.pooling = pooling
         self.num_bands = num_bands
         self.use_heads = use_heads
-        self.embedding_scale = None if embedding_scale is None else dict(embedding_scale)
+        self.embedding_scale = None if embedding_scale is None else _by_name("embedding_scale", embedding_scale)
         self.contrastive_method = contrastive_method
         self.temperature = temperature
         self.predictive_weight = predictive_weight
-        self.augmentations = list(augmentations)
+        self.augmentations = _names("augmentations", augmentations)
         self.predictive_target = predictive_target
-        self.augmentation_parameters = None if augmentation_parameters is None else list(augmentation_parameters)
-        self.added_adapters = dict(added_adapters or {})
-        self.active_adapters = None if active_adapters is None else list(active_adapters)
-        self.merged_adapters = None if merged_adapters is None else list(merged_adapters)
+        self.augmentation_parameters: list[str] | None = None
+        if augmentation_parameters is not None:
+            self.augmentation_parameters = _names("augmentation_parameters", augmentation_parameters)
+        self.added_adapters = _by_name("added_adapters", added_adapters or {})
+        self.active_adapters = None if active_adapters is None else _names("active_adapters", active_adapters)
+        self.merged_adapters = None if merged_adapters is None else _names("merged_adapters", merged_adapters)
         self._check()
+        if kwargs.get("num_labels") is not None:
+            _check_number("num_labels", kwargs["num_labels"], whole=True)
         super().__init__(**kwargs)
         self.auto_map = dict(AUTO_MAP)
 
@@ -249,19 +268,16 @@ class MTSLVRConfig(PreTrainedConfig):
         _check_choice("adapter_type", self.adapter_type, ADAPTER_TYPES)
         _check_choice("contrastive_method", self.contrastive_method, CONTRASTIVE_METHODS)
         _check_choice("pooling", self.pooling, POOLINGS)
-        _check_choice("use_heads", self.use_heads, (True, False))
+        for name in ("use_heads", "shared_head", "normalize_spectrogram"):
+            _check_choice(name, getattr(self, name), (True, False))
         sizes = ("sampling_rate", "n_fft", "hop_length", "num_mel_bins", "base_width", "embedding_size", "num_bands")
-        for name in sizes:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+        for name in (*sizes, "window_seconds", "temperature", "predictive_weight"):
+            _check_number(name, getattr(self, name), whole=name in sizes)
         for name in ("window_seconds", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be greater than 0, got {getattr(self, name)!r}.")
         if self.normalize_spectrogram and self.frontend == "waveform":
             raise ValueError("`normalize_spectrogram` needs a spectrogram; the frontend is 'waveform'.")
-        if self.predictive_weight < 0:
-            raise ValueError(f"`predictive_weight` must not be negative, got {self.predictive_weight!r}.")
         _check_names("tasks", self.tasks)
         _check_names("augmentations", self.augmentations)
         for task in self.tasks:
@@ -276,7 +292,7 @@ class MTSLVRConfig(PreTrainedConfig):
                 _check_names(field, getattr(self, field))
                 self.check_tasks(getattr(self, field), all_tasks)
         for task, factor in (self.embedding_scale or {}).items():
-            if task not in all_tasks or not 0 < factor < math.inf:
+            if task not in all_tasks or not _is_number(factor) or not 0 < factor < math.inf:
                 raise ValueError(
                     f"`embedding_scale` must give some of the tasks {all_tasks} a positive, finite factor; got "
                     f"{task!r}: {factor!r}."
@@ -437,7 +453,40 @@ class MTSLVRConfig(PreTrainedConfig):
 
 def _check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}; got {value!r}.")
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}; got {_shown(value)}.")
+
+
+def _check_number(name: str, value: Any, whole: bool) -> None:
+    """Raises a ValueError unless a value is a finite number within `LIMITS`."""
+    low, high = LIMITS[name]
+    kind = "a whole number" if whole else "a number"
+    if not _is_number(value) or (whole and not isinstance(value, int)) or not low <= value <= high:
+        raise ValueError(f"`{name}` must be {kind} between {low:,} and {high:,}; got {_shown(value)}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _names(name: str, values: Any) -> list[str]:
+    """List of names; ValueError if it is something else."""
+    listed = isinstance(values, Sequence) and not isinstance(values, (str, bytes)) and len(values) <= MOST_NAMES
+    if not listed or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"`{name}` must be a list of at most {MOST_NAMES:,} names; got {_shown(values)}.")
+    return list(values)
+
+
+def _by_name(name: str, values: Any) -> dict[str, Any]:
+    """Dictionary with names as keys; ValueError if it is something else."""
+    if not isinstance(values, Mapping) or len(values) > MOST_NAMES or not all(isinstance(key, str) for key in values):
+        raise ValueError(f"`{name}` must be a dictionary of at most {MOST_NAMES:,} names; got {_shown(values)}.")
+    return dict(values)
+
+
+def _shown(value: Any) -> str:
+    """Start of a value for an error message."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _check_names(name: str, values: list[str]) -> None:

@@ -23,6 +23,7 @@ import os
 import pickle
 import re
 import shutil
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeGuard
@@ -42,6 +43,7 @@ UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeE
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "backbone")
 FRAMEWORK_PREFIXES = ("backbone.", "cont_projector.", "cont_predictor.", "predict_projector.")
 SHOWN_KEYS = 8  # per kind of error
+MOST_BYTES_PER_BYTE = 2  # of a file's tensors; `torch.save` does not compress them
 
 # Our module in a Sequential -> the original's module of that projector.
 PROJECTORS = {
@@ -103,11 +105,17 @@ def read_state_dict(source: str | os.PathLike) -> dict[str, torch.Tensor]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If `torch.save` did not write it, it holds more than tensors, or no state dict.
+        ValueError: If `torch.save` did not write it, it holds more than tensors, or no state dict; or if its tensors
+            are larger than the file.
     """
+    if not os.path.exists(source):
+        raise FileNotFoundError(f"There is no file {source}.")
+    if not os.path.isfile(source):  # a pipe would be waited for
+        raise ValueError(f"{source} is no regular file; expected an original checkpoint.")
     with open(source, "rb") as file:
         if not file.read(4).startswith(SIGNATURES):
             raise ValueError(f"{source} is not a file that `torch.save` wrote.")
+    _check_packed_size(source)
     try:
         content = torch.load(source, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
@@ -117,6 +125,7 @@ def read_state_dict(source: str | os.PathLike) -> dict[str, torch.Tensor]:
             "model, load it with the code that wrote it and save `model.state_dict()`."
         ) from error
     state = _find_state_dict(content, source)
+    _check_size(sum(tensor.nbytes for tensor in state.values()), source)
     plain = {re.sub(r"(^|\.)module\.", r"\1", key): value for key, value in state.items()}
     if len(plain) != len(state):
         raise ValueError(f"{source} holds tensors twice: with and without the prefix `module.`. Keep one of each.")
@@ -125,13 +134,29 @@ def read_state_dict(source: str | os.PathLike) -> dict[str, torch.Tensor]:
     return plain
 
 
+def _check_packed_size(source: str | os.PathLike) -> None:
+    """Raises a ValueError for an archive whose files are much larger than itself."""
+    if zipfile.is_zipfile(source):
+        with zipfile.ZipFile(source) as archive:
+            _check_size(sum(entry.file_size for entry in archive.infolist()), source)
+
+
+def _check_size(claimed: int, source: str | os.PathLike) -> None:
+    size = os.path.getsize(source)
+    if claimed > MOST_BYTES_PER_BYTE * size + 2**20:
+        raise ValueError(
+            f"{source} has {size:,} bytes and claims {claimed:,} bytes of tensors: it is damaged, or not what "
+            "`torch.save` wrote."
+        )
+
+
 def _find_state_dict(content: object, source: str | os.PathLike) -> dict[str, torch.Tensor]:
     if _is_state_dict(content):
         return dict(content)
     found = content if isinstance(content, Mapping) else {}
     candidates = [key for key in WRAPPERS if _is_state_dict(found.get(key))]
     if len(candidates) != 1:
-        holds = ", ".join(map(repr, list(found)[:SHOWN_KEYS])) or f"a {type(content).__name__}"
+        holds = ", ".join(ascii(key)[:100] for key in list(found)[:SHOWN_KEYS]) or f"a {type(content).__name__}"
         raise ValueError(
             f"{source} holds {holds}; expected a state dict (tensors by name), or a dictionary with one state dict "
             f"under one of {', '.join(WRAPPERS)}."
@@ -158,10 +183,12 @@ def model_from_state_dict(state: StateDict, tasks: Sequence[str] | None = None) 
         ValueError: If tensors are missing, left over or of another shape; or if `tasks` contradicts the file.
     """
     config = infer_config(state, tasks)
-    model = (MTSLVRForPreTraining if _is_framework(state) else MTSLVRModel)(config)
-    targets = model.state_dict()
+    model_class = MTSLVRForPreTraining if _is_framework(state) else MTSLVRModel
+    with torch.device("meta"):  # names and shapes alone, of a network as large as the file says
+        targets = model_class(config).state_dict()
     sources = {name: _original_name(name, config, state) for name in targets}
     _check_complete(state, targets, sources)
+    model = model_class(config)
     model.load_state_dict({name: state[sources[name]] for name in targets})
     return model.eval()
 
@@ -181,7 +208,7 @@ def infer_config(state: StateDict, tasks: Sequence[str] | None = None) -> MTSLVR
         backbone = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     stem = backbone.get("conv1.weight")
     if stem is None or stem.ndim not in (3, 4) or not any(key.startswith("layer1.0.") for key in backbone):
-        shown = ", ".join(list(state)[:SHOWN_KEYS])
+        shown = _shown(list(state)[:SHOWN_KEYS])
         raise ValueError(f"No original MT-SLVR network: `conv1.weight` and `layer1.0` are not among {shown}, ...")
     frontend = {(3, 1): "waveform", (4, 1): "mel", (4, 3): "mel_stft"}.get((stem.ndim, stem.shape[1]))
     if frontend is None:
@@ -333,7 +360,8 @@ def _check_complete(state: StateDict, targets: StateDict, sources: Mapping[str, 
 
 
 def _shown(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:SHOWN_KEYS]) + (", ..." if len(keys) > SHOWN_KEYS else "")
+    names = [key if key.isprintable() else ascii(key) for key in keys[:SHOWN_KEYS]]  # or they command the terminal
+    return ", ".join(name[:200] for name in names) + (", ..." if len(keys) > SHOWN_KEYS else "")
 
 
 def _save_all_or_nothing(model: MTSLVRModel | MTSLVRForPreTraining, destination: Path) -> None:

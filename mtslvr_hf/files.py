@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -18,8 +19,18 @@ TEMPORARY = ".tmp"
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    """Writes a JSON file whole or not at all; numbers that are not finite, which JSON does not have, become null."""
+    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+    write_whole(path, f"{text}\n".encode())
+
+
+def _finite(content: Any) -> Any:
+    """The same plain values with None for numbers that are NaN or infinite."""
+    if isinstance(content, Mapping):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -32,19 +43,25 @@ def write_whole(path: Path, data: bytes) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Temporary path that becomes `path` at the end of the context; an error removes it. Makes a missing folder."""
+    """Temporary path that becomes `path` at the end of the context; an error removes it. Makes a missing folder.
+
+    The file has the permissions of the umask, whatever its writer gave it: safetensors writes for the owner alone.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def temporary_name(path: Path) -> Path:
-    """Hidden path beside a file, unique among processes."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
+    """Hidden path beside a file, unique among processes; with the start of its name, which may be of any length."""
+    return path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}{TEMPORARY}")
 
 
 def sha256_of(file: Path | BinaryIO) -> str:

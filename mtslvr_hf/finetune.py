@@ -113,9 +113,10 @@ def make_model(
 ) -> tuple[MTSLVRForAudioClassification, MTSLVRFeatureExtractor]:
     """Pre-trained model with a new classifier, frozen except for the method's part; and its feature extractor."""
     set_seed(args.seed)
-    extractor = AutoFeatureExtractor.from_pretrained(model_args.model)
+    extractor = AutoFeatureExtractor.from_pretrained(model_args.model, trust_remote_code=False)
     config = AutoConfig.from_pretrained(
         model_args.model,
+        trust_remote_code=False,  # or transformers would ask
         id2label=dict(enumerate(data.classes)),
         label2id={name: number for number, name in enumerate(data.classes)},
         problem_type="multi_label_classification" if data.multi_label else "single_label_classification",
@@ -127,6 +128,7 @@ def make_model(
     model = AutoModelForAudioClassification.from_pretrained(
         model_args.model,
         config=config,
+        trust_remote_code=False,
         ignore_mismatched_sizes=True,  # of a classifier for other classes
     )
     if adapters:

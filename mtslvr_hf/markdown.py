@@ -1,6 +1,7 @@
-"""Markdown tables."""
+"""Markdown tables and text."""
 
 from collections.abc import Iterable, Sequence
+from unicodedata import category
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -13,4 +14,10 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> s
     )
 
 
-__all__ = ["markdown_table"]
+def plain_text(text: str) -> str:
+    """Text on one line that is no HTML: names come from users, and may hold tags, line breaks, control characters."""
+    spaced = "".join(" " if category(character) in ("Cc", "Cs") else character for character in text)
+    return " ".join(spaced.split()).replace("<", "&lt;")
+
+
+__all__ = ["markdown_table", "plain_text"]

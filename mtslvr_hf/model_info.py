@@ -29,7 +29,7 @@ def describe_model(source: str | Path, revision: str | None = None) -> list[tupl
         OSError: If there is no model.
         ValueError: If the model is of another type.
     """
-    config = AutoConfig.from_pretrained(source, revision=revision)
+    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     if config.model_type != "mtslvr":
         raise ValueError(f"{source} is a model of type {config.model_type}; expected an MT-SLVR model (type mtslvr).")
     facts = [

@@ -10,6 +10,7 @@ import copy
 import itertools
 import math
 import os
+import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -63,7 +64,6 @@ BATCH_NORM_ONLY = {SHARED: "bn"}  # the adapters of a plain convolution
 MERGE_DTYPE = torch.float64  # for the merge of adapters
 PROJECTORS = r"^(contrastive|predictive|parameter)_(projector|predictor)\."  # weights of pre-training alone
 
-_feature_extractors: weakref.WeakKeyDictionary[Any, tuple[Any, MTSLVRFeatureExtractor]] = weakref.WeakKeyDictionary()
 _inference_networks: weakref.WeakKeyDictionary[MTSLVRModel, tuple[Any, MTSLVRModel]] = weakref.WeakKeyDictionary()
 
 
@@ -233,17 +233,26 @@ def _as_affine(norm: BatchNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return scale, norm.bias.to(dtype) - norm.running_mean.to(dtype) * scale
 
 
-def _convolve(conv: nn.Conv1d | nn.Conv2d, hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolution with another kernel and bias than `conv` has.
+def is_wrapped(module: nn.Module) -> bool:
+    """True for a layer that PEFT put in the place of another: its output is not that of its `weight` alone."""
+    return "base_layer" in module._modules or "original_module" in module._modules
+
+
+def _convolve(
+    conv: nn.Conv1d | nn.Conv2d, hidden_states: Tensor, folded: tuple[Tensor, Tensor | None] | None = None
+) -> Tensor:
+    """Output of a convolution, or of one with another kernel and bias.
 
     In half precision and stride 2, oneDNN's AMX kernels read uninitialized memory if the input has one or two frames
     (torch 2.14). Such input is widened by zeros, which equal the padding.
     """
-    affected = hidden_states.device.type == "cpu" and hidden_states.element_size() == 2 and conv.stride[-1] == 2
-    if affected and hidden_states.shape[-1] <= 2:
+    plain: Any = conv.base_layer if is_wrapped(conv) else conv
+    half = hidden_states.device.type == "cpu" and hidden_states.element_size() == 2
+    affected = half and hidden_states.shape[-1] <= 2 and plain.stride[-1] == 2
+    if affected:
         hidden_states = F.pad(hidden_states, (0, 4 - hidden_states.shape[-1]))
-        return conv._conv_forward(hidden_states, weight, bias)[..., :1]
-    return conv._conv_forward(hidden_states, weight, bias)
+    output = conv(hidden_states) if folded is None else conv._conv_forward(hidden_states, *folded)
+    return output[..., :1] if affected else output
 
 
 class MTSLVRAdapter(nn.Module):
@@ -262,9 +271,25 @@ class MTSLVRAdapter(nn.Module):
 
     def forward(self, conv: nn.Conv1d | nn.Conv2d, hidden_states: Tensor) -> Tensor:
         """Output of convolution and adapter."""
+        if is_wrapped(conv) or any(is_wrapped(part) for part in self.children()):
+            return self.norm(self.unfolded(conv, hidden_states))
         if self.norm.training:
-            return self.norm(_convolve(conv, hidden_states, self.kernel(conv.weight), None))
-        return _convolve(conv, hidden_states, *self.folded(conv.weight))
+            return self.norm(_convolve(conv, hidden_states, (self.kernel(conv.weight), None)))
+        return _convolve(conv, hidden_states, self.folded(conv.weight))
+
+    def unfolded(self, conv: nn.Conv1d | nn.Conv2d, hidden_states: Tensor) -> Tensor:
+        """Output of trunk and adapter before batch normalization, each layer by its own forward, as for PEFT.
+
+        Raises:
+            ValueError: If the type defines only a kernel.
+        """
+        if type(self).kernel is not MTSLVRAdapter.kernel:
+            raise ValueError(
+                f"{type(self).__name__} adds its weights to the kernel of a convolution, and PEFT replaced that "
+                "convolution or a part of the adapter: give the class a method `unfolded`, or leave these layers out "
+                "of PEFT's `target_modules`."
+            )
+        return _convolve(conv, hidden_states)
 
     def kernel(self, weight: Tensor) -> Tensor:
         """Kernel of trunk and adapter before batch normalization; `weight` is the trunk's."""
@@ -300,6 +325,9 @@ class MTSLVRParallelAdapter(MTSLVRAdapter):
         around = [size // 2 for size in weight.shape[2:] for _ in range(2)]
         return weight + F.pad(self.conv.weight.to(weight.dtype), around)
 
+    def unfolded(self, conv: nn.Conv1d | nn.Conv2d, hidden_states: Tensor) -> Tensor:
+        return _convolve(conv, hidden_states) + _convolve(self.conv, hidden_states)
+
     def add_nothing(self, other: MTSLVRAdapter) -> None:
         self.conv.weight.zero_()
 
@@ -313,7 +341,7 @@ class MTSLVRSeriesAdapter(MTSLVRAdapter):
         self.conv = CONVOLUTION[dims](out_channels, out_channels, 1, bias=False)
 
     def forward(self, conv: nn.Conv1d | nn.Conv2d, hidden_states: Tensor) -> Tensor:
-        hidden_states = _convolve(conv, hidden_states, conv.weight, None)
+        hidden_states = _convolve(conv, hidden_states)
         return self.norm(self.conv(self.input_norm(hidden_states)) + hidden_states)
 
     def folded(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -399,7 +427,7 @@ class MTSLVRMergedConvLayer(nn.Module):
 
     def forward(self, hidden_states: Tensor, task: str = SHARED) -> Tensor:
         conv = cast(nn.Conv2d, self.convs[task if task in self.convs else SHARED])
-        return _convolve(conv, hidden_states, conv.weight, conv.bias)
+        return _convolve(conv, hidden_states)
 
 
 class MTSLVRMergedNorm(nn.Module):
@@ -601,9 +629,7 @@ def _of_package(name: str) -> ModuleType:
 def feature_extractor_of(
     model: MTSLVRPreTrainedModel, given: MTSLVRFeatureExtractor | None = None
 ) -> MTSLVRFeatureExtractor:
-    """Feature extractor saved with the model's weights; the default one for a model that was not loaded.
-
-    It is loaded only once, because the Hub may have another one later.
+    """Feature extractor that `from_pretrained` found with the model's weights; the default one for a model without.
 
     Args:
         model: An MT-SLVR model of any class.
@@ -620,23 +646,30 @@ def feature_extractor_of(
                 f"{model.config.sampling_rate} Hz: pass the model's own extractor."
             )
         return given
-    source = (model.config.name_or_path, getattr(model.config, "_commit_hash", None))
-    if not source[0]:
+    loaded = model.base_model.loaded_extractor
+    if loaded is None:
         return MTSLVRFeatureExtractor(sampling_rate=model.config.sampling_rate)
-    known = _feature_extractors.get(model.base_model)
-    if known is not None and known[0] == source:
-        return known[1]
-    try:
-        extractor = MTSLVRFeatureExtractor.from_pretrained(source[0], revision=source[1] or "main")
-    except OSError as error:
+    if isinstance(loaded, str):
         raise OSError(
-            f"{source[0]} has no feature extractor that could be loaded: pass `feature_extractor`, or save one there "
-            f"with `MTSLVRFeatureExtractor().save_pretrained(...)` ({error})."
-        ) from error
-    _feature_extractors[model.base_model] = (source, feature_extractor_of(model, extractor))
+            f"{model.config.name_or_path} had no feature extractor that could be loaded with the model: pass "
+            "`feature_extractor`, or save one there with `MTSLVRFeatureExtractor().save_pretrained(...)` and load the "
+            f"model again ({loaded})."
+        )
+    return feature_extractor_of(model, loaded)
+
+
+def _load_extractor(source: str | os.PathLike, options: Mapping[str, Any]) -> MTSLVRFeatureExtractor | str:
+    """Feature extractor beside a model's weights, loaded with the same options; or the reason why there is none."""
+    try:
+        extractor = MTSLVRFeatureExtractor.from_pretrained(
+            source, **{name: options[name] for name in HUB_OPTIONS if options.get(name) is not None}
+        )
+    except (OSError, TypeError, ValueError) as error:  # no file, no connection; a file of other content
+        return " ".join(str(error).split())
     return extractor
 
 
+HUB_OPTIONS = ("subfolder", "cache_dir", "revision", "token", "local_files_only", "force_download")
 PUSH_OPTIONS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 
 
@@ -682,18 +715,31 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """Loads a model as in transformers; keeps the revision, with which `encode` loads the feature extractor.
+        """Loads a model as in transformers, and the feature extractor beside its weights, which `encode` takes.
 
         `pooling`, `num_bands` and `use_heads` may differ from those of the checkpoint: see [`MTSLVRConfig.from_dict`].
 
         Raises:
-            ValueError: If they differ, and the checkpoint has projectors or a classifier, which would not fit.
+            OSError: If there is no model, or a file of weights is damaged.
+            ValueError: If the pooling differs, and the checkpoint has projectors or a classifier, which would not fit.
         """
         cls._check_embedding(pretrained_model_name_or_path, kwargs)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        config = (loaded[0] if isinstance(loaded, tuple) else loaded).config
+        from safetensors import SafetensorError
+
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        except SafetensorError as error:
+            raise OSError(
+                f"{pretrained_model_name_or_path} has weights that cannot be read ({error}): download or save the "
+                "model again."
+            ) from error
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        config = model.config
         if getattr(config, "_commit_hash", None) is None:  # transformers 5.0 sets it, 5.23 does not; neither saves it
             config._commit_hash = kwargs.get("revision")
+        if config.name_or_path:
+            options = {**kwargs, "revision": config._commit_hash}
+            model.base_model.loaded_extractor = _load_extractor(config.name_or_path, options)
         return loaded
 
     def save_pretrained(
@@ -714,7 +760,15 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
             is_main_process, state_dict, args, kwargs: As in transformers.
             push_to_hub: Also publishes the model as `repo_id` (default: the folder's name), with the arguments of
                 [`push_to_hub`]. A card that was in the folder replaces that on the Hub.
+
+        Raises:
+            ValueError: If PEFT replaced layers, which its own `save_pretrained` writes.
         """
+        if any(is_wrapped(module) for module in self.modules()):
+            raise ValueError(
+                "PEFT replaced layers of this model: save the model that `get_peft_model` or "
+                "`PeftModel.from_pretrained` returned, or its `merge_and_unload()`."
+            )
         push = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
         repo_id = kwargs.pop("repo_id", None) or Path(save_directory).resolve().name
         card = Path(save_directory) / "README.md"
@@ -722,6 +776,8 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, is_main_process, state_dict, False, *args, **kwargs)
         if not is_main_process:
             return
+        for weights in card.parent.glob("*.safetensors"):  # safetensors writes them for the owner alone
+            shutil.copymode(card.parent / "config.json", weights)
         self._write_card(card.parent, repo_id if push_to_hub else None, push.get("tags"))
         if push_to_hub:
             text = card.read_text(encoding="utf-8") if existed else None
@@ -989,7 +1045,13 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
             ValueError: If the name is taken or not allowed, the type or task is unknown, or the model is merged.
         """
         config, model = self.config, self.base_model
+        if not isinstance(name, str):
+            raise ValueError(
+                f"`name` is a {type(name).__name__}; expected the name of a new task. For an adapter of PEFT, call "
+                "`peft.get_peft_model(model, config)`."
+            )
         model.refuse_if_merged("add an adapter to")
+        model.refuse_if_wrapped("add an adapter to")
         adapter_type = adapter_type or (config.adapter_type if config.adapter_type != "none" else "bn")
         config.check_new_adapter(name, adapter_type)
         if name in config.added_adapters:
@@ -1009,6 +1071,7 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
             ValueError: If the task was not added, or the model is merged.
         """
         self.base_model.refuse_if_merged("delete an adapter of")
+        self.base_model.refuse_if_wrapped("delete an adapter of")
         if name not in self.config.added_adapters:
             added = list(self.config.added_adapters) or "none"
             raise ValueError(f"{name!r} is not among the adapters that were added: {added}.")
@@ -1061,8 +1124,11 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
     ) -> str:
         """Adds a task that [`save_adapter`] wrote, from a folder, a file or the Hub, and returns its name.
 
-        Needs the package; see [`mtslvr_hf.adapters.load_adapter`].
+        Needs the package; see [`mtslvr_hf.adapters.load_adapter`]. (`from_pretrained` of a folder of PEFT passes
+        `adapter_name` and further options: these load PEFT's layers.)
         """
+        if "adapter_name" in options:
+            return super().load_adapter(source, **options)  # type: ignore[return-value]
         return _of_package("adapters").load_adapter(self, source, name, **options)
 
     def print_trainable_parameters(self) -> None:
@@ -1086,6 +1152,7 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         """
         model = self.base_model
         model.refuse_if_merged("merge")
+        model.refuse_if_wrapped("merge the adapters of")
         tasks = self.config.resolve_tasks(self.config.available_tasks if tasks is None else tasks)
         missing = [task for task in self._needed_tasks() if task not in tasks]
         if missing:
@@ -1221,6 +1288,8 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         heads = heads if config.use_heads else []
         self.heads = nn.ModuleDict({task: nn.Linear(config.pooled_size, config.head_size) for task in heads})
         self._trained: tuple[str, ...] | None = None  # tasks whose adapters train; None: everything trains
+        # From the place of the weights, or the reason why there is none; None for a model that was not loaded.
+        self.loaded_extractor: MTSLVRFeatureExtractor | str | None = None
         # Encoder, heads and active tasks before the merge; in a tuple, so that they are no submodules and not saved.
         self.unmerged: tuple[MTSLVREncoder, nn.ModuleDict, list[str] | None] | None = None
         self.post_init()
@@ -1294,14 +1363,23 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         scaled = {task: values * scale[task] if task in scale else values for task, values in embeddings.items()}
         return torch.cat([scaled[task] for task in self._distinct(tasks)], dim=-1)
 
+    def refuse_if_wrapped(self, act: str) -> None:
+        """Raises a ValueError if PEFT put its layers in the place of the network's."""
+        if any(is_wrapped(module) for module in self.modules()):
+            raise ValueError(
+                f"Cannot {act} a model whose layers PEFT replaced: call `merge_and_unload` or `unload` of the PEFT "
+                "model first."
+            )
+
     def refuse_if_merged(self, act: str) -> None:
         """Raises a ValueError if the adapters were merged."""
         if self.config.merged_adapters is not None:
             raise ValueError(f"Cannot {act} a merged model: its adapters are gone. Call `unmerge_adapters` first.")
 
     def check_own_adapter(self, act: str, name: str) -> None:
-        """Raises a ValueError unless the task has adapters and, with heads, a head of its own, not merged."""
+        """Raises a ValueError unless the task has adapters and, with heads, a head of its own; not merged, no PEFT."""
         self.refuse_if_merged(f"{act} an adapter of")
+        self.refuse_if_wrapped(f"{act} an adapter of")
         self.config.check_tasks([name])
         if self.encoder.branch(name) == SHARED or (self.config.use_heads and name not in self.heads):
             raise ValueError(
@@ -1324,7 +1402,16 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> MTSLVRModel:
-        """Sets the mode of all modules, but frozen modules stay in eval mode."""
+        """Sets the mode of all modules, but frozen modules stay in eval mode.
+
+        Of a model with layers of PEFT, so does batch normalization that is not trained: PEFT saves no statistics.
+        """
+        if mode and any(is_wrapped(module) for module in self.modules()):
+            super().train(mode)
+            for module in self.modules():
+                if isinstance(module, BatchNorm) and not any(value.requires_grad for value in module.parameters()):
+                    module.train(False)
+            return self
         if self._trained is None or self.config.merged_adapters is not None:  # a merged model has no modes
             return super().train(mode)
         super().train(False)
@@ -1372,12 +1459,19 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
     def inference_network(self, tasks: Sequence[str] | str | None = None, compile: bool = False) -> MTSLVRModel:
         """Merged copy that `encode` runs, cached until a parameter or a statistic changes.
 
+        A model with layers of PEFT is copied as it is, at each call: these may change without their weights.
+
         Args:
             tasks: Tasks to compute; default: the active tasks.
             compile: Whether `torch.compile` compiles it, at the first call with each shape.
         """
         tasks = self.config.resolve_tasks(tasks)
         merged = self.config.merged_adapters is not None
+        if any(is_wrapped(module) for module in self.modules()):
+            network = copy.deepcopy(self).requires_grad_(False).eval()
+            if compile:
+                network.compile()
+            return network
         if merged and not compile:
             return self
         key = (tasks, compile, copy.copy(self.config.embedding_scale), self._state_key())

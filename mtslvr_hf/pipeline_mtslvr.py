@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 from transformers import AudioClassificationPipeline, BatchFeature, Pipeline
 
+FIELDS = frozenset(("array", "bytes", "path", "raw"))  # of a clip as a dictionary
+
 
 class MTSLVRFeatureExtractionPipeline(Pipeline):
     """Feature-extraction pipeline: the embedding of each clip. (transformers' own reads text alone.)
@@ -36,7 +38,8 @@ class MTSLVRFeatureExtractionPipeline(Pipeline):
 
         Args:
             inputs: A clip, or a list: a path, a file's bytes, `{"bytes", "path"}`, an array or tensor (samples,) at
-                the model's rate, `{"array" or "raw", "sampling_rate"}`, a decoder.
+                the model's rate, `{"array" or "raw", "sampling_rate"}`, a decoder, or a data set's row with one of
+                these.
             kwargs: `return_tensors=True` for tensors (D,) instead of lists of D floats; `tasks` of the embedding, in
                 its order (default: the active ones); `batch_size` (default: 1).
         """
@@ -82,7 +85,8 @@ class MTSLVRAudioClassificationPipeline(AudioClassificationPipeline):
 
         Args:
             inputs: A path, a URL (with the package), a file's bytes, `{"bytes", "path"}`, an array or tensor
-                (samples,) at the model's rate, `{"array" or "raw", "sampling_rate"}`, a decoder.
+                (samples,) at the model's rate, `{"array" or "raw", "sampling_rate"}`, a decoder, or a data set's row
+                with one of these.
 
         Raises:
             ValueError: If it cannot be used; it names the file.
@@ -94,12 +98,30 @@ def _model_inputs(pipeline: Pipeline, inputs: Any) -> BatchFeature:
     extractor: Any = pipeline.feature_extractor
     if extractor is None:
         raise ValueError("The pipeline has no feature extractor: pass `feature_extractor`.")
+    if isinstance(inputs, Mapping) and not inputs.keys() & FIELDS:
+        inputs = _audio_of_row(inputs)
     if isinstance(inputs, Mapping) and inputs.get("raw") is not None:
         inputs = {"array": inputs["raw"], "sampling_rate": inputs.get("sampling_rate")}
     elif isinstance(inputs, Mapping) and inputs.get("array") is None:
         inputs = {"bytes": inputs.get("bytes"), "path": inputs.get("path")}
     has_rate = isinstance(inputs, Mapping) or hasattr(inputs, "get_all_samples")
     return extractor([inputs], sampling_rate=None if has_rate else extractor.sampling_rate, return_tensors="pt")
+
+
+def _audio_of_row(row: Mapping[str, Any]) -> Any:
+    """Audio of a data set's row: the column `audio`, or the only value that is audio."""
+    if "audio" in row:
+        return row["audio"]
+    values = row.values()
+    found = [
+        each
+        for each in values
+        if hasattr(each, "get_all_samples") or (isinstance(each, Mapping) and each.keys() & FIELDS)
+    ]
+    if len(found) != 1:
+        which = "several columns with audio" if found else "no audio"
+        raise ValueError(f"The row has {which} among {', '.join(map(str, row))}; expected audio in a column `audio`.")
+    return found[0]
 
 
 __all__ = ["MTSLVRAudioClassificationPipeline", "MTSLVRFeatureExtractionPipeline"]

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoModel, AutoModelForAudioClassification
@@ -454,3 +455,58 @@ def test_another_trunk_is_a_warning(tmp_path, monkeypatch):
         other.encoder.layer3[0].conv1.conv.weight.mul_(2)
     other.load_adapter(tmp_path)
     assert "other weights" in warnings[0][0]
+
+
+def rewritten(path, change=lambda description: description, tensors=lambda tensors: tensors):
+    """Replaces the description and the tensors of an adapter's file."""
+    with safe_open(path, framework="pt") as file:
+        description = json.loads(file.metadata()["mtslvr_adapter"])
+    content = tensors(load_file(path))
+    text = change(description)
+    save_file(content, path, metadata={"mtslvr_adapter": text if isinstance(text, str) else json.dumps(text)})
+
+
+def without(name):
+    return lambda content: {key: value for key, value in content.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"change": lambda _: "no JSON"}, "a description that is no JSON"),
+        ({"change": lambda _: [1]}, "has the format None; this version reads 1"),
+        ({"change": without("version")}, "has the format None"),
+        ({"change": without("trunk")}, "'trunk' is None; expected a str"),
+        ({"change": lambda d: {**d, "name": 5}}, "'name' is 5; expected a str"),
+        ({"change": lambda d: {**d, "architecture": None}}, "'architecture' is None; expected a dict"),
+        ({"change": lambda d: {**d, "adapter_type": "loud"}}, "`adapter_type` must be one of"),
+        ({"change": lambda d: {**d, "id2label": ["a", "b"]}}, "'id2label' must give a name for each number"),
+        ({"change": lambda d: {**d, "id2label": {"x": "a"}}}, "'id2label' must give a name for each number"),
+        ({"change": without("id2label")}, r"do not fit together: .* for 0 class names"),
+        ({"tensors": without("classifier.bias")}, r"do not fit together: .* for 2 class names"),
+        ({"tensors": lambda t: {**t, "classifier.bias": torch.ones(3)}}, "do not fit together"),
+        (
+            {"tensors": lambda t: {**t, "classifier.weight": torch.ones(2, 3)}},
+            "classifier of 3 values for a head of 4",
+        ),
+        ({"tensors": lambda t: {**t, "head.bias": torch.full((4,), torch.nan)}}, "NaN or infinite: head.bias"),
+        ({"tensors": lambda t: {**t, "head.bias": torch.ones(5)}}, r"does not hold what the adapter needs: shapes"),
+    ],
+)
+def test_damaged_adapter_files_are_refused(change, message, tmp_path):
+    model = settled(MTSLVRForAudioClassification, num_labels=2)
+    model.train_adapter("contrastive")
+    path = model.save_adapter(tmp_path, "contrastive")
+    rewritten(path, **change)
+    other = settled(MTSLVRForAudioClassification, num_labels=2)
+    with pytest.raises(ValueError, match=message):
+        other.load_adapter(path, "again")
+    assert other.config.added_adapters == {} and other.config.num_labels == 2
+
+
+def test_files_of_weights_are_readable_by_others(tmp_path):
+    (tmp_path / "plain").touch()  # as the umask says
+    model = settled()
+    model.save_pretrained(tmp_path / "model")
+    for path in (model.save_adapter(tmp_path / "adapter", "contrastive"), tmp_path / "model/model.safetensors"):
+        assert os.stat(path).st_mode == (tmp_path / "plain").stat().st_mode

@@ -1,7 +1,10 @@
 """The `mtslvr` command: what it prints, and what it says of mistakes."""
 
 import json
+import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +19,8 @@ from transformers import AutoModel
 import mtslvr_hf
 from mtslvr_cli import main
 from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRModel
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +103,136 @@ def test_runs_take_their_own_arguments(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["finetune", "--model", "m", "--data", "d"])
     assert stop.value.code == 2 and "mtslvr finetune: error: --output_dir is missing" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as stop:
-        main(["embed", "sounds", "--model", "m", "--output", "o", "--wrong"])
-    assert stop.value.code == 2 and "unrecognized arguments: --wrong" in capsys.readouterr().err
+
+
+def test_misspelled_options_and_commands(capsys):
+    message = usage_error(["embed", "sounds", "--model", "m", "--output", "o", "--colums", "file"], capsys)
+    assert message.startswith("usage: mtslvr embed ") and "unrecognized arguments: --colums" in message
+    assert message.endswith("; did you mean --columns?\n")
+    message = usage_error(["embed", "sounds", "--modle", "m", "--output", "o"], capsys)
+    assert "the following arguments are required: --model; did you mean --model?" in message
+    message = usage_error(["embed", "sounds", "--model", "m", "--output", "o", "--zzz"], capsys)
+    assert message.endswith("unrecognized arguments: --zzz\n")
+    assert "did you mean embed?" in usage_error(["embd"], capsys)
+    assert "did you mean bands?" in usage_error(["export", "m", "--output", "o", "--pooling", "band"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["embed", "YOUR_SOUNDS", "--output", "o"],
+            "there is no folder YOUR_SOUNDS; on the Hub it could not be looked up",
+        ),
+        (
+            ["embed", "me/sounds", "--output", "o"],
+            "there is no folder me/sounds; on the Hub it could not be looked up",
+        ),
+        (["cache", "./sound", "--output", "o"], "there is no file or folder ./sound (did you mean ./sounds?)."),
+        (["similar", "knok.wav", "sounds"], "there is no file knok.wav (did you mean knock.wav?)."),
+        (["evaluate", "--data", "esc5"], "there is no folder esc5; on the Hub it could not be looked up"),
+        (["evaluate", "--data", "esc5"], "Names of the registry: esc50, "),
+        (["info", "modell"], "there is no folder modell (did you mean model?); on the Hub it could not be looked up"),
+        (["export", "./modell", "--output", "o.onnx"], "there is no ./modell/config.json (did you mean ./model?)."),
+        (["info", "sounds"], "no model in sounds: there is no sounds/config.json."),
+        (["info", "listed"], "listed/config.json holds a list; expected the configuration of a model."),
+        (["info", "broken"], "broken/config.json is no JSON file (Expecting"),
+        (["info", "absurd"], "`window_seconds` must be a number between 0 and 3,600; got 1000000000000.0."),
+        (["embed", "sounds", "--output", "o", "--model", "half"], "half has weights that cannot be read ("),
+        (["embed", "sounds", "--output", "o", "--model", "foreign"], "The option of mtslvr is --trust-remote-code."),
+    ],
+)
+def test_what_does_not_exist_or_cannot_be_read(arguments, message, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asks whether to run code"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("sounds", "listed", "broken", "absurd", "foreign"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "listed/config.json").write_text("[]")
+    (tmp_path / "broken/config.json").write_text("{")
+    (tmp_path / "absurd/config.json").write_text('{"model_type": "mtslvr", "window_seconds": 1e12}')
+    code = {"AutoConfig": "code.Config", "AutoModel": "code.Model"}
+    (tmp_path / "foreign/config.json").write_text(json.dumps({"model_type": "foreign", "auto_map": code}))
+    (tmp_path / "knock.wav").touch()
+    soundfile.write(tmp_path / "sounds/a.wav", np.zeros(100), 16_000)
+    shutil.copytree(model, "model")
+    shutil.copytree(model, "half")
+    (tmp_path / "half/model.safetensors").write_bytes(b"half a download")
+    needs_model = arguments[0] in ("embed", "similar") and "--model" not in arguments
+    assert message in failure([*arguments, *(["--model", "model"] if needs_model else [])], capsys)
+    assert not (tmp_path / "o").exists()
+
+
+def test_names_do_not_command_the_terminal(tmp_path, capsys):
+    torch.save({"\x1b[2Jconv": torch.ones(1)}, tmp_path / "original.pt")
+    message = failure(["convert", str(tmp_path / "original.pt"), str(tmp_path / "out")], capsys)
+    assert "\\x1b[2Jconv" in message and "\x1b" not in message
+    assert "\x1b" not in failure(["info", str(tmp_path / "\x1b[2J")], capsys)
+
+
+CHILD = """
+import sys, threading, time
+import mtslvr_cli
+
+class Held(threading.Thread):  # joined at the end of the interpreter
+    def run(self):
+        time.sleep(60)
+
+def command(options):
+    print("started", flush=True)
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        if how == "swallowed":  # as by a callback of a C library
+            time.sleep(60)
+        Held().start()
+        raise
+
+mtslvr_cli._evaluate = command
+how, sys.argv[1:] = sys.argv[1], ["evaluate", "--data", "x"]
+sys.exit(mtslvr_cli.main())
+"""
+
+
+@pytest.mark.parametrize("how", ["swallowed", "held"])
+def test_an_interruption_ends_the_command_with_one_line(how):
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        assert process.stdout.readline() == "started\n"
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert error.strip().startswith("mtslvr evaluate: interrupted; run it again with the same --output or --cache")
+    assert len(error.strip().splitlines()) == 1
+
+
+OUTPUTS = """
+import sys
+import mtslvr_cli
+
+mtslvr_cli._info = lambda options: mtslvr_cli._print("class 犬")
+sys.argv[1:] = ["info", "x"]
+sys.exit(mtslvr_cli.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("encoding", "expected"), [("utf-8", "class 犬"), ("cp1252", "class \\u72ac"), ("ascii", "class \\u72ac")]
+)
+def test_every_encoding_of_standard_output(encoding, expected):
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", OUTPUTS], capture_output=True, env=env, cwd=ROOT, timeout=60)
+    assert (done.returncode, done.stdout.decode(encoding).strip()) == (0, expected), done.stderr
+
+
+def test_closed_standard_output():
+    command = shlex.join([sys.executable, "-c", OUTPUTS])
+    for closed in (">&-", ">&- 2>&-"):
+        done = subprocess.run(
+            ["bash", "-c", f"{command} {closed}"], capture_output=True, text=True, cwd=ROOT, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_info(model, tmp_path, capsys):
@@ -130,9 +262,11 @@ class TestEvaluate:
         output = tmp_path / "report"
         options = ["--seed", "3", "--probe", "knn", "--invariance", "10", "--output", str(output)]
         assert main([*evaluate, *options]) == 0
-        printed = capsys.readouterr().out
+        captured = capsys.readouterr()
+        printed = captured.out
         assert printed.startswith("2-way 1-shot accuracy: ")
         assert printed == (output / "report.md").read_text()
+        assert f"Wrote {output / 'report.json'}, {output / 'report.md'}, {output / 'report.html'}" in captured.err
         data = json.loads((output / "report.json").read_text())
         assert data["protocol"]["seed"] == 3
         assert [row["model"] for row in data["results"][0]["rows"]][2:] == [str(model)] * 3
@@ -220,7 +354,7 @@ class TestEvaluate:
         command = [sys.executable, "-m", "mtslvr_cli", *evaluate]
         result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
         assert result.stdout.startswith("2-way 1-shot accuracy: ")
-        assert "models x data" in result.stderr  # the progress bar keeps out of the table's way
+        assert "%|" not in result.stderr  # progress bars are for terminals
 
     def test_wrong_arguments(self, evaluate, capsys):
         assert "the following arguments are required: --data" in usage_error(["evaluate"], capsys)

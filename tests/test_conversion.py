@@ -1,7 +1,9 @@
 """Original checkpoints: golden outputs after conversion, every tensor accounted for, nothing written on failure."""
 
 import json
+import os
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -283,3 +285,51 @@ def test_a_conversion_that_is_interrupted_leaves_nothing(parallel_state, tmp_pat
     with pytest.raises(OSError, match="No space left"):
         convert_checkpoint(source, tmp_path / "converted")
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_small_file_that_claims_a_large_network_is_refused_before_it_is_built(parallel_state, tmp_path, monkeypatch):
+    built = []
+    build = MTSLVRModel.__init__
+    monkeypatch.setattr(
+        MTSLVRModel,
+        "__init__",
+        lambda self, config: (built.append(torch.empty(0).device.type), build(self, config))[1],
+    )
+    wide = {"conv1.weight": torch.empty(0).expand(10**9, 3, 7, 0), **dict(list(parallel_state.items())[1:])}
+    for width, message in ((4096, "`base_width` must be a whole number between 1 and 512"), (10**9, "got 1000000000")):
+        wide["conv1.weight"] = torch.empty(0).expand(width, 3, 7, 0)
+        with pytest.raises(ValueError, match=message):
+            convert_checkpoint(save(wide, tmp_path), tmp_path / "converted")
+    wide["conv1.weight"] = torch.zeros(512, 3, 7, 7)  # as wide as may be, and all other tensors narrow
+    with pytest.raises(ValueError, match="of another shape: "):
+        convert_checkpoint(save(wide, tmp_path), tmp_path / "converted")
+    assert built == ["meta"]
+
+
+def test_tensors_larger_than_their_file_are_refused(parallel_state, tmp_path):
+    repeated = {name: torch.zeros(1).expand(4096, 1024) for name in parallel_state}  # one number, as often as it says
+    with pytest.raises(ValueError, match=r"original.pt has [\d,]+ bytes and claims [\d,]+ bytes of tensors"):
+        convert_checkpoint(save(repeated, tmp_path), tmp_path / "converted")
+    packed = tmp_path / "packed.pt"
+    with (
+        zipfile.ZipFile(save({"conv1.weight": torch.zeros(10**6)}, tmp_path)) as stored,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as deflated,
+    ):
+        for entry in stored.infolist():
+            deflated.writestr(entry.filename, stored.read(entry))
+    with pytest.raises(ValueError, match=r"packed.pt has [\d,]+ bytes and claims 4,"):
+        convert_checkpoint(packed, tmp_path / "converted")
+    assert not (tmp_path / "converted").exists()
+
+
+def test_a_pipe_is_refused_and_names_do_not_command_the_terminal(parallel_state, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name in ("pipe", "link", "."):
+        with pytest.raises(ValueError, match="is no regular file; expected an original checkpoint"):
+            convert_checkpoint(tmp_path / name, tmp_path / "converted")
+    with pytest.raises(ValueError, match="not part of the network: ") as raised:
+        convert_checkpoint(
+            save({**parallel_state, "\x1b]0;title\x07": torch.ones(1)}, tmp_path), tmp_path / "converted"
+        )
+    assert str(raised.value).isprintable() and "\\x1b]0;title" in str(raised.value)

@@ -37,6 +37,13 @@ def test_every_kind_of_clip(embed, model, tmp_path):
     expected = model.encode(path)
     for clip in (str(path), path, path.read_bytes(), {"bytes": None, "path": str(path)}):
         assert_close(np.float32(embed(clip)), expected)
+    of_file = {"bytes": None, "path": str(path)}
+    for row in ({"label": 1, "audio": of_file}, {"sound": of_file, "label": "a"}):
+        assert_close(np.float32(embed(row)), expected)
+    with pytest.raises(ValueError, match="The row has several columns with audio among left, right; expected"):
+        embed({"left": of_file, "right": of_file})
+    with pytest.raises(ValueError, match="The row has no audio among label; expected audio in a column `audio`"):
+        embed({"label": 1})
     for key in ("array", "raw"):
         assert_close(np.float32(embed({key: stereo, "sampling_rate": 44_100})), expected)
     for clip in (noise(20_000), torch.from_numpy(noise(20_000))):

@@ -74,7 +74,8 @@ class EvaluationData(LabelledAudio):
         """Clips of these classes; ValueError if a class does not exist."""
         absent = [name for name in names if name not in self.classes]
         if absent:
-            raise ValueError(f"{self.name} has no class {', '.join(absent)}; it has: {', '.join(self.classes)}.")
+            file = " Names with commas go into a file for --class-list." if any("," in c for c in self.classes) else ""
+            raise ValueError(f"{self.name} has no class {', '.join(absent)}; it has: {', '.join(self.classes)}.{file}")
         kept = [column for column, name in enumerate(self.classes) if name in set(names)]
         labels = self.labels[:, kept]
         chosen = replace(self, classes=[self.classes[column] for column in kept], labels=labels)

@@ -5,10 +5,13 @@ Shapes: N clips, D embedding size, E episodes, S samples.
 
 from __future__ import annotations
 
+import platform
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .. import __version__
 from ..cards.parts import public_name
 from ..configuration_mtslvr import MTSLVRConfig
 from ..data import decode_clip
@@ -118,7 +122,8 @@ def evaluate(
     pooling: str | None = None,
     num_bands: int | None = None,
     use_heads: bool | None = None,
-    show_progress_bar: bool = True,
+    show_progress_bar: bool | None = None,
+    trust_remote_code: bool = False,
     **columns: Any,
 ) -> EvaluationReport:
     """Report of models on data sets; every model gets the same few-shot episodes.
@@ -139,6 +144,8 @@ def evaluate(
         cache: Folder of stored embeddings, see `cached_embeddings`.
         pooling, num_bands, use_heads: Replace those of all MT-SLVR models that are folders or Hub names, and of their
             untrained networks; the names of the rows say so. See `MTSLVRConfig`. Default: as saved.
+        show_progress_bar: Default: on a terminal.
+        trust_remote_code: Run code of the models' folders or repositories, if their type needs that.
         columns: Further arguments of `open_data`, for data sets outside the registry.
 
     Raises:
@@ -149,6 +156,7 @@ def evaluate(
     """
     protocol = protocol or FewShotProtocol()
     classifier = _classifier(classifier, protocol)
+    show_progress_bar = sys.stderr.isatty() if show_progress_bar is None else show_progress_bar
     _check(models, probes, invariance_clips)
     opened, missing = _open_all(data, classes, columns)
     read = cut_clips if isinstance(protocol, PaperProtocol) else without_bad_clips
@@ -162,7 +170,7 @@ def evaluate(
     to_embed = [each for each in evaluated if each.data.audio is not None]
     asked = {"pooling": pooling, "num_bands": num_bands, "use_heads": use_heads}
     overrides = {name: value for name, value in asked.items() if value is not None}
-    to_load = _models(models, protocol.seed, device, batch_size, overrides) if to_embed else []
+    to_load = _models(models, protocol.seed, device, batch_size, overrides, trust_remote_code) if to_embed else []
     found, invariance = _run(to_load, to_embed, add, waveforms, cache, show_progress_bar)
     return EvaluationReport(
         protocol=protocol,
@@ -174,6 +182,7 @@ def evaluate(
         invariance_data=heard,
         models=found,
         date=datetime.now(timezone.utc).date().isoformat(),
+        versions=_versions(),
         command=_call(
             models,
             data,
@@ -182,10 +191,17 @@ def evaluate(
             classes=classes and list(classes),
             probes=list(probes),
             invariance_clips=invariance_clips,
+            trust_remote_code=trust_remote_code or None,
             **overrides,
             **{name: value for name, value in columns.items() if name != "root"},
         ),
     )
+
+
+def _versions() -> dict[str, str]:
+    """Versions of Python and of the packages that the results depend on."""
+    packages = {name: version(name) for name in ("torch", "transformers", "scikit-learn")}
+    return {"mtslvr-hf": __version__, **packages, "Python": platform.python_version()}
 
 
 def _call(
@@ -291,14 +307,18 @@ def _open_all(
     data: Sequence[str | Path | EvaluationData], classes: Sequence[str] | None, columns: Mapping[str, Any]
 ) -> tuple[list[EvaluationData], dict[str, str]]:
     """Data sets, and the reasons why data sets of suites cannot be reached."""
-    opened, missing = [], {}
+    opened: list[EvaluationData] = []
+    specs: list[str | Path | EvaluationData] = []
+    missing = {}
     for asked in data:
         if isinstance(asked, EvaluationData):
             opened.append(asked)
+            specs.append(asked)
             continue
         for spec in expand([asked]):
             try:
                 opened.append(open_data(spec, **columns))
+                specs.append(spec)
             except DataNotReachableError as error:
                 if spec == asked:
                     raise
@@ -307,11 +327,23 @@ def _open_all(
         raise OSError(
             "no data set could be reached: " + "; ".join(f"{name}: {reason}" for name, reason in missing.items())
         )
+    opened = _with_own_names(opened, specs)
+    return [each if classes is None else each.only_classes(classes) for each in opened], missing
+
+
+def _with_own_names(opened: Sequence[EvaluationData], specs: Sequence[Any]) -> list[EvaluationData]:
+    """Data sets, where folders of one name have that of the folder above too; ValueError if one is given twice."""
     names = [each.name for each in opened]
+    longer = {}
+    for place, (name, spec) in enumerate(zip(names, specs)):
+        if names.count(name) > 1 and isinstance(spec, (str, Path)) and Path(spec).expanduser().exists():
+            longer[place] = "/".join(Path(spec).expanduser().resolve().parts[-2:])
+    renamed = [replace(each, name=longer.get(place, each.name)) for place, each in enumerate(opened)]
+    names = [each.name for each in renamed]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"two data sets are called {', '.join(twice)}; name each one once.")
-    return [each if classes is None else each.only_classes(classes) for each in opened], missing
+    return renamed
 
 
 def _with_episodes(data: EvaluationData, bad_clips: list[str], protocol: FewShotProtocol, probed: bool) -> _Evaluated:
@@ -369,6 +401,7 @@ def _models(
     device: str | torch.device,
     batch_size: int,
     overrides: Mapping[str, Any],
+    trust_remote_code: bool,
 ) -> list[_ToLoad]:
     """Loaders of the baselines, then of the models, one at a time to save memory."""
     baselines = [_ToLoad(LogMelStatistics)]
@@ -380,7 +413,7 @@ def _models(
         if not isinstance(source, (str, Path)):
             to_load.append(_ToLoad(partial(_given, source), source.name))
             continue
-        config: Any = load_config(source, overrides=overrides)
+        config: Any = load_config(source, overrides=overrides, trust_remote_code=trust_remote_code)
         network = None
         if config.model_type == "mtslvr":  # an untrained network has no scales of its heads
             network = (config.architecture() | {"embedding_scale": None}, config.embedding_tasks)
@@ -390,7 +423,8 @@ def _models(
             names.append(("untrained network" if len(seen) == 1 else f"untrained network of {source}") + suffix)
             baselines.append(_ToLoad(partial(untrained, source, seed, name=names[-1], **options)))
         of_architecture = names[seen.index(network)] if network else ""
-        load = partial(load_embedder, source, name=f"{source}{suffix}", **options)
+        name, trust = f"{source}{suffix}", trust_remote_code
+        load = partial(load_embedder, source, name=name, trust_remote_code=trust, **options)
         to_load.append(_ToLoad(load, str(source), of_architecture))
     if overrides and not seen:
         raise ValueError(

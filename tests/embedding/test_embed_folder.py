@@ -6,6 +6,7 @@ import sys
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from embed_runs import SIZE, make_model, manifest_of, rows_in, save_model, shard_files, wav
@@ -96,3 +97,13 @@ def test_faiss_is_missing(model, sounds, out, monkeypatch):
     with pytest.raises(ImportError, match=r"pip install -e '\.\[faiss\]'"):
         embed_dataset(model, sounds, out, faiss=True)
     assert not out.exists()
+
+
+def test_names_in_the_readme_are_text_whatever_they_hold(tmp_path):
+    model = make_model()
+    model.config.name_or_path = "<b>model"
+    table = pa.table({"audio": [{"bytes": wav(0), "path": None}], "<script>\nx": ["a"]})
+    embed_dataset(model, datasets.Dataset(table), tmp_path, columns=["<script>\nx"], num_workers=0)
+    text = (tmp_path / "README.md").read_text()
+    assert "&lt;script> x" in text and "&lt;b>model" in text
+    assert "<script>" not in text and "<b>" not in text

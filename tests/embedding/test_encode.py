@@ -1,7 +1,9 @@
 """encode and encode_items against the plain forward, in bounded memory, and what they leave alone."""
 
+import copy
 import inspect
 import itertools
+import shutil
 import threading
 import tracemalloc
 
@@ -10,6 +12,7 @@ import pytest
 import soundfile
 import torch
 from small_models import RATE, SIZE, assert_close, by_forward, make_model, noise
+from transformers import AutoModel
 
 from mtslvr_hf import (
     MTSLVRFeatureExtractor,
@@ -229,16 +232,38 @@ class TestTheModel:
 
     def test_the_extractor_beside_the_weights_is_used(self, model, clips, tmp_path):
         model.save_pretrained(tmp_path)
-        loaded = MTSLVRModel.from_pretrained(tmp_path)
-        with pytest.raises(OSError, match="has no feature extractor that could be loaded: pass `feature_extractor`"):
-            encode(loaded, clips, RATE)
+        without = MTSLVRModel.from_pretrained(tmp_path)
         extractor = MTSLVRFeatureExtractor(normalization="none")
         extractor.save_pretrained(tmp_path)
-        for _ in range(2):
-            assert_close(encode(loaded, clips, RATE), by_forward(model, clips, extractor))
-            (tmp_path / "preprocessor_config.json").unlink(missing_ok=True)  # it is loaded once
-        with pytest.raises(OSError, match="has no feature extractor that could be loaded"):
+        with pytest.raises(OSError, match="had no feature extractor that could be loaded with the model: pass `featu"):
+            encode(without, clips, RATE)
+        loaded = MTSLVRModel.from_pretrained(tmp_path)
+        MTSLVRFeatureExtractor(normalization="global").save_pretrained(tmp_path)  # of another run in this folder
+        assert_close(encode(loaded, clips, RATE), by_forward(model, clips, extractor))
+        (tmp_path / "preprocessor_config.json").unlink()
+        assert_close(encode(copy.deepcopy(loaded), clips, RATE), by_forward(model, clips, extractor))
+        (tmp_path / "preprocessor_config.json").write_text('{"normalization": "loud"}')
+        with pytest.raises(OSError, match="`normalization` must be one of"):
             encode(MTSLVRModel.from_pretrained(tmp_path), clips, RATE)
+
+    def test_the_extractor_is_found_as_the_weights_are(self, model, clips, tmp_path, monkeypatch):
+        extractor = MTSLVRFeatureExtractor(normalization="none")
+        for saved in (model, extractor):
+            saved.save_pretrained(tmp_path / "runs/model")
+        MTSLVRFeatureExtractor(normalization="global").save_pretrained(tmp_path / "runs")
+        commit = tmp_path / "cache/models--org--name/snapshots" / ("a" * 40)
+        shutil.copytree(tmp_path / "runs/model", commit)
+        (tmp_path / "cache/models--org--name/refs").mkdir()
+        (tmp_path / "cache/models--org--name/refs/main").write_text("a" * 40)
+        monkeypatch.chdir(tmp_path)
+        loaded = [
+            AutoModel.from_pretrained("runs", subfolder="model"),
+            AutoModel.from_pretrained("org/name", cache_dir="cache", local_files_only=True),
+            AutoModel.from_pretrained("runs/model"),
+        ]
+        monkeypatch.chdir(tmp_path / "cache")
+        for each in loaded:
+            assert_close(each.encode(clips, RATE), by_forward(model, clips, extractor))
 
     def test_an_extractor_of_another_rate_is_refused(self, model):
         with pytest.raises(ValueError, match="gives 8000 Hz and the model takes 16000 Hz"):

@@ -374,8 +374,24 @@ def test_bad_clips_are_left_out_and_listed(sounds, model, tmp_path):
 def test_one_name_for_each(sounds, model):
     with pytest.raises(ValueError, match="is given twice; name each model once"):
         evaluate([model, str(model)], [sounds], PROTOCOL, show_progress_bar=False)
-    with pytest.raises(ValueError, match="two data sets are called sounds"):
+    with pytest.raises(ValueError, match=r"two data sets are called \S+/sounds\d; name each one once"):
         evaluate([model], [sounds, sounds], PROTOCOL, show_progress_bar=False)
+
+
+def test_folders_of_one_name_have_that_of_the_folder_above_too(sounds, model, tmp_path):
+    for place in ("esc", "us8k"):
+        shutil.copytree(sounds, tmp_path / place / "audio")
+    folders = [tmp_path / "esc/audio", str(tmp_path / "us8k/audio"), sounds]
+    report = evaluate([], folders, PROTOCOL, classes=THREE, show_progress_bar=False)
+    assert [result.data for result in report.results] == ["esc/audio", "us8k/audio", sounds.name]
+
+
+def test_a_class_whose_name_has_a_comma(sounds):
+    data = replace(open_data(sounds), classes=["dog, barking", "bell", "cello", "drum", "engine", "flute"])
+    with pytest.raises(
+        ValueError, match=r"has no class barking, dog; .* Names with commas go into a file for --class-l"
+    ):
+        data.only_classes(["barking", "dog"])
 
 
 def test_a_model_without_audio_input_is_refused_before_the_work(sounds, model, tmp_path, monkeypatch):

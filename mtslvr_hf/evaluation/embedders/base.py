@@ -137,10 +137,14 @@ def pooling_words(config: MTSLVRConfig) -> str:
 
 
 def load_config(
-    source: str | Path, revision: str | None = None, overrides: Mapping[str, Any] | None = None
+    source: str | Path,
+    revision: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedConfig:
     """Configuration of a model for `load_embedder`, with the same arguments and errors."""
-    config = AutoConfig.from_pretrained(source, revision=revision, **(overrides or {}))
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = AutoConfig.from_pretrained(source, **options, **(overrides or {}))
     if config.model_type != "mtslvr" and config.model_type not in FAMILIES:
         raise ValueError(
             f"{source} is a model of type {config.model_type}; expected an audio model of type "
@@ -157,6 +161,7 @@ def load_embedder(
     name: str | None = None,
     revision: str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
 ) -> Embedder:
     """Embedder by an MT-SLVR or another audio model of transformers (see `TransformersEmbedder`), in float32.
 
@@ -166,17 +171,19 @@ def load_embedder(
         name: Name in tables. Default: the source.
         overrides: `pooling`, `num_bands` and `use_heads` of an MT-SLVR model that replace the saved ones; other models
             do not have them.
+        trust_remote_code: Run code of the model's folder or repository, if its type needs that.
 
     Raises:
         OSError: If the model or its feature extractor does not exist.
         ValueError: If the type of the model is not supported; the message lists those that are. Or if the overrides do
             not fit the model, see `MTSLVRConfig.from_dict`.
     """
-    config = load_config(source, revision, overrides)
-    extractor = AutoFeatureExtractor.from_pretrained(source, revision=revision)
+    config = load_config(source, revision, overrides, trust_remote_code)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    extractor = AutoFeatureExtractor.from_pretrained(source, **options)
     ours = config.model_type == "mtslvr"
     changes = overrides if ours and overrides else {}
-    model = AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32, **changes).to(device).eval()
+    model = AutoModel.from_pretrained(source, dtype=torch.float32, **options, **changes).to(device).eval()
     kind = MTSLVREmbedder if ours else TransformersEmbedder
     return kind(model, extractor, name or str(source), batch_size)
 
@@ -205,13 +212,13 @@ def untrained(
     """
     config = source
     if not isinstance(config, PreTrainedConfig):
-        config = AutoConfig.from_pretrained(config, **(overrides or {}))
+        config = AutoConfig.from_pretrained(config, trust_remote_code=False, **(overrides or {}))
     if config.model_type != "mtslvr":
         raise ValueError(f"got a model of type {config.model_type}; expected an MT-SLVR model (type mtslvr).")
     if isinstance(source, PreTrainedConfig):
         extractor = MTSLVRFeatureExtractor(sampling_rate=config.sampling_rate)
     else:
-        extractor = AutoFeatureExtractor.from_pretrained(source)
+        extractor = AutoFeatureExtractor.from_pretrained(source, trust_remote_code=False)
     if config.embedding_scale is not None:  # of trained heads
         config = copy.deepcopy(config)
         config.embedding_scale = None

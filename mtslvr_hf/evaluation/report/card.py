@@ -169,9 +169,9 @@ def _results_of(report: EvaluationReport, data: DataResult, row: Row) -> Iterato
 
 
 def _few_shot(row: Row) -> Score:
-    assert row.accuracy is not None and row.interval is not None  # it has episodes
+    assert row.accuracy is not None  # it has episodes
     half = row.interval
-    interval = None if math.isnan(half) else _rounded(row.accuracy - half, row.accuracy + half)
+    interval = None if half is None or math.isnan(half) else _rounded(row.accuracy - half, row.accuracy + half)
     return Score(value=round(row.accuracy, 6), interval=interval)
 
 

@@ -36,11 +36,13 @@ def protocol(report: EvaluationReport) -> list[str]:
         sentences.append(f"The heads of {', '.join(sorted(scaled))} keep the scales of the configuration.")
     if any(row.model.startswith("untrained network") for result in report.results for row in result.rows):
         sentences.append(untrained_network(report))
-    if report.average_ranks:
+    if report.average_ranks and len(report.results) > 1:
         sentences.append(
             "Average ranks are those of the models' main embeddings, 1 being the best; ties share the mean of their "
-            "ranks. A difference is that of two main embeddings' accuracies, episode by episode."
+            "ranks."
         )
+    if any(result.differences for result in report.results):
+        sentences.append("A difference is that of two main embeddings' accuracies, episode by episode.")
     return sentences
 
 

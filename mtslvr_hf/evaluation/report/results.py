@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
@@ -57,7 +58,7 @@ class Row:
         embedding: "contrastive", "predictive" or "both"; "" for a model with one embedding.
         size: Embedding size D.
         accuracy: Mean over episodes, 0 to 1; None without episodes (multi-label data).
-        interval: Half width of its 95 % interval, or None.
+        interval: Half width of its 95 % interval; None or NaN without episodes, or with a single one.
         main: True for the embedding in ranks and differences.
         keeps_scales: True if the model's configuration scales its heads, and standardization kept these scales.
     """
@@ -153,6 +154,7 @@ class EvaluationReport:
         models: By name in the rows, without the baselines.
         date: Day of the evaluation (UTC), "2026-11-02".
         command: Command or call in Python that repeats the evaluation, with the last parts of local paths.
+        versions: Versions of Python and of the packages that computed it.
     """
 
     protocol: FewShotProtocol
@@ -165,9 +167,10 @@ class EvaluationReport:
     models: dict[str, EvaluatedModel] = field(default_factory=dict)
     date: str = ""
     command: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Plain values for JSON. (JSON has no NaN, the interval of a single episode: `write_report` writes null.)"""
         return asdict(self)
 
     @classmethod
@@ -178,7 +181,9 @@ class EvaluationReport:
 
 
 def _rebuilt(kind: Any, value: Any) -> Any:
-    """Value of a type from its plain values."""
+    """Value of a type from its plain values; null is NaN where a number is expected."""
+    if value is None and kind is float:
+        return math.nan
     inner = get_args(kind)
     if isinstance(kind, type) and is_dataclass(kind) and not is_dataclass(value):
         hints = get_type_hints(kind)

@@ -10,10 +10,13 @@ import pytest
 from PIL import Image
 from results_by_hand import data_result, evaluation
 
+from mtslvr_hf.evaluation.probes import ProbeResult
+from mtslvr_hf.evaluation.report.headline import headline
 from mtslvr_hf.evaluation.report.html import to_html
+from mtslvr_hf.evaluation.report.markdown import to_markdown
 from mtslvr_hf.evaluation.report.protocol import protocol
 
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "source", "br"}
 
 
 class Page(HTMLParser):
@@ -71,15 +74,90 @@ def test_accuracies_are_a_table_over_the_data_sets(page):
 def test_each_data_set_has_all_that_was_found(page):
     assert ["a model", "log-mel statistics", "+28.8 ± 0.6"] in page.rows
     assert ["a model", "contrastive", "25", "70.0 ± 1.0", "2,000"] in page.rows
-    probe = ["a model", "both", "linear", "accuracy", "80.0 % (70.0 to 90.0)", "C = 1, the best of 0.1, 1"]
-    assert probe in page.rows
     assert page.values("img", "alt") == [
-        "drums: few-shot accuracy with 95 % intervals",
         "drums: embeddings of a model, colored by class",
-        "birds: few-shot accuracy with 95 % intervals",
         "birds: embeddings of a model, colored by class",
         "a model: invariance to augmentations; dark is not invariant",
     ]
+    assert page.values("figure", "aria-label") == [
+        f"{name}: few-shot accuracy with 95 % intervals" for name in ("drums", "birds")
+    ]
+    assert page.values("i", "style")[:3] == ["left:20.0%", "width:31.20%", "left:30.80%;width:0.80%"]
+
+
+def test_the_best_is_bold_and_the_default_embedding_marked():
+    rows = [replace(row, accuracy=0.9) if row.embedding == "contrastive" else row for row in data_result().rows]
+    found = to_html(evaluation(replace(data_result(), rows=rows)))
+    assert re.findall(r'<td class="best">([^<]*)</td>', found) == [
+        "90.0 ± 0.5",
+        *["80.0 % (70.0 to 90.0)"] * 3,
+        "+28.8 ± 0.6",
+    ]
+    assert re.findall(r'<td>(\w+)<small class="default"', found) == ["both", "both"]
+    assert re.findall(r'<div class="bar best"><span class="name">([^<]*)<', found) == ["a model · contrastive"]
+
+
+def test_probes_are_a_matrix_with_each_protocol_once():
+    def probed(row, number):
+        shared = "logistic regression on 70 clips; accuracy over 2 classes; seed 7"
+        probes = [
+            ProbeResult(kind, "accuracy", 0.5 + 0.1 * number, (0.4, 0.9), f"{shared}; {choice} = {number}", 70, 30)
+            for kind, choice in (("linear", "C"), ("knn", "k"))
+        ]
+        return replace(row, probes=probes)
+
+    rows = [probed(row, number) for number, row in enumerate(data_result().rows)]
+    report = evaluation(replace(data_result(), rows=rows))
+    page = Page(to_html(report))
+    assert ["model", "embedding", "linear, accuracy", "knn, accuracy"] in page.rows
+    assert ["a model", "both", "80.0 % (40.0 to 90.0)", "80.0 % (40.0 to 90.0)"] in page.rows
+    assert ["a model", "both", "knn", "k = 3"] in page.rows
+    for text in (" ".join(page.texts), to_markdown(report)):
+        assert text.count("logistic regression on 70 clips") == 2  # once for each probe
+
+
+def test_the_headline_says_what_is_best():
+    several = headline(evaluation(data_result(), data_result("birds")))
+    assert several[0] == "a model has the best average rank: 1.00 among 2 models and baselines on 2 data sets."
+    assert several[1] == (
+        "drums: a model (both) is best, 60.0 ± 0.5 %, 28.8 points more than log-mel statistics (31.2 ± 0.4 %)."
+    )
+    rows = [replace(row, accuracy=0.7) if row.embedding == "contrastive" else row for row in data_result().rows]
+    (words,) = headline(evaluation(replace(data_result(), rows=rows)))
+    assert words.endswith(" %). Its default embedding, both, has 60.0 ± 0.5 %.")
+    rows = [replace(row, accuracy=0.7) if row.model != "a model" else row for row in data_result().rows]
+    assert headline(evaluation(replace(data_result(), rows=rows))) == [
+        "drums: log-mel statistics is best, 70.0 ± 0.4 %; the best model, a model (both), has 60.0 ± 0.5 %."
+    ]
+    rows = [replace(row, accuracy=None, interval=None) for row in data_result().rows]
+    (words,) = headline(evaluation(replace(data_result(), rows=rows)))
+    assert words == "drums: a model (contrastive) is best with the linear probe, accuracy 80.0 % (70.0 to 90.0)."
+
+
+def test_date_versions_and_command():
+    report = replace(
+        evaluation(), date="2026-11-02", versions={"torch": "2.14"}, command="mtslvr evaluate --data drums"
+    )
+    text = " ".join(Page(to_html(report)).texts)
+    for words in (
+        "2026-11-02 · 5-way 1-shot · 2 models and baselines · 1 data set",
+        "torch 2.14",
+        "mtslvr evaluate --data",
+    ):
+        assert words in text
+
+
+def test_plots_for_a_dark_page(page):
+    sources = page.values("source", "srcset")
+    assert len(sources) == len(page.values("img", "src")) and set(page.values("source", "media")) == {
+        "(prefers-color-scheme: dark)"
+    }
+    for light, dark in zip(page.values("img", "src"), sources):
+        levels = [
+            Image.open(io.BytesIO(base64.b64decode(each.split(",")[1]))).convert("L").getpixel((2, 2))
+            for each in (light, dark)
+        ]
+        assert levels[0] == 255 and levels[1] < 40
 
 
 def test_invariance_is_a_table_too(page):
@@ -114,7 +192,7 @@ def test_it_needs_nothing_from_elsewhere(page):
     assert all(re.fullmatch(r"#[\w-]+", target) for target in page.values("a", "href"))
     anchors = [value for _, attribute, value in page.attributes if attribute == "id"]
     assert sorted(target[1:] for target in page.values("a", "href")) == sorted(anchors)
-    for source in page.values("img", "src"):
+    for source in page.values("img", "src") + page.values("source", "srcset"):
         kind, content = source.split(",")
         assert kind == "data:image/png;base64"
         assert Image.open(io.BytesIO(base64.b64decode(content))).format == "PNG"
@@ -128,7 +206,15 @@ def test_names_are_text_whatever_they_hold():
     assert "script" not in found.tags
     assert f"{name}: {name}" in found.texts
     assert found.tables[0][0][2] == f"{name}, %" and found.tables[0][2][0] == name
-    assert f"{name}: few-shot accuracy with 95 % intervals" in found.values("img", "alt")
+    assert f"{name}: few-shot accuracy with 95 % intervals" in found.values("figure", "aria-label")
+
+
+def test_names_in_markdown_are_text_whatever_they_hold():
+    name = "<script>alert(1)</script>\n\x1b[2J# title"
+    result = replace(data_result(data=name, model=name), note=name, left_out={name: name})
+    text = to_markdown(evaluation(result, model=name, missing={name: name}))
+    assert "<script>" not in text and "\x1b" not in text and "\n# title" not in text
+    assert text.count("&lt;script>alert(1)&lt;/script> [2J# title") > 5
 
 
 def test_what_was_not_asked_for_is_not_mentioned():
@@ -137,8 +223,8 @@ def test_what_was_not_asked_for_is_not_mentioned():
     result = replace(result, note="", left_out={}, group_disjoint=False)
     report = replace(evaluation(result), average_ranks={}, invariance={}, classifier="centroid")
     found = Page(to_html(report))
-    assert found.tables[0][1] == ["log-mel statistics", "", "31.2", ""]
-    assert len(found.values("img", "src")) == 1
+    assert found.tables[0][1] == ["log-mel statistics", "", "31.2"]
+    assert not found.values("img", "src") and "default" not in found.texts
     text = " ".join(found.texts)
     for word in ("Probes", "Differences", "Heads", "by class", "Invariance", "Left out", "reached", "ranks", "nan"):
         assert word not in text

@@ -1,6 +1,7 @@
 """Figures show every value, under the name it has, and touch no state but their own."""
 
 import builtins
+import io
 import sys
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 from results_by_hand import STRENGTHS, data_result, invariance
 
-from mtslvr_hf.evaluation.report.plots import accuracy_plot, heat_map, projection_plot, to_png
+from mtslvr_hf.evaluation.report.plots import heat_map, projection_plot, theme, to_png
 
 
 def texts(figure):
@@ -19,8 +20,8 @@ def texts(figure):
 
 def test_a_heat_map_has_a_cell_for_each_measure():
     figure = heat_map(invariance(), title="a model")
-    cells = [[text.get_text() for text in axes.texts] for axes in figure.axes]
-    assert len(cells) == 2 * 4  # embeddings and measures
+    cells = [[text.get_text() for text in axes.texts] for axes in figure.axes[:8]]
+    assert len(figure.axes) == 2 * 4 + 4  # embeddings and measures, and the colors of each measure
     for place, row in enumerate((cells[:4], cells[4:])):
         values = (0.8 - 0.3 * place, 0.4 + 0.3 * place, 0.9 - 0.2 * place)
         for panel, value in zip(row, values):
@@ -31,7 +32,7 @@ def test_a_heat_map_has_a_cell_for_each_measure():
 
 def test_dark_is_not_invariant():
     """The contrastive embedding by hand moves further, has the smaller cosine, and tells more."""
-    shades = [axes.images[0].get_array().mean() for axes in heat_map(invariance()).axes]
+    shades = [axes.images[0].get_array().mean() for axes in heat_map(invariance()).axes[:8]]
     assert all(contrastive > predictive for contrastive, predictive in zip(shades[:4], shades[4:]))
     assert all(0 <= shade <= 1 for shade in shades)
 
@@ -44,15 +45,22 @@ def test_values_beyond_the_colors_are_shown_as_they_are():
     assert "embedding" in texts(figure)
 
 
-def test_accuracies_have_their_intervals_and_names():
-    result = data_result()
-    figure = accuracy_plot(result, ways=5)
-    bars = figure.axes[0].containers
-    assert [bar.lines[0].get_xdata()[0] for bar in bars] == pytest.approx([31.2, 40, 50, 60])
-    low, high = bars[0].lines[2][0].get_segments()[0][:, 0]
-    assert (low, high) == pytest.approx((30.8, 31.6))
-    assert {"log-mel statistics", "a model · both", "chance"} <= set(texts(figure))
-    assert figure.axes[0].lines[-1].get_xdata()[0] == 20  # chance of five ways
+def test_colors_tell_large_distances_apart():
+    report = invariance(("",))
+    moved = [replace(entry, relative=value) for entry, value in zip(report.displacements, (0.5, 1.0, 3.0, 5.2))]
+    figure = heat_map(replace(report, displacements=tuple(moved)))
+    shades = figure.axes[0].images[0].get_array().ravel().tolist()
+    assert shades == pytest.approx([1 / 3, 0.5, 0.75, 5.2 / 6.2])
+    ticks = [text.get_text() for text in figure.axes[4].get_xticklabels()]
+    assert ticks == ["0", "0.5", "1", "3", "10"]
+    assert figure.axes[4].get_xticks() == pytest.approx([0, 1 / 3, 0.5, 0.75, 10 / 11])
+
+
+def test_themes():
+    for name, low, high in (("light", 250, 255), ("dark", 0, 40)):
+        with theme(name):
+            image = Image.open(io.BytesIO(to_png(projection_plot(data_result().projections)))).convert("L")
+        assert low <= image.getpixel((2, 2)) <= high
 
 
 def test_a_projection_shows_each_clip_in_its_class():
@@ -78,17 +86,10 @@ def test_projections_of_other_clips_keep_the_colors():
 def test_names_are_shown_as_they_are(name):
     for figure in (
         heat_map(invariance((name, "other")), title=name),
-        accuracy_plot(data_result(model=name), 5),
         projection_plot(data_result(classes=(name, "other")).projections),
     ):
         assert any(name in text.replace(r"\$", "$") for text in texts(figure))
         assert to_png(figure)  # a formula that is none would be an error
-
-
-def test_a_single_episode_has_no_interval():
-    result = data_result()
-    rows = [replace(row, interval=float("nan")) for row in result.rows]
-    assert to_png(accuracy_plot(replace(result, rows=rows), 5))
 
 
 def test_equal_figures_are_equal_files(tmp_path):

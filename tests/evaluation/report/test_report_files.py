@@ -1,15 +1,20 @@
 """Labelled folders, reading of files and the log-mel baseline."""
 
 import csv
+import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from results_by_hand import data_result, evaluation
 
 from mtslvr_hf.data import load_labelled_audio
-from mtslvr_hf.evaluation import LogMelStatistics
+from mtslvr_hf.evaluation import LogMelStatistics, read_report, to_markdown, write_report
+from mtslvr_hf.evaluation.report.files import heat_map_names
 
 RATE = 16_000
 
@@ -93,3 +98,34 @@ class TestLogMelStatistics:
         statistics = LogMelStatistics().embed([row_of(tmp_path / name) for name in ("a.wav", "b.wav", "c.wav")])[""]
         assert torch.allclose(statistics[0, 10:18], statistics[1, 10:18], atol=0.1)
         assert torch.isfinite(statistics).all()
+
+
+MODELS = ("runs/a", "runs-a", "Runs-A", "犬", "猫", f"lr-0.0001/{'x' * 300}", "outputs/own")
+
+
+def test_one_heat_map_for_each_model_whatever_it_is_called(tmp_path):
+    names = heat_map_names(MODELS)
+    assert list(names) == list(MODELS)
+    assert len({name.lower() for name in names.values()}) == len(MODELS)
+    assert all(name.isascii() and len(name) < 150 and "/" not in name for name in names.values())
+    assert names["outputs/own"] == "invariance-outputs-own.png"
+    report = replace(evaluation(), invariance={name: evaluation().invariance["a model"] for name in MODELS})
+    written = write_report(report, tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == sorted(names.values())
+    assert {path.name for path in written} == {path.name for path in tmp_path.iterdir()}
+
+
+def test_numbers_that_are_not_finite_are_null_in_the_file(tmp_path):
+    """A single episode has no interval."""
+    result = data_result()
+    rows = [replace(row, interval=math.nan) for row in result.rows]
+    differences = [replace(each, interval=math.nan) for each in result.differences]
+    report = evaluation(replace(result, rows=rows, differences=differences))
+    write_report(report, tmp_path)
+    text = (tmp_path / "report.json").read_text()
+    content = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert content["results"][0]["rows"][0]["interval"] is None
+    again = read_report(tmp_path / "report.json")
+    assert to_markdown(again) == to_markdown(report)
+    assert "| 31.2 " in to_markdown(again) and "31.2 ±" not in to_markdown(again)
+    assert math.isnan(again.results[0].differences[0].interval)
