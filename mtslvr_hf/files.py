@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,7 +20,8 @@ TEMPORARY = ".tmp"
 
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file whole or not at all."""
-    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_whole(path, text.encode("utf-8", "backslashreplace"))  # a name that is not UTF-8 gets JSON's escapes
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -38,6 +40,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        message = "no room on the disk; files that were written before are whole: make room and run the command again"
+        raise OSError(error.errno, message, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
