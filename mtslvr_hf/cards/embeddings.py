@@ -28,7 +28,7 @@ def write_card(folder: Path, manifest: Mapping[str, Any]) -> None:
         ("`embedding`", f"{manifest['embedding_size']} float32: {', '.join(manifest['tasks'])}{norm}{pooled}"),
         ("`duration`", "duration of the audio in seconds"),
         ("`windows`", f"number of windows of {manifest['model']['window_seconds']:g} s; the embedding is their mean"),
-        *((f"`{name}`", "as in the source") for name in manifest["columns"]),
+        *((f"`{name.replace('`', ' ')}`", "as in the source") for name in manifest["columns"]),
     ]
     save_card(
         fill_template(DatasetCard, "embeddings", data, contents=contents, before_heads=before_heads, **manifest),

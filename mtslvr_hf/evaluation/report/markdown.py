@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from ...markdown import markdown_table
+from ...markdown import escape_markdown, markdown_table
 from . import tables
 from .protocol import data_protocol, protocol, weight_shares_words
 from .results import DataResult, EvaluationReport
@@ -13,22 +13,23 @@ from .results import DataResult, EvaluationReport
 def to_markdown(report: EvaluationReport) -> str:
     """Markdown tables of a report, with the protocol."""
     accuracies = tables.accuracies(report)
-    blocks = ["\n".join(protocol(report)), markdown_table(accuracies.header, accuracies.cells)]
+    blocks = [_lines(protocol(report)), markdown_table(accuracies.header, accuracies.cells)]
     if report.missing:
         lines = [f"- {name}: {reason}" for name, reason in report.missing.items()]
-        blocks.append("\n".join(["Data sets that could not be reached:", "", *lines]))
+        blocks.append(_lines(["Data sets that could not be reached:", "", *lines]))
     for result in report.results:
         blocks += _data(result, weight_shares_words(report))
     for model, found in report.invariance.items():
-        blocks.append(f"## Invariance of {model}")
-        blocks.append(f"{found.clips} clips of {report.invariance_data}, seed {found.seed}; distances by strength.")
+        blocks.append(f"## Invariance of {escape_markdown(model)}")
+        heard = escape_markdown(report.invariance_data)
+        blocks.append(f"{found.clips} clips of {heard}, seed {found.seed}; distances by strength.")
         blocks.append(found.to_markdown())
     return "\n\n".join(blocks)
 
 
 def _data(result: DataResult, shares_words: str) -> Iterator[str]:
-    yield f"## {result.data}"
-    yield "\n".join(data_protocol(result))
+    yield f"## {escape_markdown(result.data)}"
+    yield _lines(data_protocol(result))
     for title, words, table in (
         ("Probes", "", tables.probes(result.rows)),
         ("Differences on the same episodes", "", tables.differences(result)),
@@ -39,6 +40,10 @@ def _data(result: DataResult, shares_words: str) -> Iterator[str]:
             if words:
                 yield words
             yield markdown_table(table.header, table.cells)
+
+
+def _lines(texts: Iterable[str]) -> str:
+    return "\n".join(map(escape_markdown, texts))
 
 
 __all__ = ["to_markdown"]
