@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -17,6 +16,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks: temporary files stay there
+    fcntl = None  # type: ignore[assignment]
 
 from ..files import TEMPORARY, sha256_of, whole_file, write_json, write_whole
 
@@ -231,6 +235,8 @@ class ShardFolder:
     def _lock(self) -> None:
         """Shares a lock on the folder with other runs; the system ends it with the process."""
         self.release()
+        if fcntl is None:
+            return
         self._descriptor = os.open(self.path, os.O_RDONLY)
         self.release = weakref.finalize(self, os.close, self._descriptor)
         with suppress(OSError):  # a file system without locks
@@ -238,6 +244,8 @@ class ShardFolder:
 
     def _alone(self) -> bool:
         """True if no other run holds a lock."""
+        if fcntl is None:
+            return False
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (OSError, ValueError):  # or not claimed
