@@ -38,8 +38,8 @@ class EmbedReport(ShardReport):
     def __str__(self) -> str:
         return (
             f"Wrote {self.folder}: {self.rows} embeddings of {self.embedding_size} values, {self.bad(ERRORS)}; "
-            f"{self.computed} of {self.shards} shards were made in this run.\n"
-            f"Load them with datasets.load_dataset({str(self.folder)!r}, split='train')."
+            f"{self.computed} of {self.shards} shards were made in this run."
+            + (f"\nLoad them with datasets.load_dataset({str(self.folder)!r}, split='train')." if self.rows else "")
         )
 
 

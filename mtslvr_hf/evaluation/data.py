@@ -219,7 +219,8 @@ def _holds_embeddings(folder: Path) -> bool:
 
 
 def _shards_of(folder: Path) -> list[Path]:
-    return find_audio_files(folder, frozenset((".parquet",)))
+    """Visible parquet files of a folder, which need not exist."""
+    return find_audio_files(folder, frozenset((".parquet",))) if folder.is_dir() else []
 
 
 def read_labelled_embeddings(
