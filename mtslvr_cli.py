@@ -255,9 +255,18 @@ def _add_shard_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", help="configuration of the data set")
     parser.add_argument("--split", help="split of the data set (default: its only one; all files of a folder)")
     parser.add_argument("--audio-column", metavar="NAME", help="audio column, if there are several")
+    _add_row_paths(parser)
     parser.add_argument("--rows-per-shard", type=int, default=1000, help="rows of a full shard (default: %(default)s)")
     parser.add_argument(
         "--verify", action="store_true", help="read all finished shards, check their checksums, replace damaged ones"
+    )
+
+
+def _add_row_paths(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--allow-row-paths",
+        action="store_true",
+        help="let rows of a data set name any file or URL (default: only files below its folder or in its repository)",
     )
 
 
@@ -301,7 +310,7 @@ def _embed(options: argparse.Namespace) -> None:
     model = AutoModel.from_pretrained(options.model, **settings, **_pooling(options))
     model = model.to(device).eval()
     names = "config split audio_column columns id_column tasks normalize batch_size rows_per_shard num_workers"
-    settings = _settings(options, f"{names} compile faiss verify")
+    settings = _settings(options, f"{names} compile faiss verify allow_row_paths")
     report = embed_dataset(model, options.source, options.output, **settings)
     _end(report, state, f"nothing could be embedded; see {options.output / 'errors.jsonl'}.")
 
@@ -317,7 +326,7 @@ def _end(report: "ShardReport", state: "PartialState", empty: str) -> None:
     if report.failures:
         raise ValueError(f"the source could not be read to its end, run it again: {'; '.join(report.failures)}.")
     if report.rows == 0:
-        raise ValueError(empty)
+        raise ValueError(empty if report.bad_rows else "the source has no rows: an output without rows was written.")
     if state.num_processes > 1:
         state.destroy_process_group()
         sys.stdout.flush()
@@ -413,7 +422,7 @@ def _cache(options: argparse.Namespace) -> None:
     from mtslvr_hf.caching import cache_audio
 
     _check_source(options.source)
-    names = "config split audio_column columns sampling_rate rows_per_shard num_workers shuffle verify"
+    names = "config split audio_column columns sampling_rate rows_per_shard num_workers shuffle verify allow_row_paths"
     report = cache_audio(options.source, options.output, **_settings(options, names))
     errors = options.output / report.config / report.split / "errors.jsonl"
     _end(report, PartialState(), f"nothing could be decoded; see {errors}.")
@@ -493,6 +502,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         "--label-column", metavar="NAME", help="(default: label, labels, human_labels, target, category, class)"
     )
     own.add_argument("--group-column", metavar="NAME", help="speaker, recording, ... (default of folders: group)")
+    _add_row_paths(own)
     parser.add_argument(
         "--data-root", type=Path, metavar="FOLDER", help="root of local data sets (default: MTSLVR_EVALUATION_DATA)"
     )
@@ -571,7 +581,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     few_shot = _settings(options, "ways shots queries episodes seed group_disjoint")
     given = {name: value for name, value in few_shot.items() if value is not None}
     protocol = PaperProtocol(**given) if options.protocol == "paper" else FewShotProtocol(**given)
-    columns = "config split revision audio_column label_column group_column"
+    columns = "config split revision audio_column label_column group_column allow_row_paths"
     report = evaluate(
         options.model,
         options.data,
@@ -615,8 +625,9 @@ def _evaluate_command(options: argparse.Namespace) -> str:
 
     names = "model data class_list classes protocol ways shots queries episodes seed group_disjoint classifier probe "
     names += "invariance pooling num_bands use_heads config split revision audio_column label_column group_column "
-    names += "trust_remote_code"
-    defaults = {"protocol": "standard", "episodes": 10_000, "seed": 0, "invariance": 0, "trust_remote_code": False}
+    names += "trust_remote_code allow_row_paths"
+    defaults = {"protocol": "standard", "episodes": 10_000, "seed": 0, "invariance": 0}
+    defaults |= {"trust_remote_code": False, "allow_row_paths": False}
     negated = {"group_disjoint": "--no-group-disjoint", "use_heads": "--no-heads"}
     words = ["mtslvr", "evaluate"]
     for name in names.split():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+from array import array as PlainArray
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Number
 from types import ModuleType
@@ -191,6 +192,7 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
             clip = {"array": samples, "sampling_rate": sampling_rate}
         samples, own_rate = _samples_and_rate(clip)
         channels_first = channels_first or samples is not clip
+        sampling_rate, own_rate = plain_rate(sampling_rate), plain_rate(own_rate)
         rate = own_rate if sampling_rate is None else sampling_rate
         if rate is None:
             raise ValueError(f"Clip {number} came without a sampling rate: pass `sampling_rate` in Hz.")
@@ -237,25 +239,61 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
 def split_audio(audio: Any, channels_first: bool = False) -> tuple[Iterable[Any], bool]:
     """Clips of an argument, and whether it is a single clip.
 
-    Several clips are a list, tuple or iterator (a list of numbers is one clip), an array of paths, or an array as
-    [`split_array`] reads it.
+    Several clips are a list, tuple or iterator (a list of numbers is one clip), an array of paths, an array as
+    [`split_array`] reads it, or several rows of a data set (`dataset[:2]`). A Series of numbers is one clip.
 
     Raises:
-        TypeError: If it is neither.
+        TypeError: If it is neither, or the pair (samples, rate) of a reader of files.
         ValueError: If an array has a wrong or an ambiguous shape.
     """
+    audio = _plain_array(audio)
     if isinstance(audio, np.ndarray) and audio.dtype.kind in "OSU":  # array of paths
         return cast(Iterable[Any], audio), False
     if isinstance(audio, (np.ndarray, torch.Tensor)):
         return split_array(audio, channels_first)
+    rows = _rows_of_batch(audio) if isinstance(audio, Mapping) else None
+    if rows is not None:
+        return rows, False
     if isinstance(audio, (str, os.PathLike, bytes, bytearray, Mapping)) or hasattr(audio, "get_all_samples"):
         return [audio], True
+    if isinstance(audio, tuple) and len(audio) == 2 and isinstance(audio[1], Number) and hasattr(audio[0], "shape"):
+        raise TypeError(
+            "A pair of an array and a rate came, as soundfile.read and torchaudio.load return it: pass the array, and "
+            "the rate as `sampling_rate`. For channels, pass (channels, samples) and `channels_first=True`."
+        )
     if isinstance(audio, (list, tuple)):
         single = len(audio) > 0 and all(isinstance(value, Number) for value in audio)
         return ([audio], True) if single else (audio, False)
     if isinstance(audio, Iterable) and not hasattr(audio, "read"):  # an open file would be iterated by lines
         return audio, False
     raise TypeError(f"`audio` is a {type(audio).__name__}; expected {KINDS}, or several of them.")
+
+
+def _plain_array(audio: Any) -> Any:
+    """NumPy array of a Series or column of numbers of another library or of the standard library; else the argument.
+
+    Raises:
+        TypeError: If it is a table with several columns.
+    """
+    if isinstance(audio, PlainArray):
+        return np.asarray(audio)
+    if isinstance(audio, (np.ndarray, torch.Tensor)) or not hasattr(audio, "to_numpy"):
+        return audio
+    values = audio.to_numpy()
+    if not isinstance(values, np.ndarray) or values.ndim != 1:
+        raise TypeError(f"A {type(audio).__name__} came; expected {KINDS}, or several of them: choose one column.")
+    return values
+
+
+def _rows_of_batch(batch: Mapping[str, Any]) -> list[Any] | None:
+    """Audio of the rows of a batch `{"audio": [...]}` or `{"array": [...], "sampling_rate": [...]}`; else None."""
+    kinds = (list, tuple, np.ndarray, torch.Tensor)
+    clips, rates = batch.get("audio"), batch.get("sampling_rate")
+    if isinstance(clips, kinds[:3]) and len(clips) and not isinstance(clips[0], Number):
+        return list(clips)
+    if "array" in batch and isinstance(rates, kinds) and np.ndim(rates) == 1:
+        return [{"array": clip, "sampling_rate": rate} for clip, rate in zip(batch["array"], rates)]
+    return None
 
 
 def split_array(array: np.ndarray | torch.Tensor, channels_first: bool) -> tuple[Sequence[Any], bool]:
@@ -356,6 +394,11 @@ def _samples_and_rate(clip: Any) -> tuple[Any, int | None]:
     return clip, None
 
 
+def plain_rate(rate: Any) -> Any:
+    """Number of an array or tensor that holds a single one, as formats of `datasets` give it; else the argument."""
+    return rate.item() if isinstance(rate, (np.ndarray, torch.Tensor)) and len(rate.reshape(-1)) == 1 else rate
+
+
 def _mono(samples: Any, number: int, channels_first: bool) -> torch.Tensor:
     """(samples,) or (channels, samples) of any kind -> (samples,) float32."""
     waveform = samples if isinstance(samples, torch.Tensor) else waveform_from_array(samples, number)
@@ -372,15 +415,31 @@ def _mono(samples: Any, number: int, channels_first: bool) -> torch.Tensor:
 
 
 def waveform_from_array(samples: Any, number: int) -> torch.Tensor:
+    """Tensor of an array or list of any type, which is kept: integers are scaled by `to_float`.
+
+    Raises:
+        ValueError: If it is none, masked, or a list of integers, whose full scale is unknown.
+    """
+    samples = _plain_array(samples)
     try:
-        dtype = np.float32 if isinstance(samples, (list, tuple)) else None
-        array = np.ascontiguousarray(np.asarray(samples, dtype=dtype))
-        return torch.from_numpy(array if array.flags.writeable else array.copy())  # torch warns of read-only arrays
+        array = np.ascontiguousarray(np.asarray(samples))
+        if not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
+        waveform = torch.from_numpy(array if array.flags.writeable else array.copy())  # torch warns of read-only ones
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"Clip {number} is a {type(samples).__name__} that is no array of samples ({error}); expected an array, a "
             "tensor, a list of floats, a file, a dictionary with `array` and `sampling_rate`, or a decoder."
         ) from error
+    if isinstance(samples, (list, tuple)) and waveform.dtype in (torch.int64, torch.bool):
+        raise ValueError(
+            f"Clip {number} is a list of integers, whose full scale is unknown: pass an array of their type, such as "
+            "numpy.asarray(samples, dtype=numpy.int16), or the data set itself, whose column has the type; or divide "
+            "by the full scale (32768 for 16 bit)."
+        )
+    if np.ma.is_masked(samples):
+        raise ValueError(f"Clip {number} is an array with masked samples: fill or remove them.")
+    return waveform
 
 
 def to_float(waveform: torch.Tensor, number: int) -> torch.Tensor:
@@ -390,7 +449,11 @@ def to_float(waveform: torch.Tensor, number: int) -> torch.Tensor:
         return (waveform.float() - 128) / 128
     if waveform.dtype in (torch.int8, torch.int16, torch.int32):
         return waveform.float() / -float(torch.iinfo(waveform.dtype).min)
-    raise ValueError(f"Clip {number} holds {waveform.dtype}, which has no full scale; pass floats or 16-bit PCM.")
+    raise ValueError(
+        f"Clip {number} holds {waveform.dtype}, which has no full scale: pass floats, or integers "
+        "of 8, 16 or 32 bits in their own type, such as samples.astype(numpy.int16). The formats `numpy` and `torch` "
+        "of a data set turn all integers into int64: pass the data set itself."
+    )
 
 
 __all__ = ["MTSLVRFeatureExtractor"]

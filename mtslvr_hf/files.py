@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -20,8 +21,8 @@ TEMPORARY = ".tmp"
 
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file whole or not at all; numbers that are not finite, which JSON does not have, become null."""
-    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
-    write_whole(path, f"{text}\n".encode())
+    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(path, text.encode("utf-8", "backslashreplace"))  # a name that is not UTF-8 gets JSON's escapes
 
 
 def _finite(content: Any) -> Any:
@@ -55,6 +56,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(mode)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        message = "no room on the disk; files that were written before are whole: make room and run the command again"
+        raise OSError(error.errno, message, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

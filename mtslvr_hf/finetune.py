@@ -86,6 +86,7 @@ def load_data(data_args: DataArguments) -> Clips:
         label_column=data_args.label_column,
         group_column=data_args.group_column,
         revision=data_args.data_revision,
+        allow_row_paths=data_args.allow_row_paths,
     )
     clips = load(split=data_args.train_split)
     if data_args.eval_split is not None:

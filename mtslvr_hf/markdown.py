@@ -1,12 +1,25 @@
-"""Markdown tables and text."""
+"""Markdown tables, and text that Markdown shows as it is."""
 
+import re
 from collections.abc import Iterable, Sequence
-from unicodedata import category
+
+# Control characters, line and paragraph separators, and marks that change the direction of the text.
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+CODE = re.compile("(`[^`]*`)")
+
+
+def escape_markdown(text: str) -> str:
+    """Text on one line and without HTML: names of files, classes and models come from anywhere.
+
+    Control characters become spaces, and `<` outside of code becomes `&lt;`. Text that is no Unicode is escaped.
+    """
+    parts = CODE.split(CONTROLS.sub(" ", text.encode("utf-8", "backslashreplace").decode()))
+    return "".join(part if CODE.fullmatch(part) else part.replace("<", "&lt;") for part in parts)
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Markdown table with aligned columns; bars in cells are escaped, line breaks become spaces."""
-    lines = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in line] for line in (header, *rows)]
+    """Markdown table with aligned columns of texts that are escaped, bars, too."""
+    lines = [[escape_markdown(str(cell)).replace("|", "\\|") for cell in line] for line in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines)]
     lines.insert(1, ["-" * width for width in widths])
     return "\n".join(
@@ -14,10 +27,4 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> s
     )
 
 
-def plain_text(text: str) -> str:
-    """Text on one line that is no HTML: names come from users, and may hold tags, line breaks, control characters."""
-    spaced = "".join(" " if category(character) in ("Cc", "Cs") else character for character in text)
-    return " ".join(spaced.split()).replace("<", "&lt;")
-
-
-__all__ = ["markdown_table", "plain_text"]
+__all__ = ["escape_markdown", "markdown_table"]

@@ -182,6 +182,7 @@ def _open(data_args: DataArguments, split: str) -> datasets.Dataset | datasets.I
         audio_column=data_args.audio_column,
         revision=data_args.dataset_revision,
         data_files=data_args.data_files,
+        allow_row_paths=data_args.allow_row_paths,
     )
 
 

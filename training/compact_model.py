@@ -23,7 +23,7 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 from mtslvr_hf import MTSLVRModel
 from mtslvr_hf.cards.parts import save_card
-from mtslvr_hf.data.sources import find_audio_files
+from mtslvr_hf.data import find_audio_files
 from mtslvr_hf.evaluation.report.plots import check_matplotlib
 
 ROOT = Path(__file__).parents[1]

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from mtslvr_hf.data.sources import AUDIO_SUFFIXES
+from mtslvr_hf.data import AUDIO_SUFFIXES
 from mtslvr_hf.files import TEMPORARY
 
 ZIP_SUFFIXES = frozenset((".pk3", ".zip"))

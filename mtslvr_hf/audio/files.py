@@ -33,6 +33,8 @@ def open_audio(audio: Mapping[str, Any], name: str | None = None) -> BinaryIO:
         BadClipError: If there are neither bytes nor a path.
         OSError: If the path cannot be opened.
     """
+    if audio.get("refused"):  # by `EncodedAudio`
+        raise BadClipError("unreadable", f"{name or describe(audio)}: {audio['refused']}.")
     if audio.get("bytes"):
         return io.BytesIO(audio["bytes"])  # shares the memory
     if audio.get("bytes") is None and audio.get("path"):

@@ -19,7 +19,8 @@ from ..audio.errors import BadClipError
 from ..audio.files import describe
 from ..audio.prefetch import ReadAhead
 from ..audio.recording import open_recording
-from ..data.sources import AUDIO_COLUMN, AUDIO_SUFFIXES
+from ..data.local import AUDIO_SUFFIXES
+from ..data.metadata import AUDIO_COLUMN
 from ..shards import ShardWriter, SourceRow
 
 ROWS_PER_GROUP = 64  # held in memory by a reader; small data sets are divided into row groups

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,6 +54,7 @@ def cache_audio(
     num_workers: int | None = None,
     shuffle: bool = True,
     verify: bool = False,
+    allow_row_paths: bool = False,
     show_progress_bar: bool | None = None,
 ) -> CacheReport:
     """Cache of a split's decoded audio, in a folder that `load_audio` and `datasets.load_dataset` read.
@@ -74,7 +74,8 @@ def cache_audio(
         config: Configuration of the data set.
         split: Split of the data set; default: all files of a folder, or the only split.
         audio_column: Name of the audio column; required if it is ambiguous.
-        columns: Columns to copy; default: all. A folder of audio files has `file` and `label`.
+        columns: Columns to copy; default: all. A folder of audio files has `file` and `label`, or the columns of its
+            metadata.csv.
         sampling_rate: In Hz.
         rows_per_shard: Largest number of rows in a parquet file. A stream's shards are not joined.
         num_workers: Threads that decode; default: one for each core of this process.
@@ -82,6 +83,7 @@ def cache_audio(
             reads a few neighboring rows at a time: files of one folder or recording would fill a batch. Streams keep
             their order.
         verify: Also compare the checksums of finished shards, which reads all of them, and rewrite damaged ones.
+        allow_row_paths: Whether rows of a source without bytes may name any file or URL, see `load_audio`.
         show_progress_bar: Default: on a terminal.
 
     Returns:
@@ -117,6 +119,7 @@ def cache_audio(
             write_json(folder.path / MANIFEST, manifest)
             _summarize(output, common)
             root.tidy([])
+            root.release()
 
         features = datasets.Features({AUDIO_COLUMN: datasets.Audio(sampling_rate=sampling_rate), **opened.features})
         options = {"sampling_rate": sampling_rate, "num_workers": num_workers}
@@ -135,14 +138,15 @@ def cache_audio(
         columns=columns,
         rows_per_partition=rows_per_shard,
         shuffle=shuffle,
+        allow_row_paths=allow_row_paths,
     )
     return report_of(CacheReport, output, manifest, computed)
 
 
 def _summarize(output: Path, common: dict[str, Any]) -> None:
     """Writes README.md and manifest of all complete splits."""
-    files = sorted(output.glob(f"*/*/{MANIFEST}"))
-    splits = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    folders = sorted(file.parent for file in output.glob(f"[!.]*/[!.]*/{MANIFEST}"))
+    splits = [manifest for folder in folders if (manifest := ShardFolder(folder, "audio", COMMAND).read_manifest())]
     write_card(output, splits)
     for split in splits:
         for key in common:

@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from ..markdown import plain_text
+from ..markdown import escape_markdown
 from ..shards.folder import content_of
 from .parts import fill_template, save_card
 
@@ -29,12 +29,12 @@ def write_card(folder: Path, manifest: Mapping[str, Any]) -> None:
         ("`embedding`", f"{manifest['embedding_size']} float32: {', '.join(manifest['tasks'])}{norm}{pooled}"),
         ("`duration`", "duration of the audio in seconds"),
         ("`windows`", f"number of windows of {manifest['model']['window_seconds']:g} s; the embedding is their mean"),
-        *((f"`{plain_text(name)}`", "as in the source") for name in manifest["columns"]),
+        *((f"`{name.replace('`', ' ')}`", "as in the source") for name in manifest["columns"]),
     ]
     shown = {
         **manifest,
-        "model": {**manifest["model"], "name": plain_text(manifest["model"]["name"])},
-        "failures": list(map(plain_text, manifest.get("failures", ()))),
+        "model": {**manifest["model"], "name": escape_markdown(manifest["model"]["name"])},
+        "failures": list(map(escape_markdown, manifest.get("failures", ()))),
     }
     save_card(
         fill_template(DatasetCard, "embeddings", data, contents=contents, before_heads=before_heads, **shown),

@@ -11,21 +11,21 @@ from typing import Any, TypeVar
 from huggingface_hub import CardData, EvalResult, RepoCard
 
 from ..files import write_whole
-from ..markdown import markdown_table
+from ..markdown import escape_markdown, markdown_table
 
 CARD_LIBRARIES = ("mtslvr-hf", "torch", "transformers", "accelerate", "datasets")
 Card = TypeVar("Card", bound=RepoCard)
 
 
 def fill_template(kind: type[Card], name: str, data: CardData, /, **values: Any) -> Card:
-    """Card of a kind from the template `templates/NAME.md` and metadata; templates may call `table`."""
+    """Card of a kind from the template `templates/NAME.md` and metadata; templates may call `table` and `text`."""
     template = (files(__package__) / "templates" / f"{name}.md").read_text(encoding="utf-8")
-    return kind.from_template(data, template_str=template, table=markdown_table, **values)
+    return kind.from_template(data, template_str=template, table=markdown_table, text=escape_markdown, **values)
 
 
 def save_card(card: RepoCard, folder: Path) -> None:
     """Writes a folder's README.md, completely or not at all."""
-    write_whole(folder / "README.md", f"{str(card).rstrip()}\n".encode())
+    write_whole(folder / "README.md", f"{str(card).rstrip()}\n".encode("utf-8", "backslashreplace"))
 
 
 def eval_result(dataset: str, split: str | None, metric: str, value: float, **details: Any) -> EvalResult:

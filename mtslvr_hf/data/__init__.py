@@ -2,10 +2,12 @@
 
 from ..audio.clips import decode_clip
 from ..audio.errors import REASONS, BadClipError
+from .encoded import EncodedAudio
 from .labelled import LabelledAudio, from_dataset, load_labelled_audio
+from .local import AUDIO_SUFFIXES, find_audio_files
 from .shuffling import usable_workers
 from .skipped import SkippedRows, TooManyBadRowsError
-from .sources import AUDIO_SUFFIXES, EncodedAudio, audio_rows, find_audio_files, load_audio
+from .sources import audio_rows, load_audio
 from .stream import AudioStream, dequantize_clips, load_clips
 
 __all__ = [

@@ -5,7 +5,7 @@ Shapes: N clips, C classes.
 
 from __future__ import annotations
 
-import csv
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,13 @@ import datasets
 import numpy as np
 from datasets.arrow_dataset import Column
 
-from .sources import AUDIO_COLUMN, AUDIO_SUFFIXES, SPLITS, audio_rows, find_audio_files, is_dataset, local_path
+from .encoded import folder_roots
+from .folders import FolderLayout, readable_name
+from .local import AUDIO_SUFFIXES, LocalSource, local_path, look_into
+from .metadata import read_csv
+from .sources import AUDIO_COLUMN, audio_rows, check_dataset, load_whole
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.csv"
 GROUP = "group"
@@ -79,77 +85,100 @@ def load_labelled_audio(
     label_column: str | None = None,
     group_column: str | None = None,
     revision: str | None = None,
+    allow_row_paths: bool = False,
 ) -> LabelledAudio:
     """Opens labelled audio. A data set on the Hub is downloaded whole.
 
     Args:
-        name: A folder with a folder of audio files per class (or a folder per split that holds these) and an optional
-            `manifest.csv` with the columns `file` and `group`; parquet shards or one parquet file; or a data set on
-            the Hub.
+        name: A folder with a folder of audio files per class (or a folder per split that holds these, see
+            `FolderLayout`) and an optional `manifest.csv` with the columns `file` and `group`; a folder of audio files
+            with `metadata.csv` or `.jsonl` as for AudioFolder of `datasets`, whose columns give labels and groups;
+            parquet shards or one parquet file; or a data set on the Hub.
         config: Configuration of the data set.
         split: Its split. A folder without splits has only "train".
         audio_column: Needed if several columns hold audio.
-        label_column: Class labels, texts or integers, or lists of them for several classes per clip. By default the
-            first of label, labels, human_labels, target, category, class.
+        label_column: Class labels, texts or integers, or lists of them for several classes per clip; or lists of 0
+            and 1, one for each class. By default the first of label, labels, human_labels, target, category, class.
         group_column: Groups, in the data set or the manifest. By default the column `group` of a manifest, if any.
         revision: Branch, tag or commit on the Hub.
+        allow_row_paths: As for `load_audio`.
 
     Raises:
         FileNotFoundError: If no such folder or data set exists.
         ValueError: If labels, the column, the configuration or the split are missing. The message lists those present.
     """
     path = local_path(name)
-    if path is not None and path.is_dir() and not is_dataset(path):
-        return _from_folder(path, split, group_column)
-    if path is not None and path.is_file():
-        dataset = datasets.load_dataset("parquet", data_files={split: str(path)}, split=split)
-    else:
-        dataset = datasets.load_dataset(str(path or name), config, split=split, revision=revision)
-    return from_dataset(dataset, audio_column, label_column, group_column)
+    source = None if path is None else look_into(path)
+    if source is not None and source.kind == "audio files":
+        return _from_folder(source, split, audio_column, label_column, group_column, allow_row_paths)
+    if source is not None and source.kind == "tar shards":
+        raise ValueError(f"{path} holds tar shards, which have no labels; expected a folder per class, or parquet.")
+    dataset, roots = load_whole(name, config, split, revision, allow_row_paths=allow_row_paths)
+    return from_dataset(dataset, audio_column, label_column, group_column, roots)
 
 
-def _from_folder(folder: Path, split: str, group_column: str | None) -> LabelledAudio:
-    """Audio of a folder per class, or of one per split that holds these."""
-    found = _files_of_classes(folder)
-    if found and set(found) <= SPLITS:
-        if split not in found:
-            raise ValueError(f"{folder} has no split {split!r}; it has: {', '.join(found)}.")
-        folder = folder / split
-        found = _files_of_classes(folder)
-    elif split != "train":
-        raise ValueError(f"{folder} is not divided into splits, so there is no {split!r}; all of it is 'train'.")
-    if not found:
-        raise ValueError(
-            f"{folder} has no folder with audio files in it; expected one folder per class, "
-            f"with files ending in {', '.join(sorted(AUDIO_SUFFIXES))}."
+def _from_folder(
+    source: LocalSource,
+    split: str,
+    audio_column: str | None,
+    label_column: str | None,
+    group_column: str | None,
+    allow_row_paths: bool,
+) -> LabelledAudio:
+    """Audio of a folder with metadata, or of a folder per class."""
+    metadata = source.read_metadata(audio_column, required=True)
+    if metadata is not None:
+        roots = None if allow_row_paths else folder_roots(source.path)
+        dataset = metadata.rows_of(split).dataset(roots)
+        try:
+            return from_dataset(dataset, metadata.audio_column, label_column, group_column)
+        except ValueError as error:
+            names = ", ".join(map(str, metadata.sources))
+            raise ValueError(f"{names}: {error} Without this file, folders are the classes.") from error
+    if label_column is not None:
+        logger.warning(
+            "%s is a folder of audio files without metadata.csv: its folders are the classes, and label_column %r "
+            "has no effect.",
+            *(source.path, label_column),
         )
-    files = [path for paths in found.values() for path in paths]
-    audio = [{"bytes": None, "path": str(path)} for path in files]
-    labels = np.eye(len(found), dtype=bool).repeat([len(paths) for paths in found.values()], axis=0)
-    return LabelledAudio(audio, list(found), labels, False, _read_groups(folder, files, group_column))
+    layout = source.layout()
+    return _from_classes(layout, layout.files_of(split), group_column)
 
 
-def _files_of_classes(folder: Path) -> dict[str, list[Path]]:
-    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    found = {path.name: find_audio_files(path) for path in folders}
-    return {name: files for name, files in found.items() if files}
+def _from_classes(layout: FolderLayout, files: Sequence[Path], group_column: str | None) -> LabelledAudio:
+    """Audio of a folder per class."""
+    names = [layout.class_of(file) for file in files]
+    classes = sorted({name for name in names if name is not None})
+    if not classes:
+        raise ValueError(
+            f"{layout.root} has no folder with audio files in it; expected one folder per class, with files ending in "
+            f"{', '.join(sorted(AUDIO_SUFFIXES))}, or metadata.csv with the columns file_name and label."
+        )
+    loose = [file for file, name in zip(files, names) if name is None]
+    if loose:
+        logger.warning(
+            "%d of %d audio files lie in no folder of a class and are left out: %s",
+            *(len(loose), len(files), ", ".join(map(layout.name_of, loose[:3]))),
+        )
+    kept = sorted((name, file) for file, name in zip(files, names) if name is not None)
+    audio = [{"bytes": None, "path": str(file)} for _, file in kept]
+    labels = np.eye(len(classes), dtype=bool)[[classes.index(name) for name, _ in kept]]
+    return LabelledAudio(audio, classes, labels, False, _read_groups(layout, [file for _, file in kept], group_column))
 
 
-def _read_groups(folder: Path, files: Sequence[Path], column: str | None) -> list[str] | None:
-    """Groups from the manifest; None if it has none and `column` is None."""
+def _read_groups(layout: FolderLayout, files: Sequence[Path], column: str | None) -> list[str] | None:
+    """Groups from the manifest of the split or the root; None if it has none and `column` is None."""
+    split = layout.split_folder(files[0])
+    folder = split if (split / MANIFEST).is_file() else layout.root
     manifest = folder / MANIFEST
     wanted = column or GROUP
-    rows, columns = [], []
-    if manifest.is_file():
-        with manifest.open(newline="", encoding="utf-8") as lines:
-            reader = csv.DictReader(lines)
-            rows, columns = list(reader), list(reader.fieldnames or [])
-    if not {"file", wanted} <= set(columns):
+    header, *rows = list(read_csv(manifest) if manifest.is_file() else ()) or [[]]
+    if not {"file", wanted} <= set(header):
         if column is None:
             return None
-        raise ValueError(f"groups need {manifest} with the columns file and {column}; it has: {_some(columns)}.")
-    groups = {row["file"]: row[wanted] for row in rows}
-    names = [path.relative_to(folder).as_posix() for path in files]
+        raise ValueError(f"groups need {manifest} with the columns file and {column}; it has: {_some(header)}.")
+    groups = {row["file"]: row[wanted] for row in (dict(zip(header, values)) for values in rows)}
+    names = [readable_name(path.relative_to(folder).as_posix()) for path in files]
     unlisted = [name for name in names if not groups.get(name)]
     if unlisted:
         raise ValueError(f"{manifest} has no {wanted} for {len(unlisted)} of {len(names)} files: {_some(unlisted)}.")
@@ -161,10 +190,12 @@ def from_dataset(
     audio_column: str | None = None,
     label_column: str | None = None,
     group_column: str | None = None,
+    roots: tuple[str, ...] | None = None,
 ) -> LabelledAudio:
-    """Labelled audio of an open data set; arguments and errors as in `load_labelled_audio`."""
+    """Labelled audio of an open data set; arguments and errors as in `load_labelled_audio` and `audio_rows`."""
+    check_dataset(dataset)
     columns = read_columns(dataset, label_column, group_column)
-    return LabelledAudio(audio_rows(dataset, audio_column)[AUDIO_COLUMN], *columns)
+    return LabelledAudio(audio_rows(dataset, audio_column, roots)[AUDIO_COLUMN], *columns)
 
 
 def read_columns(
@@ -196,6 +227,8 @@ def _read_labels(feature: Any, values: Sequence[Any], column: str) -> tuple[list
     """Class names, (N, C) labels, and `multi_label`."""
     multi_label = isinstance(feature, (list, datasets.List, datasets.LargeList))
     feature = getattr(feature, "feature", feature)
+    if multi_label and not isinstance(feature, datasets.ClassLabel):
+        values = _from_multi_hot(values)
     rows = [value if multi_label and value is not None else [value] for value in values]
     empty = [number for number, row in enumerate(rows) if None in row or "" in row]
     if empty:
@@ -215,6 +248,18 @@ def _read_labels(feature: Any, values: Sequence[Any], column: str) -> tuple[list
             raise ValueError(f"row {number} of column {column!r} is {row}; there are {len(classes)} classes.")
         labels[number, [places[label] for label in row]] = True
     return classes, labels, multi_label
+
+
+def _from_multi_hot(values: Sequence[Any]) -> Sequence[Any]:
+    """Lists of class indices for lists of 0 and 1 of one length, one for each class; others are unchanged."""
+    lengths = {len(value) for value in values if value is not None}
+    entries = {(type(entry), entry) for value in values if value is not None for entry in value}
+    boolean = all(kind is bool for kind, _ in entries)
+    if len(lengths) != 1 or not entries or not all(entry in (0, 1) for _, entry in entries):
+        return values
+    if lengths == {1} and not boolean:  # one class in each row: 0 or 1
+        return values
+    return [value if value is None else [n for n, entry in enumerate(value) if entry] for value in values]
 
 
 def _some(names: Sequence[str]) -> str:

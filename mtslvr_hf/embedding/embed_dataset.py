@@ -38,8 +38,8 @@ class EmbedReport(ShardReport):
     def __str__(self) -> str:
         return (
             f"Wrote {self.folder}: {self.rows} embeddings of {self.embedding_size} values, {self.bad(ERRORS)}; "
-            f"{self.computed} of {self.shards} shards were made in this run.\n"
-            f"Load them with datasets.load_dataset({str(self.folder)!r}, split='train')."
+            f"{self.computed} of {self.shards} shards were made in this run."
+            + (f"\nLoad them with datasets.load_dataset({str(self.folder)!r}, split='train')." if self.rows else "")
         )
 
 
@@ -62,6 +62,7 @@ def embed_dataset(
     compile: bool = False,
     faiss: bool = False,
     verify: bool = False,
+    allow_row_paths: bool = False,
     show_progress_bar: bool | None = None,
 ) -> EmbedReport:
     """Embeddings of all audio of a data set, in a folder that `datasets.load_dataset` reads.
@@ -80,7 +81,8 @@ def embed_dataset(
         config: Configuration of the data set.
         split: Split of the data set; default: all files of a folder, or the only split.
         audio_column: Name of the audio column; required if it is ambiguous.
-        columns: Columns to copy. A folder of audio files has `file` and `label`.
+        columns: Columns to copy. A folder of audio files has `file` and `label` (its class, as for evaluation), or the
+            columns of its metadata.csv.
         id_column: Column that names the rows; default: the path that is stored with the audio, or the position.
         feature_extractor: Sets the normalization; default: the one saved with the model's weights.
         rows_per_shard: Largest number of rows in a parquet file. A stream's shards are not joined.
@@ -88,6 +90,7 @@ def embed_dataset(
         faiss: Also write an index for `get_nearest_examples`, by inner product if `normalize`, else by Euclidean
             distance.
         verify: Also compare the checksums of finished shards, which reads all of them, and recompute damaged ones.
+        allow_row_paths: Whether rows of a source without bytes may name any file or URL, see `load_audio`.
         show_progress_bar: Default: on a terminal.
 
     Returns:
@@ -138,6 +141,7 @@ def embed_dataset(
         columns=columns,
         id_column=id_column,
         rows_per_partition=rows_per_shard,
+        allow_row_paths=allow_row_paths,
     )
     return report_of(EmbedReport, output, manifest, computed)
 
@@ -217,8 +221,8 @@ def _index(folder: ShardFolder, manifest: dict[str, Any], wanted: bool) -> dict[
     file = folder.path / INDEX
     previous = folder.read_manifest()
     known: Any = previous.get("index")
-    same = known is not None and previous.get("shards") == manifest["shards"] and file.is_file()
-    if same and sha256_of(file) == known["sha256"]:
+    same = isinstance(known, dict) and previous.get("shards") == manifest["shards"] and file.is_file()
+    if same and sha256_of(file) == known.get("sha256"):
         return known
     file.unlink(missing_ok=True)
     if not wanted or manifest["rows"] == 0:

@@ -12,11 +12,22 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 import torch
+from datasets.arrow_dataset import Column
 
 from ..audio.errors import DECODE_ERRORS, BadClipError, summary
 from ..audio.recording import BLOCK_SAMPLES, Recording, decoder_recording, open_recording
-from ..data.sources import audio_rows
-from ..feature_extraction_mtslvr import check_shape, encoded_file, split_audio, to_float, waveform_from_array
+from ..data.sources import audio_rows, check_dataset
+from ..feature_extraction_mtslvr import (
+    check_shape,
+    encoded_file,
+    plain_rate,
+    split_audio,
+    to_float,
+    waveform_from_array,
+)
+
+NUMBERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "float16", "float32", "float64")
+ARRAY_FEATURES = (datasets.List, datasets.LargeList, datasets.Array2D)
 
 
 class Items(NamedTuple):
@@ -31,11 +42,18 @@ def items_of(audio: Any, channels_first: bool = False) -> Items:
     """Items of an argument, one or several, by the rules of `encode`.
 
     Raises:
-        TypeError: If it is neither.
+        TypeError: If it is neither, or a dictionary of splits.
         ValueError: If it is a data set with several audio columns or none, or an array of a wrong or ambiguous shape.
     """
+    if isinstance(audio, (datasets.DatasetDict, datasets.IterableDatasetDict)):
+        check_dataset(audio)
     if isinstance(audio, (datasets.Dataset, datasets.IterableDataset)):
         return Items(_rows(audio), False, len(audio) if isinstance(audio, datasets.Dataset) else None)
+    if isinstance(audio, Column) and isinstance(audio.source, datasets.Dataset):
+        feature = audio.source.features[audio.column_name]
+        if _is_array(feature):
+            column = audio.source.with_format(None)[audio.column_name]
+            return Items((_typed_clip(clip, feature) for clip in column), False, len(audio))
     clips, single = split_audio(audio, channels_first)
     return Items(clips, single, len(clips) if isinstance(clips, Sized) else None)
 
@@ -73,11 +91,43 @@ def open_item(item: Any, sampling_rate: int | None, number: int, channels_first:
 
 
 def _rows(dataset: datasets.Dataset | datasets.IterableDataset) -> Iterator[Any]:
-    """Undecoded audio of a data set; unchanged rows if they hold arrays or have unknown columns."""
+    """Undecoded audio of a data set, or its arrays in the column's type; unchanged rows if its columns are unknown."""
     features = dataset.features
-    if features is None or "array" in features:
+    transformed = isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom"
+    if features is None or (transformed and "array" in features):
         return iter(dataset)
-    return (row["audio"] for row in audio_rows(dataset))
+    dataset = dataset.with_format(None)
+    if "array" in features:
+        return ({**row, "array": _typed(row["array"], features["array"])} for row in dataset)
+    of_files = any(isinstance(feature, datasets.Audio) for feature in features.values())
+    of_arrays = [name for name, feature in features.items() if _is_array(feature)]
+    of_arrays = [name for name in of_arrays if name == "audio"] or [
+        name for name in of_arrays if isinstance(features[name], dict)
+    ]
+    if len(of_arrays) == 1 and not of_files:
+        (name,) = of_arrays
+        return (_typed_clip(row[name], features[name]) for row in dataset.select_columns(of_arrays))
+    return (row["audio"] for row in audio_rows(dataset, hint="choose one with `dataset.select_columns`"))
+
+
+def _is_array(feature: Any) -> bool:
+    """True for a column of arrays, or of dictionaries with `array`."""
+    return "array" in feature if isinstance(feature, dict) else isinstance(feature, ARRAY_FEATURES)
+
+
+def _typed_clip(clip: Any, feature: Any) -> Any:
+    """Array of a clip, or dictionary with it, in the type of the column."""
+    if not isinstance(feature, dict):
+        return _typed(clip, feature)
+    return clip if clip is None else {**clip, "array": _typed(clip["array"], feature["array"])}
+
+
+def _typed(samples: Any, feature: Any) -> Any:
+    """Array of a list of samples, in the type of its column: `datasets` returns lists of Python numbers."""
+    while isinstance(feature, (datasets.List, datasets.LargeList)):
+        feature = feature.feature
+    dtype = getattr(feature, "dtype", None)
+    return samples if samples is None or dtype not in NUMBERS else np.asarray(samples, dtype=dtype)
 
 
 def _audio_of_row(row: Mapping[str, Any], number: int) -> Any:
@@ -116,6 +166,7 @@ def _samples_and_rate(item: Any, name: str) -> tuple[Any, Any]:
 
 def _agreed_rate(own: Any, given: int | None, name: str) -> int:
     """Rate of an item, its own or that of the call."""
+    own, given = plain_rate(own), plain_rate(given)
     rate = given if own is None else own
     if rate is None:
         raise BadClipError("unreadable", f"{name} came without a sampling rate: pass `sampling_rate`, in Hz.")

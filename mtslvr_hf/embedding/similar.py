@@ -94,7 +94,7 @@ def _search(query: torch.Tensor, folder: Path, count: int) -> list[Neighbor]:
     if query.ndim != 1:
         raise ValueError(f"the query gave embeddings of shape {tuple(query.shape)}; expected one sound.")
     best: list[Neighbor] = []
-    for shard in sorted((folder / DATA).glob("*.parquet")):
+    for shard in sorted((folder / DATA).glob("[!.]*.parquet")):
         table = pq.read_table(shard, columns=["id", "embedding"])
         if not table.num_rows:
             continue

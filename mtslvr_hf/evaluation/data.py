@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 
 from ..audio.errors import READ_ERRORS
 from ..audio.pieces import Cuts, cut_clip
-from ..data import BadClipError, LabelledAudio, decode_clip, load_labelled_audio
+from ..data import BadClipError, LabelledAudio, decode_clip, find_audio_files, load_labelled_audio
+from ..data.folders import readable_name
 from ..data.labelled import read_columns
 from .pieces import PIECE_SECONDS
 from .registry import BENCHMARKS, SUITES, Benchmark
@@ -45,6 +46,7 @@ class EvaluationData(LabelledAudio):
         note: Difference from the paper's data set, or "".
         group_disjoint: Default of `FewShotProtocol.group_disjoint`.
         cuts: Cuts of each clip into pieces, or None for whole clips.
+        path: Absolute path of a local folder or file, which is not published.
     """
 
     audio: Any
@@ -54,6 +56,7 @@ class EvaluationData(LabelledAudio):
     note: str = ""
     group_disjoint: bool = False
     cuts: list[Cuts] | None = None
+    path: Path | None = None
 
     def label_names(self) -> list[str]:
         """Class of each clip; ValueError if clips have several classes or none."""
@@ -92,7 +95,7 @@ def without_bad_clips(data: EvaluationData, show_progress_bar: bool = False) -> 
             decode_clip(data.audio[index])
             good.append(index)
         except BadClipError as error:
-            bad.append(str(error))
+            bad.append(readable_name(str(error)))
     _check_any(data, bad)
     return (data.select(good) if bad else data), bad
 
@@ -115,7 +118,7 @@ def cut_clips(data: EvaluationData, show_progress_bar: bool = False) -> tuple[Ev
             cuts.append(cut_clip(data.audio[index], PIECE_SECONDS))
             good.append(index)
         except BadClipError as error:
-            bad.append(str(error))
+            bad.append(readable_name(str(error)))
     _check_any(data, bad)
     return replace(data.select(good) if bad else data, cuts=cuts), bad
 
@@ -135,6 +138,7 @@ def open_data(
     group_column: str | None = None,
     revision: str | None = None,
     root: str | Path | None = None,
+    allow_row_paths: bool = False,
 ) -> EvaluationData:
     """Evaluation data from labeled audio, or from embeddings that `mtslvr embed --columns label` wrote.
 
@@ -143,6 +147,7 @@ def open_data(
             existing folder of that name is preferred to the registry.
         config, split, audio_column, label_column, group_column, revision: See `load_labelled_audio`; not used for
             names of the registry. The default split is "train".
+        allow_row_paths: As for `load_audio`.
         root: Folder of the registry's local data sets. Default: environment variable MTSLVR_EVALUATION_DATA.
 
     Raises:
@@ -154,15 +159,17 @@ def open_data(
     if str(spec) in BENCHMARKS and not path.exists():
         return _open_benchmark(BENCHMARKS[str(spec)], root)
     if path.is_dir() and _holds_embeddings(path):
-        return read_labelled_embeddings(path, label_column, group_column)
+        return replace(read_labelled_embeddings(path, label_column, group_column), path=path.resolve())
     try:
-        audio = load_labelled_audio(spec, config, split or "train", audio_column, label_column, group_column, revision)
+        columns = (audio_column, label_column, group_column)
+        audio = load_labelled_audio(spec, config, split or "train", *columns, revision, allow_row_paths)
     except (FileNotFoundError, ConnectionError) as error:
         names = ", ".join((*BENCHMARKS, *SUITES))
         raise FileNotFoundError(f"{error} Names of the registry: {names}.") from error
     if path.exists():
         kind = "folder" if path.is_dir() else "file"
-        return _of_audio(audio, path.resolve().name, f"the {kind} {path.resolve().name}")
+        name = readable_name(path.resolve().name)
+        return replace(_of_audio(audio, name, f"the {kind} {name}"), path=path.resolve())
     details = [f"split {split or 'train'}", *([f"revision {revision}"] if revision else [])]
     return _of_audio(audio, str(spec), f"{spec} ({', '.join(details)})")
 
@@ -205,8 +212,13 @@ def _of_audio(audio: LabelledAudio, name: str, source: str, benchmark: Benchmark
 
 
 def _holds_embeddings(folder: Path) -> bool:
-    shard = min(folder.rglob("*.parquet"), default=None)
+    shard = next(iter(_shards_of(folder)), None)
     return shard is not None and "embedding" in pq.read_schema(shard).names
+
+
+def _shards_of(folder: Path) -> list[Path]:
+    """Visible parquet files of a folder, which need not exist."""
+    return find_audio_files(folder, frozenset((".parquet",))) if folder.is_dir() else []
 
 
 def read_labelled_embeddings(
@@ -224,7 +236,7 @@ def read_labelled_embeddings(
     """
     name, source = "embeddings", "embeddings in memory"
     if not isinstance(data, datasets.Dataset):
-        name = Path(data).resolve().name
+        name = readable_name(Path(data).resolve().name)
         data, source = _read_shards(Path(data)), f"embeddings in the folder {name}"
     classes, labels, multi_label, groups = read_columns(data, label_column, group_column)
     if "embedding" not in data.features:
@@ -243,7 +255,7 @@ def read_labelled_embeddings(
 
 def _read_shards(folder: Path) -> datasets.Dataset:
     """All rows in memory; `datasets.load_dataset` would leave a copy in the cache."""
-    shards = sorted(folder.rglob("*.parquet"))
+    shards = _shards_of(folder)
     if not shards:
         raise FileNotFoundError(f"no parquet file in {folder}; expected a folder that mtslvr embed wrote.")
     table = pa.concat_tables([pq.read_table(path) for path in shards])

@@ -5,6 +5,7 @@ Shapes: N clips, D embedding size, E episodes, S samples.
 
 from __future__ import annotations
 
+import itertools
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from .. import __version__
 from ..cards.parts import public_name
 from ..configuration_mtslvr import MTSLVRConfig
 from ..data import decode_clip
+from ..data.folders import readable_name
 from .data import DataNotReachableError, EvaluationData, cut_clips, open_data, without_bad_clips
 from .embedders.base import Embedder, MTSLVREmbedder, load_config, load_embedder, pooling_words, untrained
 from .embedders.cache import cached_embeddings
@@ -327,23 +329,30 @@ def _open_all(
         raise OSError(
             "no data set could be reached: " + "; ".join(f"{name}: {reason}" for name, reason in missing.items())
         )
-    opened = _with_own_names(opened, specs)
+    opened = _named_apart(opened)
     return [each if classes is None else each.only_classes(classes) for each in opened], missing
 
 
-def _with_own_names(opened: Sequence[EvaluationData], specs: Sequence[Any]) -> list[EvaluationData]:
-    """Data sets, where folders of one name have that of the folder above too; ValueError if one is given twice."""
-    names = [each.name for each in opened]
-    longer = {}
-    for place, (name, spec) in enumerate(zip(names, specs)):
-        if names.count(name) > 1 and isinstance(spec, (str, Path)) and Path(spec).expanduser().exists():
-            longer[place] = "/".join(Path(spec).expanduser().resolve().parts[-2:])
-    renamed = [replace(each, name=longer.get(place, each.name)) for place, each in enumerate(opened)]
-    names = [each.name for each in renamed]
-    twice = sorted({name for name in names if names.count(name) > 1})
+def _named_apart(data: list[EvaluationData]) -> list[EvaluationData]:
+    """Data sets with names that differ: folders of one name get as many parent folders as tell them apart.
+
+    Raises:
+        ValueError: If a data set is given twice.
+    """
+    given = [(each.name, each.path) for each in data]
+    twice = sorted({name for name, path in given if given.count((name, path)) > 1})
     if twice:
         raise ValueError(f"two data sets are called {', '.join(twice)}; name each one once.")
-    return renamed
+    names = [name for name, _ in given]
+    for length in itertools.count(2):
+        same = {name for name in names if names.count(name) > 1}
+        if not same:
+            break
+        names = [
+            "/".join(each.path.parts[-length:]) if name in same and each.path is not None else name
+            for each, name in zip(data, names)
+        ]
+    return [replace(each, name=readable_name(name)) for each, name in zip(data, names)]
 
 
 def _with_episodes(data: EvaluationData, bad_clips: list[str], protocol: FewShotProtocol, probed: bool) -> _Evaluated:

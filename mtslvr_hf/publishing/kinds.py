@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from ..adapters import ADAPTER_FILE
 from ..cards.results import RESULTS
-from ..shards.folder import ERRORS, MANIFEST, SETTINGS
+from ..data.folders import visible_files
+from ..shards.folder import DATA, ERRORS, MANIFEST, SETTINGS
 
 OF_MODELS = (
     *(
@@ -81,15 +82,15 @@ def kind_of(folder: Path) -> Kind:
         return CLASSIFIER if "Classification" in str(config.get("architectures")) else PRETRAINED
     if (folder / ADAPTER_FILE).is_file():
         return ADAPTER
-    shard = next(folder.rglob("data/*.parquet"), None)
+    visible = visible_files(folder)
+    shard = next((file for file in visible if file.parent.name == DATA and file.suffix == ".parquet"), None)
     if shard is None:
         raise ValueError(
             f"{folder} holds nothing to publish: expected a model, a classifier, an adapter, or a folder of `mtslvr "
             "embed` or `mtslvr cache`."
         )
-    unfinished = [
-        data.parent for data in folder.rglob("data") if data.is_dir() and not (data.parent / MANIFEST).is_file()
-    ]
+    folders = {file.parents[1] for file in visible if file.parent.name == DATA}
+    unfinished = sorted(parent for parent in folders if not (parent / MANIFEST).is_file())
     if unfinished:
         raise ValueError(f"{unfinished[0]} has no {MANIFEST}: run the command that writes it again to finish it.")
     try:
@@ -101,7 +102,7 @@ def kind_of(folder: Path) -> Kind:
 
 def files_of(folder: Path, kind: Kind) -> list[Path]:
     """Files that are published, relative to the folder, sorted: those of the kind, and those that the card shows."""
-    found = {path for pattern in kind.files for path in folder.glob(pattern) if path.is_file()}
+    found = {path for pattern in kind.files for path in folder.glob(pattern)}.intersection(visible_files(folder))
     return sorted({path.relative_to(folder) for path in found}.union(_linked(folder)))
 
 

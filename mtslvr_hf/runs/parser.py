@@ -31,6 +31,13 @@ class AudioArguments:
         default=None, metadata={"help": "Split for evaluation. Default: clips held out from train_split."}
     )
     audio_column: str | None = field(default=None, metadata={"help": "Column of the audio. Default: the only one."})
+    allow_row_paths: bool = field(
+        default=False,
+        metadata={
+            "help": "Rows without bytes may name any file or URL. Default: only files below the data set's folder or "
+            "in its repository."
+        },
+    )
     max_bad_share: float = field(default=0.05, metadata={"help": "Largest share of unusable rows; more stop the run."})
 
 

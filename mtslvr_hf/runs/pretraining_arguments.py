@@ -179,6 +179,7 @@ def _sizes(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
         split=values["train_split"],
         audio_column=values["audio_column"],
         data_files=values["data_files"],
+        allow_row_paths=values["allow_row_paths"],
     )
     seconds = values["clip_seconds"] or values["window_seconds"]
     on_gpu = not values.get("use_cpu") and torch.accelerator.is_available()

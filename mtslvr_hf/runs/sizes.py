@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from ..audio.errors import BadClipError
 from ..audio.recording import open_recording
 from ..data import load_audio
-from ..data.sources import local_path
+from ..data.local import local_path
 
 MOST_HOURS = 50.0  # more audio does not change the choice
 BATCH = {"cpu": 64, "gpu": 256}

@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import re
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks: temporary files stay there
+    fcntl = None  # type: ignore[assignment]
+
 from ..files import TEMPORARY, sha256_of, whole_file, write_json, write_whole
 
 FORMAT_VERSION = 2
 SETTINGS, MANIFEST, ERRORS, README = "settings.json", "manifest.json", "errors.jsonl", "README.md"
 DATA, RECORDS = "data", "records"
 SHARD_NAME = re.compile(r"[a-z]+-\d{6}-\d{4}\.(parquet|json)")
+TEMPORARY_NAME = re.compile(rf"\..+\.[0-9a-f]{{32}}{re.escape(TEMPORARY)}")
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,8 @@ class ShardRecord:
 class ShardFolder:
     """Folder of shards and their records, new or of an earlier run.
 
+    A run shares a lock on the folder from `claim` to `finish` or `release`, by which `tidy` knows of other runs.
+
     Args:
         path: The folder; it need not exist.
         word: Content of the shards; first word of their names.
@@ -58,6 +68,8 @@ class ShardFolder:
         self.command = command
         self.summaries = (self.path / MANIFEST, *summaries)
         self.verify = verify
+        self.release: Callable[[], Any] = lambda: None  # ends the lock
+        self._descriptor = -1
 
     def claim(self, settings: Mapping[str, Any]) -> None:
         """Starts or resumes a run with these settings, in one or several processes.
@@ -82,6 +94,7 @@ class ShardFolder:
             raise ValueError(
                 f"{file} is damaged ({error}): choose another output folder, or empty this one."
             ) from error
+        self._lock()
         changes = list(_differences(known, json.loads(json.dumps(settings))))
         if changes and not any(self.path.glob(f"**/{RECORDS}/*.json")):  # there are no shards yet
             write_json(file, settings)
@@ -107,11 +120,15 @@ class ShardFolder:
         return record if complete and (not self.verify or sha256_of(file) == record.sha256) else None
 
     def record(self, partition: int, shard: int) -> ShardRecord | None:
-        """Record of a shard; None if it is missing or cannot be read."""
+        """Record of a shard; None if it is missing, cannot be read or was changed."""
         file = self.path / RECORDS / f"{self._stem(partition, shard)}.json"
         try:
-            record = ShardRecord(**json.loads(file.read_text(encoding="utf-8")))
-        except (FileNotFoundError, ValueError, TypeError):  # not of this form
+            content = json.loads(file.read_text(encoding="utf-8"))
+            checksum = content.pop("checksum")
+            record = ShardRecord(**content)
+        except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):  # not of this form
+            return None
+        if checksum != _checksum(content):
             return None
         return record if (record.partition, record.shard) == (partition, shard) else None
 
@@ -133,11 +150,17 @@ class ShardFolder:
             record = replace(record, bytes=temporary.stat().st_size, sha256=sha256_of(temporary))
             for summary in self.summaries:
                 summary.unlink(missing_ok=True)
-        write_json(self.path / RECORDS / f"{self._stem(partition, shard)}.json", asdict(record))
+        content = asdict(record)
+        content["checksum"] = _checksum(content)
+        write_json(self.path / RECORDS / f"{self._stem(partition, shard)}.json", content)
         return record
 
-    def finish(self, partitions: int) -> dict[str, Any]:
+    def finish(self, partitions: int, totals: Mapping[str, float] | None = None) -> dict[str, Any]:
         """Writes the list of errors, removes stale files, and returns the manifest's counts and shards.
+
+        Args:
+            partitions: Number of partitions.
+            totals: Sums over no rows, to which those of the shards are added.
 
         Raises:
             FileNotFoundError: If a shard is missing, because processes wrote to different folders.
@@ -146,16 +169,16 @@ class ShardFolder:
         self.tidy(records)
         errors = [error for record in records for error in record.errors]
         lines = "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in errors)
-        write_whole(self.path / ERRORS, lines.encode())
-        totals: Counter[str] = Counter()
+        write_whole(self.path / ERRORS, lines.encode("utf-8", "backslashreplace"))
+        sums: Counter[str] = Counter(totals or {})
         for record in records:
-            totals.update(record.totals)
+            sums.update(record.totals)
         return {
             "rows": sum(record.rows for record in records),
             "bad_rows": len(errors),
             "reasons": dict(sorted(Counter(error["reason"] for error in errors).items())),
             "failures": [f"partition {record.partition} {record.failure}" for record in records if record.failure],
-            **totals,
+            **sums,
             "bytes": sum(record.bytes for record in records),
             "shards": [
                 {
@@ -186,27 +209,56 @@ class ShardFolder:
         return records
 
     def tidy(self, records: list[ShardRecord]) -> None:
-        """Removes shards without a record, and temporary files of interrupted runs."""
+        """Removes shards without a record, and temporary files of interrupted runs, unless another run is at work."""
+        alone = self._alone()
         kept = {self._stem(record.partition, record.shard) for record in records}
         for folder in (self.path, self.path / DATA, self.path / RECORDS):
             for file in folder.iterdir() if folder.is_dir() else ():
                 stale = SHARD_NAME.fullmatch(file.name) and file.stem not in kept
-                if stale or (file.name.startswith(".") and file.name.endswith(TEMPORARY)):
+                if stale or (alone and TEMPORARY_NAME.fullmatch(file.name)):
                     file.unlink(missing_ok=True)
+        if alone:
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH)  # other runs may begin
 
     def read_manifest(self) -> dict[str, Any]:
-        """Manifest of a complete run; empty if there is none."""
+        """Manifest of a complete run; empty if there is none, or it is none."""
         try:
-            return json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+            manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return {}
+        return manifest if isinstance(manifest, dict) and isinstance(manifest.get("shards"), list) else {}
 
     def _foreign(self) -> Iterator[Path]:
-        """Files in the folder that are not temporary."""
-        return (file for file in self.path.iterdir() if not file.name.endswith(TEMPORARY))
+        """Files in the folder that are not hidden."""
+        return (file for file in self.path.iterdir() if not file.name.startswith("."))
+
+    def _lock(self) -> None:
+        """Shares a lock on the folder with other runs; the system ends it with the process."""
+        self.release()
+        if fcntl is None:
+            return
+        self._descriptor = os.open(self.path, os.O_RDONLY)
+        self.release = weakref.finalize(self, os.close, self._descriptor)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+
+    def _alone(self) -> bool:
+        """True if no other run holds a lock."""
+        if fcntl is None:
+            return False
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (OSError, ValueError):  # or not claimed
+            return False
+        return True
 
     def _stem(self, partition: int, shard: int) -> str:
         return f"{self.word}-{partition:06d}-{shard:04d}"
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    """Checksum of a record, by which a changed one is told."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def content_of(shards: Iterable[Mapping[str, Any]]) -> str:

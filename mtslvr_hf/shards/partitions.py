@@ -13,18 +13,13 @@ from typing import Any, NamedTuple
 
 import datasets
 
-from ..data.sources import (
-    OpenedStream,
-    files_of_split,
-    find_audio_column,
-    local_path,
-    look_into,
-    open_stream,
-    open_tars,
-    undecoded,
-)
+from ..data.encoded import folder_roots
+from ..data.folders import FolderLayout, readable_name
+from ..data.local import LocalSource, local_path, look_into
+from ..data.metadata import FILE_COLUMN
+from ..data.sources import OpenedStream, check_dataset, find_audio_column, open_stream, open_tars, undecoded
 
-FOLDER_COLUMNS = ("file", "label")
+FOLDER_COLUMNS = (FILE_COLUMN, "label")
 PLAIN_FEATURES = (datasets.Value, datasets.ClassLabel, datasets.List, datasets.LargeList, dict)
 
 
@@ -67,7 +62,8 @@ class _Layout(NamedTuple):
         """Row named by its id column, its audio's path, or its position."""
         audio = row[self.audio]
         name = row[self.id] if self.id is not None else (audio or {}).get("path")
-        return SourceRow(str(name) if name is not None else position, audio, {c: row[c] for c in self.columns})
+        name = position if name is None else readable_name(str(name))
+        return SourceRow(name, audio, {c: row[c] for c in self.columns})
 
 
 def open_source(
@@ -79,6 +75,7 @@ def open_source(
     id_column: str | None = None,
     rows_per_partition: int = 1000,
     shuffle: bool = False,
+    allow_row_paths: bool = False,
 ) -> Source:
     """Source divided into partitions, the same ones in every process and run.
 
@@ -92,60 +89,85 @@ def open_source(
         config: Configuration of the data set.
         split: Split of the data set; default: all audio files or tar shards of a folder, or the only split.
         audio_column: Name of the audio column; required if it is ambiguous.
-        columns: Columns to copy; None copies all. A folder of audio files has `file` (path in the folder) and `label`
-            (name of the file's folder).
+        columns: Columns to copy; None copies all. A folder of audio files has `file` (path in the folder) and `label`,
+            the class as for `load_labelled_audio`; with metadata, `file` and the columns of these.
         id_column: Column that names the rows; default: the path that is stored with the audio, or the position.
         rows_per_partition: Rows of a partition.
         shuffle: Put audio files of a folder and rows of a `datasets.Dataset` into a fixed random order first. Streams
             keep their order.
+        allow_row_paths: As for `load_audio`; rows of a data set object may name any file.
 
     Raises:
         FileNotFoundError: If there is no such folder, file or data set.
+        TypeError: If the source is a dictionary of splits, or no source at all.
         ValueError: If the source holds no audio, lacks the configuration, split or a column, or a column cannot be
             copied.
     """
     wanted = None if columns is None else tuple(dict.fromkeys(columns))
-    if isinstance(source, (datasets.Dataset, datasets.IterableDataset)):
+    if not isinstance(source, (str, Path)):
+        check_dataset(source)
         if config is not None or split is not None:
             raise ValueError("A data set object has neither config nor split to choose: load the right part instead.")
-        opened = OpenedStream(source, _state_of(source), "default", "train")
-    elif (path := local_path(source)) is None:
-        opened = open_stream(source, config, split)
+        opened, name = OpenedStream(source, _state_of(source), "default", "train"), type(source).__name__
+        return _dataset(name, opened, audio_column, wanted, id_column, rows_per_partition, shuffle)
+    path = local_path(source)
+    local = None if path is None else look_into(path, config)
+    if local is not None and local.kind == "audio files":
+        options = {"id_column": id_column, "rows_per_partition": rows_per_partition, "shuffle": shuffle}
+        return _folder(str(source), local, split, audio_column, wanted, allow_row_paths, **options)
+    if local is not None and local.kind == "tar shards":
+        files = local.files if split is None else local.tars_of(split)
+        state = [_file_state(file, readable_name(file.name)) for file in files]
+        opened = OpenedStream(open_tars(files), state, "default", split or "train")
     else:
-        kind, files = look_into(path, config)
-        files = files if split is None or kind == "dataset" else files_of_split(files, path, split)
-        if kind == "audio files":
-            wanted = FOLDER_COLUMNS if wanted is None else wanted
-            files = random.Random(0).sample(files, len(files)) if shuffle else files
-            return _folder(str(source), path, files, wanted, id_column, rows_per_partition, split or "train")
-        if kind == "tar shards":
-            state = [_file_state(file, file.name) for file in files]
-            opened = OpenedStream(open_tars(files), state, "default", split or "train")
-        else:
-            opened = open_stream(path, config, split)
-    name = type(source).__name__ if isinstance(source, (datasets.Dataset, datasets.IterableDataset)) else str(source)
-    return _dataset(name, opened, audio_column, wanted, id_column, rows_per_partition, shuffle)
+        opened = open_stream(source, config, split, allow_row_paths=allow_row_paths)
+    return _dataset(str(source), opened, audio_column, wanted, id_column, rows_per_partition, shuffle)
 
 
 def _folder(
     name: str,
-    root: Path,
+    source: LocalSource,
+    split: str | None,
+    audio_column: str | None,
+    columns: tuple[str, ...] | None,
+    allow_row_paths: bool,
+    **options: Any,
+) -> Source:
+    """Source of audio files, with the columns of their metadata, or `file` and `label`."""
+    metadata = source.read_metadata(audio_column)
+    if metadata is not None:
+        rows = metadata if split is None else metadata.rows_of(split)
+        dataset = rows.dataset(None if allow_row_paths else folder_roots(source.path))
+        files = [*metadata.sources, *source.files]
+        state = [_file_state(file, readable_name(file.relative_to(source.path).as_posix())) for file in files]
+        opened = OpenedStream(dataset, state, "default", split or "train")
+        options["id_column"] = options["id_column"] or FILE_COLUMN
+        return _dataset(name, opened, rows.audio_column, columns, **options)
+    layout = source.layout()
+    files = source.files if split is None else layout.files_of(split)
+    files = random.Random(0).sample(files, len(files)) if options.pop("shuffle") else files
+    return _files(name, layout, files, FOLDER_COLUMNS if columns is None else columns, split or "train", **options)
+
+
+def _files(
+    name: str,
+    layout: FolderLayout,
     files: Sequence[Path],
     columns: tuple[str, ...],
+    split: str,
     id_column: str | None,
     rows_per_partition: int,
-    split: str,
 ) -> Source:
-    """Source of audio files, with the columns `file` and `label`."""
+    """Source of audio files without metadata, with the columns `file` and `label`."""
     for column in (*columns, *([id_column] if id_column else [])):
         if column not in FOLDER_COLUMNS:
             raise ValueError(
                 f"A folder of audio files has no column {column!r}; it has: {', '.join(FOLDER_COLUMNS)}. For other "
-                "columns, load the folder as a data set with metadata, and pass that."
+                "columns, write metadata.csv into the folder, with file_name and these columns."
             )
     chunks = [files[start : start + rows_per_partition] for start in range(0, len(files), rows_per_partition)]
     partitions = [
-        Partition(partial(_files_hash, root, chunk), partial(_file_rows, root, chunk, columns, id_column))
+        Partition(partial(_files_hash, layout, chunk), partial(_file_rows, layout, chunk, columns, id_column))
         for chunk in chunks
     ]
     features = datasets.Features({c: datasets.Value("string") for c in columns})
@@ -153,18 +175,19 @@ def _folder(
 
 
 def _file_rows(
-    root: Path, files: Sequence[Path], columns: tuple[str, ...], id_column: str | None, start: int
+    layout: FolderLayout, files: Sequence[Path], columns: tuple[str, ...], id_column: str | None, start: int
 ) -> Iterator[SourceRow]:
     for file in files[start:]:
-        inside = file.relative_to(root)
-        path = inside.as_posix()
-        values = {"file": path, "label": inside.parent.name or None}
+        values: dict[str, Any] = {FILE_COLUMN: layout.name_of(file)}
+        if "label" in (*columns, id_column):
+            values["label"] = layout.class_of(file)
         name = values[id_column] if id_column else None
-        yield SourceRow(name or path, {"bytes": None, "path": str(file)}, {c: values[c] for c in columns})
+        row = {"bytes": None, "path": str(file)}
+        yield SourceRow(name or values[FILE_COLUMN], row, {c: values[c] for c in columns})
 
 
-def _files_hash(root: Path, files: Sequence[Path]) -> str:
-    return _hash(_file_state(file, file.relative_to(root).as_posix()) for file in files)
+def _files_hash(layout: FolderLayout, files: Sequence[Path]) -> str:
+    return _hash(_file_state(file, layout.name_of(file)) for file in files)
 
 
 def _file_state(file: Path, name: str) -> list[Any]:
@@ -199,7 +222,7 @@ def _dataset(
     layout = _Layout(audio, columns, id_column)
     _check_columns(features, layout)
     read = (*columns, *([id_column] if id_column else []))
-    dataset = undecoded(dataset, audio).select_columns(list(dict.fromkeys((audio, *read))))
+    dataset = undecoded(dataset, audio, opened.roots).select_columns(list(dict.fromkeys((audio, *read))))
     state, rows = _hash([opened.state]), opened.count_rows()
     if isinstance(dataset, datasets.Dataset):
         rows = len(dataset)
@@ -208,7 +231,7 @@ def _dataset(
             Partition(
                 partial(_hash, [state, n]), partial(_chunk_rows, dataset, layout, order[n : n + rows_per_partition])
             )
-            for n in range(0, rows, rows_per_partition)
+            for n in range(0, max(rows, 1), rows_per_partition)  # without rows, one empty shard has the columns
         ]
     else:
         count = dataset.num_shards

@@ -17,7 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
 from tqdm.auto import tqdm
 
-from ..data.sources import local_path
+from ..data.local import local_path
 from .partitions import Source, open_source
 from .writer import ShardWriter
 
@@ -88,9 +88,12 @@ def write_shards(
     with tqdm(desc=description, total=rows, unit="row", disable=not show) as bar:
         mine = range(state.process_index, len(opened.partitions), state.num_processes)
         computed = sum(writer.write(number, opened.partitions[number], bar) for number in mine)
+    if not state.is_main_process:
+        writer.folder.release()
     computed = sum(gather_object([computed]))  # waits for all
     if state.is_main_process:
-        writer.finish(writer.folder.finish(len(opened.partitions)))
+        writer.finish(writer.folder.finish(len(opened.partitions), writer.totals([])))
+        writer.folder.release()
     state.wait_for_everyone()
     return writer.folder.read_manifest(), computed
 

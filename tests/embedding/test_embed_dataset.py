@@ -1,6 +1,7 @@
 """embed_dataset: every kind of source, the columns, bad rows and mistakes."""
 
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -316,3 +317,23 @@ class TestMistakes:
         with pytest.raises(FileExistsError, match="was not written by `mtslvr embed`"):
             embed_dataset(model, sounds, out)
         assert contents(out) == {"thesis.txt": b"all of it"}
+
+
+def test_a_data_set_without_rows(model, out):
+    empty = make_dataset(sound_rows(1)).select([])
+    report = embed_dataset(model, empty, out, columns=["kind"])
+    assert (report.rows, report.bad_rows, report.seconds, report.shards) == (0, 0, 0, 1)
+    loaded = datasets.load_dataset(str(out), split="train", streaming=True)  # else datasets refuses to load no rows
+    assert (len(list(loaded)), loaded.column_names) == (0, ["id", "embedding", "duration", "windows", "kind"])
+
+
+def test_names_that_are_not_utf8(model, sounds, out):
+    os.rename(os.fsencode(sounds / "odd/1.wav"), os.fsencode(sounds) + b"/odd/caf\xe9.wav")
+    (sounds / "odd/3.wav").write_bytes(b"no audio")
+    os.rename(os.fsencode(sounds / "odd/3.wav"), os.fsencode(sounds) + b"/odd/\xe4.wav")
+    report = embed_dataset(model, sounds, out, columns=["file", "label"])
+    assert (report.rows, report.bad_rows) == (6, 1)
+    rows = rows_in(out)
+    assert [row["id"] for row in rows if "caf" in row["id"]] == ["odd/caf\\xe9.wav"]
+    assert [error["id"] for error in errors_in(out)] == ["odd/\\xe4.wav"]
+    assert embed_dataset(model, sounds, out, columns=["file", "label"]).computed == 0

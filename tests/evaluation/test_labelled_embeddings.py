@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModel
 
 from mtslvr_hf.embedding import embed_dataset
-from mtslvr_hf.evaluation import few_shot_accuracy, read_labelled_embeddings
+from mtslvr_hf.evaluation import FewShotProtocol, evaluate, few_shot_accuracy, read_labelled_embeddings
 
 
 @pytest.fixture
@@ -58,3 +58,19 @@ def test_mistakes(table, tmp_path):
     gap = datasets.Dataset.from_dict({"embedding": [[0.0]], "label": [None]})
     with pytest.raises(ValueError, match="no label in 1 of 1 rows, first in 0"):
         read_labelled_embeddings(gap)
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path):
+    rng = np.random.default_rng(0)
+    for place in ("esc/audio", "us8k/audio"):
+        rows = {"embedding": rng.standard_normal((20, 4)).tolist(), "label": ["<b>a</b>", "b, c"] * 10}
+        (tmp_path / place / "data").mkdir(parents=True)
+        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / place / "data/0.parquet")
+        (tmp_path / place / "data/._0.parquet").write_bytes(b"\0\5\x16\7")
+    few_shot = FewShotProtocol(ways=2, queries=2, episodes=5)
+    report = evaluate([], [tmp_path / "esc/audio", tmp_path / "us8k/audio"], few_shot, show_progress_bar=False)
+    assert [result.data for result in report.results] == ["esc/audio", "us8k/audio"]
+    with pytest.raises(ValueError, match="two data sets are called audio; name each one once"):
+        evaluate([], [tmp_path / "esc/audio"] * 2, few_shot, show_progress_bar=False)
+    with pytest.raises(ValueError, match=r"no class c; it has: <b>a</b>, b, c. For .*--class-list"):
+        evaluate([], [tmp_path / "esc/audio"], few_shot, classes=["c"], show_progress_bar=False)

@@ -1,5 +1,7 @@
 """ShardFolder: claims, complete shards and records, and files that are no longer needed."""
 
+import errno
+
 import pyarrow as pa
 import pytest
 
@@ -83,3 +85,55 @@ def test_a_folder_of_something_else(tmp_path):
     (tmp_path / "thesis.txt").write_text("all of it")
     with pytest.raises(FileExistsError, match="was not written by `the test`"):
         ShardFolder(tmp_path, "numbers", "the test").claim({})
+
+
+def test_a_record_that_was_changed_does_not_count(folder):
+    write(folder, 0)
+    file = folder.path / "records" / "numbers-000000-0000.json"
+    whole = file.read_text()
+    for forged in (whole.replace('"seconds": 1.0', '"seconds": 9.0'), "[]", "{}", whole[:40], '"text"'):
+        file.write_text(forged)
+        assert folder.finished(0, 0, "inputs") is None
+    file.write_text(whole)
+    assert folder.finished(0, 0, "inputs") is not None
+
+
+@pytest.mark.parametrize("content", ["[]", "7", "{", '{"shards": 3}', '{"rows": 1}'])
+def test_a_manifest_that_is_none(folder, content):
+    (folder.path / "manifest.json").write_text(content)
+    assert folder.read_manifest() == {}
+
+
+def test_temporary_files_of_a_run_at_work_stay(folder):
+    name = f".numbers-000000-0000.parquet.{'0' * 32}.tmp"
+    (folder.path / "data").mkdir()
+    (folder.path / "data" / name).touch()
+    (folder.path / ".mine.tmp").touch()
+    other = ShardFolder(folder.path, "numbers", "the test")
+    other.claim({"rate": 1})
+    other.tidy([])
+    assert (folder.path / "data" / name).is_file()
+    folder.release()
+    other.tidy([])
+    assert [file.name for file in (folder.path / "data").iterdir()] == []
+    assert (folder.path / ".mine.tmp").is_file()
+
+
+def test_another_run_may_begin_while_one_finishes(folder):
+    folder.tidy([])
+    ShardFolder(folder.path, "numbers", "the test").claim({"rate": 1})  # would wait for ever
+
+
+def test_hidden_files_in_a_new_folder(tmp_path):
+    (tmp_path / ".DS_Store").touch()
+    ShardFolder(tmp_path, "numbers", "the test").claim({})
+
+
+def test_nothing_half_written_stays_on_a_full_disk(folder):
+    def fill(file):
+        file.write_table(pa.table({"number": [1]}, schema=SCHEMA))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"no room on the disk.*run the command again: '.*numbers-000000-0000.parquet'"):
+        folder.write(0, 0, SCHEMA, fill)
+    assert list((folder.path / "data").iterdir()) == []
