@@ -1,7 +1,7 @@
 """Compact copy of a pre-trained model for sharing: weights in half the memory, without the training heads.
 
     python training/compact_model.py outputs/mtslvr-small --output models/mtslvr-small \\
-        --attribution data/open_pool/ATTRIBUTION.md --config training/configs/mtslvr_small.yaml
+        --attribution data/open_pool/ATTRIBUTION.md --config training/configs/mtslvr-small.yaml
 
 The copy has the encoder and its embeddings. Its matrices and filters are stored as float16 and load as float32. It has
 no projectors and no predictive classifier, which only training needs. The card of the run is kept, with the figure
