@@ -198,14 +198,16 @@ def _add_run(commands: argparse._SubParsersAction, name: str, text: str, run: Ca
 
 def _pretrain(options: argparse.Namespace) -> None:
     from mtslvr_hf.pretrain import main
+    from mtslvr_hf.runs.command import run_command
 
-    main(options.arguments)
+    run_command(main, options.arguments)
 
 
 def _finetune(options: argparse.Namespace) -> None:
     from mtslvr_hf.finetune import main
+    from mtslvr_hf.runs.command import run_command
 
-    main(options.arguments)
+    run_command(main, options.arguments)
 
 
 def _add_embed(commands: argparse._SubParsersAction) -> None:

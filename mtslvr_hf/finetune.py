@@ -13,6 +13,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification, set_seed
@@ -38,8 +39,11 @@ from .classification import (
 )
 from .data import LabelledAudio, load_labelled_audio
 from .files import output_folder
+from .runs.command import run_command
+from .runs.data_files import data_fingerprint
 from .runs.finetuning_arguments import DataArguments, FineTuningArguments, ModelArguments, read_arguments
-from .runs.run_folder import find_checkpoint, finish, save, save_arguments, set_up_logging
+from .runs.run_folder import check_data, find_checkpoint, finish, run_of, save, save_arguments, set_up_logging
+from .runs.saved_values import mask_secrets
 
 logger = logging.getLogger("mtslvr_hf.finetune")  # also with `python -m`
 
@@ -60,19 +64,23 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     values, model_args, data_args, args = read_arguments(sys.argv[1:] if argv is None else argv)
     set_up_logging(args)
     transformers_logging.set_verbosity_error()  # omits the warning that the classifier is new
-    checkpoint = find_checkpoint(args, values, SAVED_CONFIG, fixed=[ModelArguments, DataArguments])
-    with args.main_process_first(desc="reading the data set"):
-        clips = load_data(data_args)
-    model, extractor = make_model(model_args, clips.train, args)
-    save_arguments(values, args, SAVED_CONFIG)
-    trainer, clips = make_trainer(model, extractor, clips, model_args, data_args, args)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = trainer.evaluate() if clips.evaluation is not None else {}
-    report(trainer, clips, metrics, model_args, data_args)
-    save(trainer, metrics)
-    if model_args.save_adapter and trainer.is_world_process_zero():
-        trainer.model.save_adapter(str(output_folder(args) / "adapter"), model_args.adapter_name)
-    finish(trainer)
+    with run_of(args) as signals:
+        checkpoint = find_checkpoint(args, values, SAVED_CONFIG, fixed=[ModelArguments, DataArguments])
+        fingerprint = data_fingerprint(data_args.data, data_args.data_config, data_args.data_revision)
+        check_data(None if checkpoint is None else Path(checkpoint).parent, fingerprint, data_args.data_changed)
+        with args.main_process_first(desc="reading the data set"):
+            clips = load_data(data_args)
+        model, extractor = make_model(model_args, clips.train, args)
+        save_arguments(values, args, SAVED_CONFIG, fingerprint)
+        trainer, clips = make_trainer(model, extractor, clips, model_args, data_args, args)
+        trainer.signals = signals
+        trainer.train(resume_from_checkpoint=checkpoint)
+        metrics = trainer.evaluate() if clips.evaluation is not None else {}
+        report(trainer, clips, metrics, model_args, data_args)
+        save(trainer, metrics)
+        if model_args.save_adapter and trainer.is_world_process_zero():
+            trainer.model.save_adapter(str(output_folder(args) / "adapter"), model_args.adapter_name)
+        finish(trainer)
     return metrics
 
 
@@ -211,7 +219,7 @@ def report(
         ClassifierSummary(
             base_model=model_args.model,
             method=model_args.method,
-            dataset=data_args.data,
+            dataset=mask_secrets(data_args.data),
             train_clips=len(clips.train),
             eval_clips=0 if clips.evaluation is None else len(clips.evaluation),
             split=clips.split,
@@ -228,4 +236,4 @@ def report(
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

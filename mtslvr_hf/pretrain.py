@@ -27,63 +27,104 @@ from . import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRForPreTraining
 from .augmentations import TwoViewAugmentation
 from .cards.pretraining import TrainingSummary
 from .data import AudioStream, load_audio, load_clips
+from .data.network import limit_silence
+from .data.local import local_path
 from .embedding import equal_variance_scale
 from .evaluation import open_data
+from .files import output_folder
+from .resumable.trainer import evaluations_without_improvement, is_over
+from .runs.command import run_command
+from .runs.data_files import check_decoders, data_fingerprint, local_files
 from .runs.pretraining_arguments import SAVED_CONFIG, DataArguments, ModelArguments, ProbeArguments, read_arguments
-from .runs.run_folder import find_checkpoint, finish, save, save_arguments, set_up_logging
+from .runs.run_folder import (
+    check_data,
+    find_checkpoint,
+    finish,
+    is_finished,
+    run_of,
+    save,
+    save_arguments,
+    set_up_logging,
+)
+from .runs.saved_values import mask_secrets
 from .trainer import MTSLVRTrainer, MTSLVRTrainingArguments, Probe
 
 logger = logging.getLogger("mtslvr_hf.pretrain")  # also with `python -m`
+
+LONGEST_SILENCE = 30.0  # seconds that a server of HTTP may be silent before it is asked again
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Runs pre-training; returns the metrics of the saved model on the evaluation clips, if any."""
     values, model_args, data_args, probe_args, training_args = read_arguments(sys.argv[1:] if argv is None else argv)
     set_up_logging(training_args)
-    checkpoint = find_checkpoint(training_args, values, SAVED_CONFIG, fixed=[ModelArguments])
-    if checkpoint is not None:
-        check_unfinished(checkpoint, training_args)
-    model, extractor = make_model(model_args, data_args, training_args)
-    train_stream, eval_clips = load_data(model, data_args, training_args)
-    probes = make_probes(probe_args, training_args)
-    save_arguments(values, training_args, SAVED_CONFIG)
-    trainer = MTSLVRTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=train_stream,
-        eval_dataset=eval_clips,
-        processing_class=extractor,
-        augmentation=make_augmentation(model, data_args, training_args),
-        probes=probes,
-        summary=TrainingSummary(
-            dataset=data_args.dataset_name,
-            dataset_config=data_args.dataset_config,
-            dataset_split=data_args.train_split,
-        ),
-    )
-    trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = trainer.evaluate() if eval_clips is not None else {}
-    if data_args.scale_heads:
-        scale_heads(trainer, data_args)
-    save(trainer, metrics)
-    finish(trainer)
+    with run_of(training_args) as signals:
+        checkpoint = find_checkpoint(training_args, values, SAVED_CONFIG, fixed=[ModelArguments, DataArguments])
+        if checkpoint is not None:
+            check_unfinished(checkpoint, training_args)
+        model, extractor = make_model(model_args, data_args, training_args)
+        fingerprint = check_source(data_args, checkpoint)
+        train_stream, eval_clips = load_data(model, data_args, training_args)
+        probes = make_probes(probe_args, training_args)
+        save_arguments(values, training_args, SAVED_CONFIG, fingerprint)
+        trainer = MTSLVRTrainer(
+            model=model,
+            args=training_args,
+            train_dataset=train_stream,
+            eval_dataset=eval_clips,
+            processing_class=extractor,
+            augmentation=make_augmentation(model, data_args, training_args),
+            probes=probes,
+            summary=TrainingSummary(
+                dataset=mask_secrets(data_args.dataset_name),
+                dataset_config=data_args.dataset_config,
+                dataset_split=data_args.train_split,
+            ),
+        )
+        trainer.signals = signals
+        trainer.train(resume_from_checkpoint=checkpoint)
+        metrics = trainer.evaluate() if eval_clips is not None else {}
+        if data_args.scale_heads:
+            scale_heads(trainer, data_args)
+        save(trainer, metrics)
+        finish(trainer)
     return metrics
 
 
 def check_unfinished(checkpoint: str, args: MTSLVRTrainingArguments) -> None:
-    """Ends the program if the run is complete or was stopped early, so that it does not start again by accident."""
+    """Ends the program if the run is complete or was stopped early, so that it does not start again by accident.
+
+    A run that was killed behind its last checkpoint, before it was saved or published, is not complete.
+    """
+    if not (is_finished(args) and is_over(checkpoint, args) and Path(checkpoint).parent == output_folder(args)):
+        return
     state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-    stopped = state.stateful_callbacks.get("EarlyStoppingCallback", {}).get("attributes", {})
-    waited = stopped.get("early_stopping_patience_counter", 0)
-    if state.global_step >= args.max_steps > 0:
+    if state.global_step >= args.max_steps:
         sys.exit(
             f"{checkpoint} is the end of a run of {args.max_steps} steps. Choose another --output_dir for a new run."
         )
-    if 0 < args.early_stopping_patience <= waited:
-        sys.exit(
-            f"The run of {checkpoint} was stopped early: {waited} evaluations without improvement. Choose another "
-            "--output_dir for a new run, or a larger --early_stopping_patience to continue."
-        )
+    sys.exit(
+        f"The run of {checkpoint} was stopped early: {evaluations_without_improvement(state)} evaluations without "
+        "improvement. Choose another --output_dir for a new run, or a larger --early_stopping_patience to continue."
+    )
+
+
+def check_source(data_args: DataArguments, checkpoint: str | None) -> str | None:
+    """Fingerprint of the training data, which is that of the run that a checkpoint belongs to.
+
+    Raises:
+        SystemExit: If the data changed, or audio needs a decoder that is not installed.
+    """
+    if not data_args.dataset_name:
+        sys.exit("`dataset_name` is missing: name a data set on the Hub or a folder.")
+    local = local_files(data_args.dataset_name, data_args.dataset_config, data_args.data_files)
+    check_decoders(local, data_args.max_bad_share)
+    fingerprint = data_fingerprint(
+        data_args.dataset_name, data_args.dataset_config, data_args.dataset_revision, data_args.data_files
+    )
+    folder = None if checkpoint is None else Path(checkpoint).parent
+    check_data(folder, fingerprint, data_args.data_changed)
+    return fingerprint
 
 
 def make_model(
@@ -115,13 +156,18 @@ def load_data(
     model: MTSLVRForPreTraining, data_args: DataArguments, args: MTSLVRTrainingArguments
 ) -> tuple[AudioStream, torch.Tensor | None]:
     """Stream of training clips, and decoded evaluation clips, of this process."""
-    if not data_args.dataset_name:
-        sys.exit("`dataset_name` is missing: name a data set on the Hub or a folder.")
     if data_args.scale_heads and data_args.eval_split is None and data_args.held_out_fraction == 0:
         sys.exit("`scale_heads` needs `eval_split` or a `held_out_fraction` above 0.")
     config = model.config
-    share = {"rank": args.process_index, "world_size": args.world_size, "crops": 2 if data_args.different_crops else 1}
+    share: dict[str, Any] = {
+        "rank": args.process_index,
+        "world_size": args.world_size,
+        "crops": 2 if data_args.different_crops else 1,
+    }
     clip_seconds = data_args.clip_seconds or config.window_seconds
+    if _is_remote(data_args):
+        limit_silence(min(data_args.stream_timeout, LONGEST_SILENCE))
+        share["retry_seconds"] = data_args.stream_timeout
     rows = _open(data_args, data_args.train_split)
     stream = AudioStream(
         rows,
@@ -173,6 +219,13 @@ def scale_heads(trainer: MTSLVRTrainer, data_args: DataArguments) -> None:
         logger.info("Scales of the heads: %s", model.config.embedding_scale)
 
 
+def _is_remote(data_args: DataArguments) -> bool:
+    """True for data that are read over a network."""
+    if data_args.data_files is not None:
+        return any("://" in file for file in data_args.data_files)
+    return local_path(data_args.dataset_name) is None
+
+
 def _open(data_args: DataArguments, split: str) -> datasets.Dataset | datasets.IterableDataset:
     return load_audio(
         data_args.dataset_name,
@@ -213,4 +266,4 @@ def make_probes(probe_args: ProbeArguments, args: MTSLVRTrainingArguments) -> li
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

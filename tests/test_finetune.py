@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -23,8 +25,9 @@ from transformers import (
 )
 
 from mtslvr_hf import finetune
-from mtslvr_hf.classification import ClipCollator, ClipDataset, make_folds
+from mtslvr_hf.classification import ClassificationTrainer, ClipCollator, ClipDataset, make_folds
 from mtslvr_hf.data import TooManyBadRowsError, load_labelled_audio
+from mtslvr_hf.resumable import NonFiniteError, RunStopped, last_checkpoint
 from mtslvr_hf.runs import finetuning_arguments as arguments
 
 METHODS = list(arguments.METHODS)
@@ -141,6 +144,47 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path, model, a
     assert not torch.equal(weights(steps[1])["classifier.weight"], expected["classifier.weight"])
     state = json.loads((tmp_path / "cut/trainer_state.json").read_text())
     assert state["epoch"] == 4 and len(state["log_history"]) > 2
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_a_checkpoint_within_an_epoch(tmp_path, model, audio, monkeypatch, number, code):
+    settings = {"method": "everything", "num_train_epochs": 3, "max_seconds": 0.5, "eval_fraction": 0}
+    run(model, audio, tmp_path / "whole", **settings)
+    training_step = ClassificationTrainer.training_step
+
+    def signalled(self, *args, **kwargs):
+        if self.state.global_step == 6:
+            os.kill(os.getpid(), number)
+        return training_step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(RunStopped) as stopped:
+        patch.setattr(ClassificationTrainer, "training_step", signalled)
+        run(model, audio, tmp_path / "stopped", **settings)
+    assert stopped.value.code == code
+    assert last_checkpoint(tmp_path / "stopped") == str(tmp_path / "stopped/checkpoint-7")  # 5 steps are an epoch
+    run(model, audio, tmp_path / "stopped", **settings)
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_that_break_are_not_saved(tmp_path, model, audio, method):
+    options = {"learning_rate": 1e38, "num_train_epochs": 9, "max_nonfinite_steps": 3, "warmup_steps": 0}
+    with pytest.raises(NonFiniteError, match="not finite"):
+        run(model, audio, tmp_path, method=method, **options)
+    assert not (tmp_path / "model.safetensors").exists() and not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_run_with_other_arguments_or_data_is_refused(tmp_path, model, audio):
+    data = shutil.copytree(audio, tmp_path / "audio")
+    settings = {"method": "everything", "num_train_epochs": 1, "max_seconds": 0.5}
+    run(model, data, tmp_path / "out", **settings)
+    with pytest.raises(SystemExit, match=r"holds another run: learning_rate \(0.001, now 0.5\)"):
+        run(model, data, tmp_path / "out", **settings, learning_rate=0.5)
+    (data / "low/0.wav").unlink()
+    with pytest.raises(SystemExit, match="The data changed since the run in"):
+        run(model, data, tmp_path / "out", **settings)
+    run(model, data, tmp_path / "out", **settings, resume_from_checkpoint="false")
 
 
 def test_every_epoch_has_crops_of_its_own(tmp_path, model, audio, monkeypatch):

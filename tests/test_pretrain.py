@@ -17,13 +17,19 @@ import torch
 import yaml
 from hub_server import HubServer
 from huggingface_hub import ModelCard
+from markdown_rows import unpadded
 from pretraining_runs import RATE, ROOT, TINY, logged, tone, wav_bytes
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 
 from mtslvr_hf import MTSLVRConfig, MTSLVRForPreTraining, pretrain
 from mtslvr_hf.cards.pretraining import variant_name
+from mtslvr_hf.resumable import RunStopped, last_checkpoint
 from mtslvr_hf.runs import pretraining_arguments as arguments
+from mtslvr_hf.runs.command import run_command
+from mtslvr_hf.runs.lock import locked
 from mtslvr_hf.runs.parser import CONFIGS, configurations
+from mtslvr_hf.runs.run_folder import find_checkpoint
+from mtslvr_hf.runs.saved_values import saved_values
 from mtslvr_hf.trainer import MTSLVRTrainer
 
 TRAINING = ROOT / "training"
@@ -284,6 +290,181 @@ def test_a_folder_belongs_to_one_run(run_file, capsys):
     assert logged("more", "loss").keys() == {1, 2, 3, 4}
 
 
+# Runs that are stopped, killed, or resumed otherwise
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, audio):
+    """A run of six steps that nothing disturbed, with a log every third, and its configuration."""
+    folder = tmp_path_factory.mktemp("whole")
+    values = {**RUN, "dataset_name": str(audio), "max_bad_share": 0.5, "max_steps": 6, "logging_steps": 3}
+    (folder / "run.yaml").write_text(yaml.safe_dump({**values, "eval_steps": 2, "save_steps": 4}))
+    metrics = pretrain.main([str(folder / "run.yaml"), "--output_dir", str(folder / "out")])
+    return folder, metrics
+
+
+def same_run(folder, metrics, whole):
+    """Checks that a run ended as the one that nothing disturbed: logs and weights."""
+    expected, wanted = whole
+    assert metrics["eval_loss"] == wanted["eval_loss"]
+    for name in ("loss", "contrastive_loss", "augmentation_map", "eval_loss", "rows_read", "skipped_rows"):
+        assert logged(folder, name) == logged(expected / "out", name), name
+    weights = AutoModelForPreTraining.from_pretrained(folder).state_dict()
+    for name, value in AutoModelForPreTraining.from_pretrained(expected / "out").state_dict().items():
+        assert torch.equal(value, weights[name]), name
+
+
+def signal_at(monkeypatch, method, step, number):
+    """Sends this process a signal when the Trainer calls a method at a step."""
+    original = getattr(MTSLVRTrainer, method)
+
+    def signalled(self, *args, **kwargs):
+        if self.is_in_train and self.state.global_step == step:
+            os.kill(os.getpid(), number)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(MTSLVRTrainer, method, signalled)
+
+
+@pytest.mark.parametrize(
+    ("method", "step", "number", "checkpoint"),
+    [
+        ("training_step", 4, signal.SIGTERM, 5),  # in a step, in the middle of a logging window
+        ("training_step", 3, signal.SIGINT, 4),  # the step's evaluation is due
+        ("evaluation_loop", 2, signal.SIGUSR1, 2),  # in an evaluation
+        ("_get_num_items_in_batch", 5, signal.SIGTERM, 5),  # between two steps, as while waiting for data
+    ],
+)
+def test_a_signal_saves_a_checkpoint_and_the_run_ends_as_if_it_had_not_come(
+    whole, tmp_path, monkeypatch, method, step, number, checkpoint
+):
+    command = [str(whole[0] / "run.yaml"), "--output_dir", str(tmp_path / "out")]
+    with monkeypatch.context() as patch, pytest.raises(RunStopped) as stopped:
+        signal_at(patch, method, step, number)
+        pretrain.main(command)
+    assert stopped.value.code == (130 if number == signal.SIGINT else 0)
+    assert last_checkpoint(tmp_path / "out") == str(tmp_path / f"out/checkpoint-{checkpoint}")
+    assert not (tmp_path / "out/model.safetensors").exists() and not (tmp_path / "out/_lock.json").exists()
+    same_run(tmp_path / "out", pretrain.main(command), whole)
+
+
+@pytest.mark.parametrize("what", ["evaluate", "save_model", "create_model_card"])
+def test_a_run_that_is_killed_behind_its_last_checkpoint_is_finished(whole, tmp_path, monkeypatch, what):
+    command = [str(whole[0] / "run.yaml"), "--output_dir", str(tmp_path / "out")]
+
+    def killed(self, *args, **kwargs):
+        if self.is_in_train:
+            return original(self, *args, **kwargs)
+        raise KeyboardInterrupt
+
+    original = getattr(MTSLVRTrainer, what)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MTSLVRTrainer, what, killed)
+        pretrain.main(command)
+    with monkeypatch.context() as patch:
+        patch.setattr(MTSLVRTrainer, "training_step", lambda *args: pytest.fail("training goes on"))
+        same_run(tmp_path / "out", pretrain.main(command), whole)
+    assert "| Steps | " in unpadded((tmp_path / "out/README.md").read_text())
+    with pytest.raises(SystemExit, match="is the end of a run of 6 steps"):
+        pretrain.main(command)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--learning_rate", "0.01"], "learning_rate (0.001, now 0.01)"),
+        (["--max_steps", "9"], "max_steps (6, now 9)"),
+        (["--per_device_train_batch_size", "2"], "per_device_train_batch_size (4, now 2)"),
+        (["--gradient_accumulation_steps", "2"], "gradient_accumulation_steps (1, now 2)"),
+        (["--clip_seconds", "0.25"], "clip_seconds (None, now 0.25)"),
+        (["--held_out_fraction", "0.1"], "held_out_fraction (0.4, now 0.1)"),
+        (["--lr_scheduler_type", "linear"], "lr_scheduler_type (cosine, now linear)"),
+        (["--adam_beta2", "0.9"], "adam_beta2 (0.999, now 0.9)"),
+        (["--dataset_name", "."], "dataset_name ("),
+        (["--temperature", "0.5"], "temperature (0.07, now 0.5)"),
+    ],
+)
+def test_a_run_with_other_arguments_is_refused(whole, monkeypatch, changed, message):
+    monkeypatch.chdir(whole[0])
+    values, *_, args = read("run.yaml", "--output_dir", "out", *changed)
+    fixed = [arguments.ModelArguments, arguments.DataArguments]
+    with pytest.raises(SystemExit, match=re.escape(f"out holds another run: {message}")):
+        find_checkpoint(args, values, "pretrain.yaml", fixed)
+    free = ["--logging_steps", "1", "--max_bad_share", "0.9", "--dataloader_num_workers", "0", "--report_to", "none"]
+    values, *_, args = read("run.yaml", "--output_dir", "out", *free)
+    assert find_checkpoint(args, values, "pretrain.yaml", fixed) == "out/checkpoint-6"
+    values, *_, args = read(
+        "run.yaml", "--output_dir", "new", "--resume_from_checkpoint", "out/checkpoint-6", *changed
+    )
+    assert find_checkpoint(args, values, "pretrain.yaml", fixed) == "out/checkpoint-6"
+
+
+@pytest.mark.parametrize("content", ["", "depth: [", None])
+def test_damaged_arguments_of_a_run_are_said_and_written_anew(whole, tmp_path, caplog, content):
+    shutil.copytree(whole[0] / "out", tmp_path / "out")
+    path = tmp_path / "out/pretrain.yaml"
+    path.unlink() if content is None else path.write_text(content)
+    values, *_, args = read(whole[0] / "run.yaml", "--output_dir", tmp_path / "out")
+    assert find_checkpoint(args, values, "pretrain.yaml", [arguments.ModelArguments])
+    assert "pretrain.yaml is missing or damaged, so the arguments cannot be compared" in caplog.text
+
+
+def test_checkpoints_that_are_all_damaged_are_not_passed_over_silently(whole, tmp_path):
+    shutil.copytree(whole[0] / "out", tmp_path / "out")
+    for path in (tmp_path / "out").glob("checkpoint-*/optimizer.pt"):
+        path.write_bytes(b"")
+    command = [str(whole[0] / "run.yaml"), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(
+        SystemExit, match=r"No checkpoint in .*out can be used \(checkpoint-6: optimizer.pt is damaged"
+    ):
+        pretrain.main(command)
+
+
+def test_a_run_goes_on_with_changed_data_only_if_told_so(whole, tmp_path, audio):
+    shutil.copytree(whole[0] / "out", tmp_path / "out")
+    data = shutil.copytree(audio, tmp_path / "audio")
+    (data / "39.wav").write_bytes((data / "38.wav").read_bytes() + b"\0\0")
+    args = arguments.DataArguments(dataset_name=str(data))
+    checkpoint = str(tmp_path / "out/checkpoint-6")
+    with pytest.raises(SystemExit, match=r"The data changed since the run in .*out was started"):
+        pretrain.check_source(args, checkpoint)
+    args.data_changed = "go_on"
+    assert pretrain.check_source(args, checkpoint) == pretrain.check_source(args, None)
+    args.data_changed = "go on"
+    with pytest.raises(SystemExit, match="--data_changed must be one of refuse, go_on"):
+        pretrain.check_source(args, checkpoint)
+    args = arguments.DataArguments(dataset_name=str(audio))
+    assert pretrain.check_source(args, checkpoint)
+
+
+def test_a_folder_in_use_is_refused(whole, monkeypatch):
+    monkeypatch.chdir(whole[0])
+    with locked(Path("out")), pytest.raises(SystemExit, match=f"out is in use by process {os.getpid()}"):
+        pretrain.main(["run.yaml", "--output_dir", "out"])
+
+
+def test_a_full_disk_is_one_line(run_file, monkeypatch):
+    def full(*args):
+        raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(MTSLVRTrainer, "_save_optimizer_and_scheduler", full)
+        run_command(pretrain.main, [run_file, "--output_dir", "out"])
+    assert re.search(
+        r"error: out/checkpoint-2 could not be written \(.*unexpected pos 64 vs 0\)\. [\d.]+ MB are free there; "
+        r"a checkpoint takes about [\d.]+ MB\. There is no complete checkpoint yet; make room",
+        str(ended.value.code),
+    )
+    assert not Path("out/checkpoint-2").exists()
+
+
+def test_a_learning_rate_that_is_too_high_ends_with_a_line(run_file):
+    options = ["--learning_rate", "1e20", "--max_steps", "20", "--eval_strategy", "no", "--max_nonfinite_steps", "3"]
+    with pytest.raises(SystemExit, match=r"error: .*not finite"):
+        run_command(pretrain.main, [run_file, "--output_dir", "out", *options])
+    assert not Path("out/model.safetensors").exists()
+
+
 def test_a_run_needs_data_and_something_to_evaluate_on(run_file):
     with pytest.raises(SystemExit, match="`dataset_name` is missing"):
         pretrain.main([run_file, "--output_dir", "out", "--dataset_name", ""])
@@ -346,7 +527,8 @@ def test_a_probe_chooses_the_best_checkpoint(run_file, labelled):
     state = json.loads(Path("out/trainer_state.json").read_text())
     assert 2 in measured and state["best_metric"] == max(measured.values()) > 0.5
     assert metrics["eval_probe_accuracy_both"] == state["best_metric"]  # of the weights that are saved
-    assert f"probe_data: {labelled}" in Path("out/pretrain.yaml").read_text()
+    assert saved_values(Path("out/pretrain.yaml"))["probe_data"] == labelled
+    assert labelled not in Path("out/pretrain.yaml").read_text()
 
 
 def test_probes_run_as_often_as_asked(run_file, labelled):
@@ -368,13 +550,6 @@ def test_groups_that_are_named_are_kept_apart(labelled, tmp_path):
 def test_a_best_checkpoint_by_a_probe_needs_one(run_file):
     with pytest.raises(SystemExit, match="'eval_probe_accuracy_both', which needs `probe_data`"):
         pretrain.main([run_file, "--output_dir", "out", "--metric_for_best_model", "eval_probe_accuracy_both"])
-
-
-def test_too_few_evaluation_clips_are_found_out_before_the_first_step(run_file):
-    options = ["--per_device_eval_batch_size", "64", "--eval_steps", "1000"]
-    with pytest.raises(ValueError, match="do not fill a batch of 64"):
-        pretrain.main([run_file, "--output_dir", "out", *options])
-    assert not list(Path("out").glob("checkpoint-*"))
 
 
 @pytest.fixture
@@ -406,8 +581,8 @@ def test_nothing_is_published_or_asserted_without_a_license(run_file):
     assert ModelCard.load("out/README.md").data.license is None
 
 
-def test_push_to_hub_publishes_what_loads_by_name_without_the_package(run_file, tmp_path, hub):
-    published = ["--push_to_hub", "--hub_model_id", NAME, "--hub_strategy", "every_save"]
+def test_push_to_hub_publishes_what_loads_by_name_without_the_package(run_file, tmp_path, hub, audio):
+    published = ["--push_to_hub", "--hub_model_id", NAME, "--hub_strategy", "checkpoint"]
     published += ["--license", "cc0-1.0"]
     command = [
         sys.executable,
@@ -425,6 +600,10 @@ def test_push_to_hub_publishes_what_loads_by_name_without_the_package(run_file, 
     assert f"Published at {hub.endpoint}/{NAME}\n" in done.stderr
     assert {"README.md", "preprocessor_config.json", "pretrain.yaml", "model.safetensors"} <= hub.files(NAME).keys()
     assert ModelCard.load("out/README.md").data.license == "cc0-1.0"
+    assert not any("training_args" in file or file.startswith("_") for file in hub.files(NAME))
+    assert {"last-checkpoint/optimizer.pt", "last-checkpoint/run_state_0.json"} <= hub.files(NAME).keys()
+    assert "hub_strategy checkpoint also publishes optimizer" in done.stderr
+    assert str(audio) not in Path("out/pretrain.yaml").read_text() + Path("out/trainer_state.json").read_text()
     first_push = next(commit for commit in hub.repository("models", NAME).history("main") if "step 2" in commit.title)
     assert {"modeling_mtslvr.py", "README.md"} <= first_push.files.keys()  # whole while training goes on
     with torch.no_grad():

@@ -10,19 +10,27 @@ from typing import Any, cast
 import torch
 from huggingface_hub import ModelCard
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import TrainingArguments
 
 from ..cards.parts import save_card
 from ..files import output_folder
 from ..modeling_mtslvr import MTSLVRForAudioClassification, MTSLVRModelOutput
+from ..resumable import ResumableTrainer, WorkerSignals
 from .clips import EmbeddedClips
 
 
-class ClassificationTrainer(Trainer):
-    """transformers' Trainer whose model card is `card`; without one, it writes none."""
+class ClassificationTrainer(ResumableTrainer):
+    """Trainer whose model card is `card`; without one, it writes none."""
 
     model: MTSLVRForAudioClassification
     card: ModelCard | None = None
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Trainer's batches; signals do not end its workers before the run."""
+        loader = super().get_train_dataloader()
+        loader.worker_init_fn = WorkerSignals(loader.worker_init_fn)
+        return loader
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes `card` into the output folder; ignores the facts for Trainer's own card."""
@@ -114,9 +122,9 @@ class LinearProbeTrainer(ClassificationTrainer):
         with self.whole_model():
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
-    def _load_best_model(self) -> None:
+    def _load_best_model(self) -> bool:  # type: ignore[override]  # as in ResumableTrainer
         with self.whole_model():
-            super()._load_best_model()
+            return super()._load_best_model()
 
 
 __all__ = ["ClassificationTrainer", "LinearProbeTrainer"]

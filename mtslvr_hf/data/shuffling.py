@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
@@ -14,7 +16,11 @@ from ..audio.hashing import hash_integers
 from ..audio.prefetch import ReadAhead
 from .sources import SHARD_ERRORS
 
+logger = logging.getLogger(__name__)
+
 MAP_STYLE_SHARDS = 64
+LATER_STATUS = (408, 429)  # of HTTP: timeout, too many requests
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds
 
 
 class Row(NamedTuple):
@@ -24,6 +30,7 @@ class Row(NamedTuple):
     index: int  # type: ignore[assignment]  # hides the method of tuples; index of the row in that shard
     audio: Mapping[str, Any] | None
     error: str | None
+    lost: int = 1  # rows that an error costs this consumer
 
 
 class Cursor(NamedTuple):
@@ -51,6 +58,8 @@ class ShuffledReader:
         block_rows: Rows of a block, all in memory (1.3 MB each in AudioSet); 1 keeps the order within shards.
         consumer, consumers: Index of this consumer and number of consumers.
         read_ahead: Rows that a thread reads ahead of the block while others are decoded; 0 uses no thread.
+        retry_seconds: Time for which a shard that cannot be read is tried again, with growing pauses, since its last
+            row; then its other rows are lost. A missing file is not tried again.
     """
 
     def __init__(
@@ -61,6 +70,7 @@ class ShuffledReader:
         consumer: int = 0,
         consumers: int = 1,
         read_ahead: int = 0,
+        retry_seconds: float = 0.0,
     ):
         self.dataset = dataset
         self.seed = seed
@@ -68,6 +78,8 @@ class ShuffledReader:
         self.consumer = consumer
         self.consumers = consumers
         self.read_ahead = read_ahead
+        self.retry_seconds = retry_seconds
+        self._rows_of: dict[int, int] = {}  # rows of the shards that were read to their end
 
     def read(self, epoch: int, start: Cursor) -> Iterator[tuple[Row, Cursor]]:
         """Yields the rows of an epoch from `start` on, each with the cursor after it."""
@@ -108,15 +120,65 @@ class ShuffledReader:
 
         `iter(batch_size=...)` is the only iteration that `datasets` does not split by DataLoader worker.
         """
-        shard = assignment.shards[place]
-        try:
-            rows = self.dataset.shard(num_shards=self.dataset.num_shards, index=shard)
-            for batch in (rows.skip(index) if index else rows).iter(batch_size=1):
-                if index % assignment.stride == assignment.offset:
-                    yield Row(place, index, batch["audio"][0], None)
-                index += 1
-        except SHARD_ERRORS as error:
-            yield Row(place, index, None, f"shard {shard} at row {index}: {type(error).__name__}: {error}")
+        shard, retries = assignment.shards[place], Retries(self.retry_seconds)
+        while True:
+            try:
+                rows = self.dataset.shard(num_shards=self.dataset.num_shards, index=shard)
+                for batch in (rows.skip(index) if index else rows).iter(batch_size=1):
+                    if index % assignment.stride == assignment.offset:
+                        yield Row(place, index, batch["audio"][0], None)
+                    index += 1
+                    retries.reset()
+            except SHARD_ERRORS as error:
+                text = f"shard {shard} at row {index}: {type(error).__name__}: {error}"
+                if retries.wait(error, text):
+                    continue
+                yield Row(place, index, None, text, self._lost(shard, index, assignment.stride))
+            else:
+                self._rows_of[shard] = index
+            return
+
+    def _lost(self, shard: int, index: int, stride: int) -> int:
+        """Rows of a shard from `index` on that this consumer does not get.
+
+        A shard that was never read to its end counts as long as the others in the mean.
+        """
+        known = self._rows_of.values()
+        rows = self._rows_of.get(shard, round(sum(known) / len(known)) if known else 0)
+        return max(1, round((rows - index) / stride))
+
+
+class Retries:
+    """Pauses between tries to read something over a network, each twice as long as the one before.
+
+    Args:
+        seconds: Longest time of all pauses since the last success.
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self.reset()
+
+    def reset(self) -> None:
+        """Notes a success."""
+        self._waited, self._pause = 0.0, FIRST_PAUSE
+
+    def wait(self, error: BaseException, text: str) -> bool:
+        """Waits and returns True if it should be tried again after an error, which `text` describes."""
+        if _is_final(error) or self._waited >= self.seconds:
+            return False
+        pause = min(self._pause, LONGEST_PAUSE, self.seconds - self._waited)
+        logger.warning("%s; trying again in %.0f s (waited %.0f of %.0f s).", text, pause, self._waited, self.seconds)
+        time.sleep(pause)
+        self._waited, self._pause = self._waited + pause, 2 * self._pause
+        return True
+
+
+def _is_final(error: BaseException) -> bool:
+    """True for errors that another try does not mend: a missing or forbidden file."""
+    status = getattr(error, "status", None)  # of aiohttp
+    refused = isinstance(status, int) and 400 <= status < 500 and status not in LATER_STATUS
+    return refused or isinstance(error, (FileNotFoundError, PermissionError))
 
 
 class _ShardAssignment(NamedTuple):
@@ -157,4 +219,4 @@ def usable_workers(dataset: datasets.IterableDataset | datasets.Dataset, asked: 
     return min(asked, max(1, shards // world_size))
 
 
-__all__ = ["Cursor", "Row", "ShuffledReader", "as_iterable", "usable_workers"]
+__all__ = ["Cursor", "Retries", "Row", "ShuffledReader", "as_iterable", "usable_workers"]

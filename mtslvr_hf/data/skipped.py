@@ -35,12 +35,12 @@ class SkippedRows:
         """Share of the rows read that gave no clip."""
         return self.skipped / self.rows if self.rows else 0.0
 
-    def add(self, reason: str | None = None, example: str | None = None) -> None:
-        """Counts a row; with a reason, it counts as skipped."""
-        self.rows += 1
+    def add(self, reason: str | None = None, example: str | None = None, rows: int = 1) -> None:
+        """Counts a row, or several; with a reason, they count as skipped."""
+        self.rows += rows
         if reason is None:
             return
-        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        self.reasons[reason] = self.reasons.get(reason, 0) + rows
         if example is not None and len(self.examples) < MAX_EXAMPLES:
             self.examples.append(example)
 

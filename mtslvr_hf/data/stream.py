@@ -15,15 +15,16 @@ from tqdm.auto import tqdm
 
 from ..audio.clips import decode_clip
 from ..audio.errors import BadClipError
-from ..audio.files import fetch
+from ..audio.files import fetch, is_url
 from ..audio.hashing import hash_integers, row_key
-from .shuffling import Cursor, Row, ShuffledReader, as_iterable
+from .shuffling import Cursor, Retries, Row, ShuffledReader, as_iterable
 from .skipped import SkippedRows
 from .sources import audio_rows
 
 logger = logging.getLogger(__name__)
 
 STATE_VERSION = 1
+ROW_RETRY_SECONDS = 7.0  # three tries more for a row that is a URL
 READ_AHEAD_ROWS = 64  # 36 MB of AudioSet's mono clips
 INT16_MAX = 32767
 TINY_PEAK = 1e-30  # smaller than any clip's peak, so that no scale is zero
@@ -43,9 +44,9 @@ class AudioStream(IterableDataset):
 
     A batch is a dictionary of `input_values`, int16 (batch, samples), and `scales`, float32 (batch,); with several
     crops (batch, crops, samples) and (batch, crops). `dequantize_clips` turns them into float32 clips, not normalized.
-    `stream` is the batch's record for `state_after`
-    (plain Python): `worker`, `num_workers`; `batches`, `epoch`, `rows`, counts of this worker; `place`, `index`,
-    `used`, the reader's `Cursor`; and `skipped`, the `SkippedRows.state_dict()` of the rows since its last batch.
+    `stream` is the batch's record for `state_after` (plain Python): `worker`, `num_workers`; `batches`, `epoch`,
+    `rows`, counts of this worker; `place`, `index`, `used`, the reader's `Cursor`; `names` of the batch's rows; and
+    `skipped`, the `SkippedRows.state_dict()` of the rows since its last batch.
 
     A row's crops depend only on seed, epoch and a checksum of the row's encoded bytes. The order depends on the seed
     and on the numbers of processes and workers.
@@ -64,6 +65,8 @@ class AudioStream(IterableDataset):
         held_out_fraction: Share of the rows, chosen by their checksum, that is held out.
         held_out: True yields the held-out rows, False the others.
         crops: Random crops of each row, at positions that do not depend on each other.
+        retry_seconds: Time for which a shard that cannot be read is tried again, for data sets that are read over a
+            network; a lost shard counts as all of its rows.
         state: State to resume from, made by `state_after` of a stream with the same seed, shuffle buffer, data set,
             processes and workers.
 
@@ -88,6 +91,7 @@ class AudioStream(IterableDataset):
         held_out_fraction: float = 0.0,
         held_out: bool = False,
         crops: int = 1,
+        retry_seconds: float = 0.0,
         state: Mapping[str, Any] | None = None,
     ):
         super().__init__()
@@ -105,6 +109,7 @@ class AudioStream(IterableDataset):
         self.held_out_fraction = held_out_fraction
         self.held_out = held_out
         self.crops = crops
+        self.retry_seconds = retry_seconds
         self.state = state
         self._check_arguments()
 
@@ -119,7 +124,7 @@ class AudioStream(IterableDataset):
         worker, batches, start = self._resume(slot, workers)
         total, recent = SkippedRows(), SkippedRows()
         values, scales = self._empty_batch()
-        filled = 0
+        filled, names = 0, []
         for row, progress in self._rows(start, self.rank * workers + worker, self.world_size * workers, total):
             crops = self._crops(row, progress.epoch, (total, recent))
             if crops is None:
@@ -127,13 +132,14 @@ class AudioStream(IterableDataset):
             for crop, out, scale in zip(crops, values[filled].view(-1, self.samples), scales[filled].view(-1)):
                 scale.fill_(_quantize(crop, out=out.numpy()))
             filled += 1
+            names.append(_name(row))
             if filled == self.batch_size:
                 batches += 1
-                record = self._record(worker, workers, batches, progress, recent)
+                record = self._record(worker, workers, batches, progress, recent, names)
                 yield {"input_values": values, "scales": scales, "stream": record}
-                (values, scales), filled, recent = self._empty_batch(), 0, SkippedRows()
+                (values, scales), filled, names, recent = self._empty_batch(), 0, [], SkippedRows()
         if filled:
-            record = self._record(worker, workers, batches + 1, progress, recent)
+            record = self._record(worker, workers, batches + 1, progress, recent, names)
             yield {"input_values": values[:filled], "scales": scales[:filled], "stream": record}
 
     def state_after(self, records: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -184,7 +190,9 @@ class AudioStream(IterableDataset):
         """Yields undecoded rows, epoch after epoch, each with the progress after it."""
         # Reads ahead only in a worker, whose process ends without waiting for threads.
         ahead = READ_AHEAD_ROWS if get_worker_info() is not None else 0
-        reader = ShuffledReader(self.dataset, self.seed, self.shuffle_buffer, consumer, consumers, ahead)
+        reader = ShuffledReader(
+            self.dataset, self.seed, self.shuffle_buffer, consumer, consumers, ahead, self.retry_seconds
+        )
         epoch, rows, begin = start
         good = -1 if rows else 0  # a resumed epoch has had a good clip
         passes_without_clips = 0
@@ -205,7 +213,7 @@ class AudioStream(IterableDataset):
             crops = self._decode(row, epoch)
         except BadClipError as error:
             for count in counts:
-                count.add(error.reason, str(error))
+                count.add(error.reason, str(error), row.lost)
             counts[0].check(self.max_bad_share, self.bad_share_after)
             return None
         if crops is not None:
@@ -218,13 +226,23 @@ class AudioStream(IterableDataset):
             raise BadClipError("unreadable_shard", row.error)
         if row.audio is None:
             raise BadClipError("empty", f"row {row.index} of a shard: no audio.")
-        audio = fetch(row.audio)
+        audio = self._fetch(row.audio)
         key = row_key(audio)
         if (hash_integers(HELD_OUT_SALT, key) < self.held_out_fraction * 2**64) != self.held_out:
             return None
         numbers = [()] + [(number,) for number in range(1, self.crops)]
         seeds = [hash_integers(self.seed, epoch, key, *number) for number in numbers]
         return [decode_clip(audio, self.clip_seconds, self.sampling_rate, seed) for seed in seeds]
+
+    def _fetch(self, audio: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Row whose URL is read into bytes; other rows are returned unchanged."""
+        retries = Retries(min(self.retry_seconds, ROW_RETRY_SECONDS))
+        while True:
+            try:
+                return fetch(audio)
+            except BadClipError as error:
+                if not is_url(audio) or not retries.wait(error.__cause__ or error, str(error)):
+                    raise
 
     def _empty_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Memory for `input_values` and `scales`; a worker's is shared, so that DataLoader need not copy it."""
@@ -235,11 +253,17 @@ class AudioStream(IterableDataset):
         return values, torch.empty(rows)
 
     def _record(
-        self, worker: int, workers: int, batches: int, progress: _Progress, recent: SkippedRows
+        self,
+        worker: int,
+        workers: int,
+        batches: int,
+        progress: _Progress,
+        recent: SkippedRows,
+        names: list[str],
     ) -> dict[str, Any]:
         place = {"epoch": progress.epoch, "rows": progress.rows, **progress.cursor._asdict()}
         counts = {"worker": worker, "num_workers": workers, "batches": batches, **place}
-        return {**counts, "skipped": recent.state_dict()}
+        return {**counts, "names": names, "skipped": recent.state_dict()}
 
     def _identity(self) -> dict[str, int]:
         """Settings that a state depends on."""
@@ -260,6 +284,8 @@ class AudioStream(IterableDataset):
             )
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"`rank` must lie in 0..{self.world_size - 1}, got {self.rank}.")
+        if not self.retry_seconds >= 0:
+            raise ValueError(f"`retry_seconds` must not be negative, got {self.retry_seconds}.")
         if not 0 <= self.held_out_fraction < 1:
             raise ValueError(f"`held_out_fraction` must lie in [0, 1), got {self.held_out_fraction}.")
         if self.held_out and not self.held_out_fraction:
@@ -284,6 +310,12 @@ def dequantize_clips(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor
     return values * scales[..., None]
 
 
+def _name(row: Row) -> str:
+    """Name of a row: its path, else its place among the shards of its reader."""
+    path = row.audio.get("path") if row.audio is not None else None
+    return str(path or f"row {row.index} of shard {row.place}")
+
+
 def _quantize(clip: np.ndarray, out: np.ndarray) -> float:
     """Writes a clip (samples,) as int16 with the peak 32767, and returns the size of one step."""
     scale = np.float32(max(clip.max(), -clip.min(), TINY_PEAK) / INT16_MAX)
@@ -303,12 +335,13 @@ def load_clips(
     rank: int = 0,
     world_size: int = 1,
     crops: int = 1,
+    retry_seconds: float = 0.0,
 ) -> torch.Tensor:
     """Clips of an evaluation set, decoded once into memory; bad rows are skipped, with a warning.
 
     Args:
-        dataset, clip_seconds, sampling_rate, held_out_fraction, held_out, rank, world_size, crops: As for
-            `AudioStream`.
+        dataset, clip_seconds, sampling_rate, held_out_fraction, held_out, rank, world_size, crops, retry_seconds: As
+            for `AudioStream`.
         limit: Largest number of rows; None takes all.
         seed: Seed of order and crops: the same seed gives the same clips.
 
@@ -331,6 +364,7 @@ def load_clips(
         held_out_fraction=held_out_fraction,
         held_out=held_out,
         crops=crops,
+        retry_seconds=retry_seconds,
     )
     clips, skipped = [], SkippedRows()
     for batch in tqdm(islice(stream, limit), total=limit, desc="decoding", unit="clip", disable=None):

@@ -10,8 +10,9 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
+from ..resumable.trainer import MOST_NONFINITE_STEPS
 from ..trainer import MTSLVRTrainingArguments
-from ..trainer.arguments import LICENSE_HELP, check_license
+from ..trainer.arguments import LICENSE_HELP, NONFINITE_HELP, check_license
 from .parser import AudioArguments, RunParser
 
 # Defaults of each method; the command line and the configuration override them.
@@ -129,11 +130,17 @@ class FineTuningArguments(TrainingArguments):
         default=None, metadata={"help": "Pin batches in memory. Default: if there is a GPU."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Leave false: there are no columns."})
+    max_nonfinite_steps: int = field(default=MOST_NONFINITE_STEPS, metadata={"help": NONFINITE_HELP})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Leave false: logs are means over the finite steps anyway."}
+    )
     report_to: str | list[str] = field(default="none", metadata={"help": "Receivers of logs: tensorboard, ..."})
     license: str | None = field(default=None, metadata={"help": LICENSE_HELP})
 
     def __post_init__(self) -> None:
         check_license(self)
+        if self.max_nonfinite_steps < 1:
+            raise ValueError(f"`max_nonfinite_steps` must be at least 1, got {self.max_nonfinite_steps}.")
         if self.dataloader_persistent_workers is None:
             self.dataloader_persistent_workers = self.dataloader_num_workers > 0
         if self.dataloader_pin_memory is None:

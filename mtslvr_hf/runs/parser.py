@@ -14,6 +14,8 @@ from typing import Any, cast
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from .saved_values import local_values
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -39,6 +41,10 @@ class AudioArguments:
         },
     )
     max_bad_share: float = field(default=0.05, metadata={"help": "Largest share of unusable rows; more stop the run."})
+    data_changed: str = field(
+        default="refuse",
+        metadata={"help": "If the data changed since the run was started: refuse to resume, or go_on."},
+    )
 
 
 class RunParser(HfArgumentParser):
@@ -100,6 +106,7 @@ class RunParser(HfArgumentParser):
             self.error(f"{path} is no YAML: {error}")
         if not isinstance(values, dict):
             self.error(f"{path} must hold `field: value` lines, not a {type(values).__name__}")
+        values.update((name, value) for name, value in local_values(path).items() if name in values)
         base = values.pop("base", None)
         for name in values:
             if name not in self.fields:

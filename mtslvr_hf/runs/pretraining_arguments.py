@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from ..configuration_mtslvr import AUGMENTATIONS, TASKS
 from ..trainer import PROBE_KINDS, MTSLVRTrainingArguments
 from .parser import AudioArguments, RunParser, configurations
+from .saved_values import mask_secrets, saved_values
 from .sizes import SIZES, choose_sizes, describe, measure_audio
 
 SAVED_CONFIG = "pretrain.yaml"
@@ -84,6 +84,10 @@ class DataArguments(AudioArguments):
     size_to_data: bool = field(
         default=False,
         metadata={"help": f"Choose {', '.join(SIZES)} from the amount of audio, if they are not given."},
+    )
+    stream_timeout: float = field(
+        default=300.0,
+        metadata={"help": "Seconds that a shard which cannot be read over the network is tried again, then skipped."},
     )
     streaming: bool = field(default=True, metadata={"help": "Stream, instead of downloading everything first."})
     shuffle_buffer: int = field(
@@ -167,9 +171,8 @@ def read_arguments(
 
 def _sizes(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Sizes for the data, or those of the run in the output folder, which goes on; given ones are not changed."""
-    saved = Path(values["output_dir"]) / SAVED_CONFIG
-    before = yaml.safe_load(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
-    if before.get("size_to_data") and before["dataset_name"] == values["dataset_name"]:
+    before = saved_values(Path(values["output_dir"]) / SAVED_CONFIG)
+    if before.get("size_to_data") and before.get("dataset_name") == mask_secrets(values["dataset_name"]):
         return {name: before[name] for name in SIZES if name in before}
     if not values["dataset_name"]:
         return {}  # load_data says what is missing

@@ -10,10 +10,14 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
+from ..resumable.trainer import MOST_NONFINITE_STEPS
 from ..workers import default_workers
 
 ADAM = "adam"
 
+NONFINITE_HELP = (
+    "Stop after this many steps in a row whose loss or gradients are not finite; such steps are skipped and counted."
+)
 LICENSE_HELP = "License of the weights for the model card, as the Hub spells it: cc-by-4.0, ... Default: none."
 
 
@@ -24,7 +28,7 @@ class MTSLVRTrainingArguments(TrainingArguments):
     Every `eval_steps`, the model is evaluated and saved; it is also saved at each new minimum of `eval_loss`. Training
     stops after `early_stopping_patience` evaluations in a row without improvement and loads the best checkpoint.
     With `eval_strategy="no"` there is no early stopping and no best checkpoint. `optim="adam"` is Adam with L2 weight
-    decay on every parameter; gradients are not clipped; NaN losses are logged as NaN, without waiting for the device.
+    decay on every parameter; gradients are not clipped. Steps with a NaN are skipped, without waiting for the device.
 
     Raises:
         ValueError: As TrainingArguments; also for `sync_batch_norm` on a CPU, a negative `early_stopping_patience`, or
@@ -54,12 +58,15 @@ class MTSLVRTrainingArguments(TrainingArguments):
         default=50,
         metadata={"help": "Stop after this many evaluations in a row without a new best eval_loss; 0 never stops."},
     )
+    max_nonfinite_steps: int = field(default=MOST_NONFINITE_STEPS, metadata={"help": NONFINITE_HELP})
     sync_batch_norm: bool = field(
         default=False,
         metadata={"help": "Compute BatchNorm's statistics over the batches of all processes (GPUs only)."},
     )
     logging_steps: float = field(default=50, metadata={"help": "Log averages every N steps."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Omit NaN and infinite losses from logs."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Leave false: logs are means over the finite steps anyway."}
+    )
     eval_strategy: IntervalStrategy | str = field(default="steps", metadata={"help": "Evaluation by steps, or no."})
     eval_steps: float | None = field(
         default=500, metadata={"help": "Evaluate every N steps; below 1, a share of all steps."}
@@ -108,6 +115,8 @@ class MTSLVRTrainingArguments(TrainingArguments):
         check_license(self)
         if self.early_stopping_patience < 0:
             raise ValueError(f"`early_stopping_patience` must not be negative, got {self.early_stopping_patience}.")
+        if self.max_nonfinite_steps < 1:
+            raise ValueError(f"`max_nonfinite_steps` must be at least 1, got {self.max_nonfinite_steps}.")
         evaluates = IntervalStrategy(self.eval_strategy) != IntervalStrategy.NO
         if self.load_best_model_at_end is None:
             self.load_best_model_at_end = evaluates and SaveStrategy(self.save_strategy) != SaveStrategy.NO
@@ -145,4 +154,4 @@ def check_license(args: TrainingArguments) -> None:
         )
 
 
-__all__ = ["LICENSE_HELP", "MTSLVRTrainingArguments", "check_license"]
+__all__ = ["LICENSE_HELP", "NONFINITE_HELP", "MTSLVRTrainingArguments", "check_license"]

@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +22,7 @@ from ..metrics import mean_average_precision
 LOSSES = ("loss", "contrastive_loss", "predictive_loss")
 PREDICTIVE_LOSSES = ("label_loss", "parameter_loss")  # both terms of the predictive loss, if it has two
 TASKS = ("contrastive", "predictive")
+SUMS = ("_counted", "_sums", "_fit")  # in the state of StepAverages
 MAX_RANKED_VIEWS = 16384  # newest views, in each process, on which average precision is computed
 
 
@@ -40,14 +42,19 @@ class StepAverages:
 
     Args:
         parameters: Names of the P augmentation parameters whose differences are added.
+        only_finite: Steps whose loss is not finite are left out, as training skips them.
     """
 
-    def __init__(self, parameters: Sequence[str] = ()):
+    def __init__(self, parameters: Sequence[str] = (), only_finite: bool = False):
         self.parameters = parameters
+        self.only_finite = only_finite
         self.steps = 0
+        self._counted: torch.Tensor | float = 0.0  # steps in the sums
+        self._counts = torch.ones((), dtype=torch.bool)  # the last step does
         self._fit: torch.Tensor | None = None  # (4, P): clips; sums of squared errors, differences and their squares
         self._sums: dict[str, torch.Tensor] = {}
-        self._ranked: deque[tuple[torch.Tensor, torch.Tensor]] = deque()  # (V x B, A) logits and labels of each step
+        # Of each step (V x B, A) logits and labels, and (V x B) True for those that count.
+        self._ranked: deque[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = deque()
         self._ranked_views = 0
 
     @torch.no_grad()
@@ -60,8 +67,11 @@ class StepAverages:
             embeddings = outputs.get(f"{task}_embeds")
             if embeddings is not None:
                 values[f"{task}_spread"] = embedding_spread(embeddings)
+        counts = torch.isfinite(outputs["loss"].detach())
+        self._counts = counts if self.only_finite else torch.ones_like(counts)
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.detach().float()
+            self._sums[name] = self._sums.get(name, 0.0) + torch.where(self._counts, value.detach().float(), 0.0)
+        self._counted = self._counted + self._counts.float()
         logits = outputs.get("augmentation_logits")  # (B, V, A)
         if logits is not None:
             self._rank(logits.detach().flatten(0, 1), labels.repeat_interleave(logits.shape[1], dim=0))
@@ -71,11 +81,13 @@ class StepAverages:
     def add_differences(self, predicted: torch.Tensor, actual: torch.Tensor, mask: torch.Tensor) -> None:
         """Adds predicted and actual differences of parameters, (B, P), where the mask (B, P) is 1."""
         errors = (predicted.float() - actual).square()
-        sums = torch.stack([(mask * value).sum(0) for value in (torch.ones_like(mask), errors, actual, actual**2)])
+        mask = mask * self._counts
+        values = (torch.ones_like(mask), torch.where(self._counts, errors, 0.0), actual, actual**2)
+        sums = torch.stack([(mask * value).sum(0) for value in values])
         self._fit = sums if self._fit is None else self._fit + sums
 
     def _rank(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        self._ranked.append((logits, labels))
+        self._ranked.append((logits, labels, self._counts.expand(len(logits))))
         self._ranked_views += len(logits)
         while self._ranked_views - len(self._ranked[0][0]) >= MAX_RANKED_VIEWS:
             self._ranked_views -= len(self._ranked.popleft()[0])
@@ -88,11 +100,13 @@ class StepAverages:
         """
         if not self.steps:
             return {}
-        means = accelerator.reduce(torch.stack(list(self._sums.values())) / self.steps, reduction="mean")
-        results = dict(zip(self._sums, means))
+        *sums, counted = accelerator.reduce(
+            torch.stack([*self._sums.values(), cast(torch.Tensor, self._counted)]), reduction="sum"
+        )
+        results = {name: total / counted for name, total in zip(self._sums, sums)}
         if self._ranked:
-            logits, labels = (accelerator.gather(torch.cat(parts)) for parts in zip(*self._ranked))
-            results["augmentation_map"] = mean_average_precision(logits, labels)
+            logits, labels, counts = (accelerator.gather(torch.cat(parts)) for parts in zip(*self._ranked))
+            results["augmentation_map"] = mean_average_precision(logits[counts], labels[counts])
         if self._fit is not None:
             clips, errors, total, squares = accelerator.reduce(self._fit, reduction="sum")  # (P,) each
             spread = squares - total**2 / clips.clamp(min=1)
@@ -101,7 +115,20 @@ class StepAverages:
             results["augmentation_r2"] = r2.nanmean()
         numbers = dict(zip(results, torch.stack(list(results.values())).tolist()))
         unknown = [name for name in map(r2_name, self.parameters) if math.isnan(numbers.get(name, 0.0))]
+        if self.only_finite:  # no step was finite
+            unknown += [name for name, number in numbers.items() if math.isnan(number)]
         return {name: number for name, number in numbers.items() if name not in unknown}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sums, for `torch.save`."""
+        return {"steps": self.steps, **{name: getattr(self, name) for name in SUMS}, "_ranked": list(self._ranked)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores a `state_dict`, whose tensors are on the device of training."""
+        self.steps, self._ranked = state["steps"], deque(state["_ranked"])
+        self._ranked_views = sum(len(logits) for logits, *_ in self._ranked)
+        for name in SUMS:
+            setattr(self, name, state[name])
 
 
 def r2_name(parameter: str) -> str:
@@ -110,10 +137,11 @@ def r2_name(parameter: str) -> str:
 
 
 class Stopwatch:
-    """Time of training without evaluations and checkpoints; starts at the `seconds` of a resumed run."""
+    """Time of training without evaluations and checkpoints; a resumed run gives its `seconds` and last lap."""
 
-    def __init__(self, seconds: float = 0.0):
-        self._before = self._lap = seconds
+    def __init__(self, seconds: float = 0.0, last_lap: float | None = None):
+        self._before = seconds
+        self.last_lap = seconds if last_lap is None else last_lap  # when `lap` was called
         self._since: float | None = None
 
     @property
@@ -132,8 +160,8 @@ class Stopwatch:
 
     def lap(self) -> float:
         """Time since the last call in seconds."""
-        elapsed = self.seconds - self._lap
-        self._lap += elapsed
+        elapsed = self.seconds - self.last_lap
+        self.last_lap += elapsed
         return elapsed
 
     @contextmanager

@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
 from ..data import AudioStream, SkippedRows, usable_workers
+from ..resumable import WorkerSignals
 from .arguments import MTSLVRTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class StreamProgress:
             num_workers=self.num_workers,
             pin_memory=pin_memory,
             prefetch_factor=prefetch_factor if self.num_workers else None,
+            worker_init_fn=WorkerSignals(),
         )
 
     def add(self, record: Mapping[str, Any]) -> None:

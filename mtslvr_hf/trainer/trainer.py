@@ -5,8 +5,9 @@ Shapes: B clips of this process, V views, A augmentations, P processes or augmen
 
 from __future__ import annotations
 
+import logging
+import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,8 +19,8 @@ import torch.distributed as dist
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import EarlyStoppingCallback, SchedulerType, Trainer, TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, IntervalStrategy
+from transformers import EarlyStoppingCallback, SchedulerType, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, TrainOutput
 from transformers.training_args import TrainingArguments
 
 from ..augmentations import TwoViewAugmentation, TwoViews
@@ -30,13 +31,18 @@ from ..data import AudioStream, dequantize_clips
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor, normalize_waveforms
 from ..files import output_folder
 from ..modeling_mtslvr import MTSLVRForPreTraining
+from ..resumable import ResumableTrainer
+from ..resumable.checkpoints import load_run_state
 from .arguments import ADAM, MTSLVRTrainingArguments
-from .checkpoints import last_checkpoint, load_run_state, save_run_state
 from .metrics import LOSSES, PREDICTIVE_LOSSES, TASKS, StepAverages, Stopwatch
 from .probe import Probe
 from .stream_state import StreamProgress, check_stream, kind_of
 
+logger = logging.getLogger(__name__)
+
 SPREADS = tuple(f"{task}_spread" for task in TASKS)
+FEWEST_EVAL_CLIPS = 2  # NT-Xent compares clips
+LOG_WINDOW_NAME = "log_window_{rank}.pt"
 CARD_METRICS = (*LOSSES, *PREDICTIVE_LOSSES, "augmentation_map", "augmentation_r2", *SPREADS)
 Made = TypeVar("Made", TwoViews, torch.Tensor)
 
@@ -79,7 +85,7 @@ class SaveBestCallback(TrainerCallback):
     ) -> None:
         assert args.metric_for_best_model is not None  # TrainingArguments sets it if the best model is to be loaded
         value = kwargs["metrics"].get(f"eval_{args.metric_for_best_model.removeprefix('eval_')}")
-        if value is None:
+        if value is None or not math.isfinite(value):
             return
         better = state.best_metric is None or (
             value > state.best_metric if args.greater_is_better else value < state.best_metric
@@ -100,7 +106,7 @@ class StepEndCallback(TrainerCallback):
             self.function()
 
 
-class MTSLVRTrainer(Trainer):
+class MTSLVRTrainer(ResumableTrainer):
     """Trainer of MTSLVRForPreTraining on a stream of clips; makes two views of each clip on the model's device.
 
     In each step, every process reads a batch of its share of the stream, normalizes it, augments it twice, and runs
@@ -112,8 +118,8 @@ class MTSLVRTrainer(Trainer):
         model, args, callbacks, optimizers: As for Trainer.
         train_dataset: Endless stream of batches of this process's share; not needed for evaluation.
         eval_dataset: This process's share of the held-out clips, (N, samples) or with a crop for each view (N, 2,
-            samples), not normalized; or several by name. Only full batches are used, with the same augmentations in
-            each evaluation, so that losses can be compared.
+            samples), not normalized; or several by name. Only full batches are used, or one smaller one, with the
+            same augmentations in each evaluation, so that losses can be compared.
         processing_class: The feature extractor. It sets the normalization (default: AudioSet's statistics) and is
             saved with the model.
         augmentation: Makes the two views; default: all of `model.config.augmentations`.
@@ -177,10 +183,11 @@ class MTSLVRTrainer(Trainer):
         self.probes = probes
         self.progress: StreamProgress | None = None
         self._side_stream = SideStream(args.device)
-        self._resumed_from: str | None = None
         self._weights_step: int | None = None  # where the loaded best weights come from
-        self._averages = self._new_averages()
+        self._averages = self._new_averages(only_finite=True)
         self._clips = 0  # of this process since the last log
+        self._small_evaluation = False  # was logged
+        self._names: list[str] = []  # of the clips of a step
         self._micro_step = (0, -1)  # optimizer step, batch within it
         self._watch = Stopwatch()
         self._probe_seconds: dict[str, float] = {}  # by name, of all calls
@@ -192,19 +199,25 @@ class MTSLVRTrainer(Trainer):
         if self.train_dataset is None:
             raise ValueError("Training needs a `train_dataset`.")
         self.progress = StreamProgress(self.train_dataset, cast(int, self.args.dataloader_num_workers))
-        self._averages, self._clips, self._micro_step = self._new_averages(), 0, (0, -1)
+        self._averages, self._clips, self._micro_step = self._new_averages(only_finite=True), 0, (0, -1)
         self._watch, self._probe_seconds = Stopwatch(), {}
         if self._resumed_from is not None:
             state = load_run_state(self._resumed_from, self.args.process_index, self.args.world_size)
             self.progress.load_state_dict(state["stream"])
-            self._watch, self._probe_seconds = Stopwatch(state["training_seconds"]), state["probe_seconds"]
+            self._watch = Stopwatch(state["training_seconds"], state["logged_seconds"])
+            self._probe_seconds, self._clips = state["probe_seconds"], state["clips"]
+            window = Path(self._resumed_from) / LOG_WINDOW_NAME.format(rank=self.args.process_index)
+            self._averages.load_state_dict(torch.load(window, map_location=self.args.device, weights_only=True))
         return self.progress.dataloader(
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
 
     def get_eval_dataloader(self, eval_dataset: str | torch.Tensor | Dataset | None = None) -> DataLoader:
-        """Full batches of this process's evaluation clips, the same number in every process."""
+        """Full batches of this process's evaluation clips, the same number in every process.
+
+        Clips that do not fill one batch are one smaller batch.
+        """
         clips = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(clips, str) and isinstance(self.eval_dataset, dict):
             clips = self.eval_dataset[clips]
@@ -215,11 +228,16 @@ class MTSLVRTrainer(Trainer):
             )
         batch = self.args.eval_batch_size
         fewest = int(self.accelerator.gather(torch.tensor([len(clips)], device=self.args.device)).min())
+        if fewest < FEWEST_EVAL_CLIPS:
+            raise ValueError(f"A process has {fewest} evaluation clips; expected at least {FEWEST_EVAL_CLIPS}.")
         if fewest < batch:
-            raise ValueError(
-                f"{fewest} evaluation clips in a process do not fill a batch of {batch}. Take more clips, or a "
-                "smaller `per_device_eval_batch_size`."
-            )
+            if not self._small_evaluation:
+                logger.warning(
+                    "%d evaluation clips in a process do not fill a batch of %d: evaluating in batches of %d. Their "
+                    "losses compare with those of other runs only at the same batch size.",
+                    *(fewest, batch, fewest),
+                )
+            self._small_evaluation, batch = True, fewest
         batches = clips[: fewest // batch * batch].unflatten(0, (-1, batch))  # (batches, B, ...)
         return DataLoader(batches, batch_size=None)
 
@@ -255,8 +273,8 @@ class MTSLVRTrainer(Trainer):
             )
         return inputs
 
-    def _new_averages(self) -> StepAverages:
-        return StepAverages(self.model.config.parameter_targets)
+    def _new_averages(self, only_finite: bool = False) -> StepAverages:
+        return StepAverages(self.model.config.parameter_targets, only_finite)
 
     def _add(self, averages: StepAverages, outputs: Any, inputs: dict[str, torch.Tensor]) -> None:
         """Adds a batch to averages."""
@@ -277,14 +295,11 @@ class MTSLVRTrainer(Trainer):
         """Training from the start or from a checkpoint: a folder, or True for the last complete one in `output_dir`.
 
         Raises:
-            ValueError: If there is no complete checkpoint, another number of processes wrote it, the evaluation clips
-                do not fill a batch in every process, or a probe cannot work.
+            ValueError: If there is no complete checkpoint, another number of processes wrote it, there are too few
+                evaluation clips, or a probe cannot work.
+            NonFiniteError: If the losses of `max_nonfinite_steps` steps in a row are not finite.
             TooManyBadRowsError: If the share of unusable rows exceeds the stream's `max_bad_share`.
         """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(output_folder(self.args))
-            if resume_from_checkpoint is None:
-                raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
         if self.eval_dataset is not None:  # raises the errors of the first evaluation before the first step
             for clips in self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]:
                 self.get_eval_dataloader(clips)
@@ -292,9 +307,8 @@ class MTSLVRTrainer(Trainer):
             probe.check(self.args, self.model.config)
             if self.is_world_process_zero():
                 probe.prepare(self.model.config)
-        self._resumed_from = resume_from_checkpoint or None
         self._weights_step = None
-        output = super().train(self._resumed_from, trial, ignore_keys_for_eval)
+        output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         self._watch.stop()
         return output
 
@@ -322,6 +336,7 @@ class MTSLVRTrainer(Trainer):
         step, batch = self._micro_step
         self._micro_step = (step, batch + 1) if step == self.state.global_step else (self.state.global_step, 0)
         step, batch = self._micro_step
+        self._names = [*(self._names if batch else ()), *inputs["stream"]["names"]]
         draw = step * self.args.gradient_accumulation_steps + batch
         views = self.make_views(inputs["input_values"], draw, "train", inputs["scales"])
         # Trainer would move the batch to the device and wait for it, so the views are made first.
@@ -420,8 +435,11 @@ class MTSLVRTrainer(Trainer):
             return super().log(logs, start_time)
         averages = self._averages.compute(self.accelerator)
         clips = self._clips * self.args.world_size
-        self._averages, self._clips = self._new_averages(), 0
+        self._averages, self._clips = self._new_averages(only_finite=True), 0
         self.progress.merge_processes()
+        logs = self.guard.corrected(logs)
+        if "loss" in averages:  # Trainer's own lacks the steps before a resumed checkpoint
+            logs["loss"] = averages["loss"]
         super().log(
             {**averages, **logs, "clips_per_second": clips / self._watch.lap(), **self.progress.logs()}, start_time
         )
@@ -430,28 +448,44 @@ class MTSLVRTrainer(Trainer):
     # Checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        assert self.progress is not None  # get_train_dataloader set it
         with self._watch.paused():
-            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            state = {
-                "training_seconds": self._watch.seconds,
-                "stream": self.progress.state_dict(),
-                "probe_seconds": self._probe_seconds,
-            }
-            save_run_state(folder, self.args.process_index, self.args.world_size, state)
-            self.accelerator.wait_for_everyone()  # transformers' state must be written last: see `is_complete`
             super()._save_checkpoint(model, trial)
+
+    def run_state(self) -> dict[str, Any]:
+        """Position of this process in the stream, and what it has counted."""
+        assert self.progress is not None  # get_train_dataloader set it
+        return {
+            "training_seconds": self._watch.seconds,
+            "logged_seconds": self._watch.last_lap,
+            "stream": self.progress.state_dict(),
+            "probe_seconds": self._probe_seconds,
+            "clips": self._clips,
+        }
+
+    def clip_names(self) -> Sequence[str]:
+        """Names of the clips of the current step, for messages."""
+        return self._names
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Also writes the sums since the last log, so that a resumed run logs the same averages."""
+        path = Path(output_dir) / LOG_WINDOW_NAME.format(rank=self.args.process_index)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(self._averages.state_dict(), path)
+        super()._save_rng_state(output_dir)
+
+    def _restore(self, checkpoint: str) -> TrainOutput:
+        self.get_train_dataloader()  # for the counts and times of the run
+        return super()._restore(checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            folder = Path(output_dir or output_folder(self.args))
-            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing here reads
-            self.create_model_card(folder=folder)
+            self.create_model_card(folder=Path(output_dir or output_folder(self.args)))
 
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        self._weights_step = self.state.best_global_step
+    def _load_best_model(self) -> bool:  # type: ignore[override]  # as in ResumableTrainer
+        loaded = super()._load_best_model()
+        self._weights_step = self.state.best_global_step if loaded else None
+        return loaded
 
     def create_model_card(  # type: ignore[override]  # other facts than Trainer's card
         self,
@@ -526,14 +560,6 @@ class MTSLVRTrainer(Trainer):
             if entry["step"] <= step:
                 figures.update({name: value for name, value in entry.items() if name in names})
         return figures
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Publishes a checkpoint during training; adds the code and the card, which transformers leaves out."""
-        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
-            for pattern in ("*.py", "README.md"):
-                for file in Path(checkpoint_folder).glob(pattern):
-                    shutil.copy(file, output_folder(self.args))
-        super()._push_from_checkpoint(checkpoint_folder)
 
 
 def _check_augmentation(augmentation: TwoViewAugmentation, config: MTSLVRConfig) -> None:

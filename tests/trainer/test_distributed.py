@@ -12,7 +12,8 @@ from processes import launch
 from transformers import AutoModel
 
 from mtslvr_hf.augmentations import TwoViewAugmentation
-from mtslvr_hf.trainer.checkpoints import load_run_state
+from mtslvr_hf.resumable import last_checkpoint
+from mtslvr_hf.resumable.checkpoints import load_run_state
 
 pytestmark = pytest.mark.ddp
 
@@ -122,3 +123,39 @@ def test_two_processes_train_through_the_script(tmp_path):
     assert states[0]["probe_seconds"]["probe"] > 0 and not states[1]["probe_seconds"]  # the first probes
     assert "| Processes | 2 |" in unpadded(Path(tmp_path / "out/README.md").read_text())
     assert AutoModel.from_pretrained(tmp_path / "out").config.base_width == 8
+
+
+SIGNALED = """
+import os
+import signal
+import sys
+from mtslvr_hf import pretrain
+from mtslvr_hf.trainer import MTSLVRTrainer
+
+training_step = MTSLVRTrainer.training_step
+
+def signaled(self, *args):
+    if self.args.process_index == 1 and self.state.global_step == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return training_step(self, *args)
+
+MTSLVRTrainer.training_step = signaled
+pretrain.main(sys.argv[1:])
+"""
+
+
+def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path):
+    (tmp_path / "audio").mkdir()
+    for number in range(16):
+        (tmp_path / f"audio/{number}.wav").write_bytes(wav_bytes(tone(number)))
+    run = {**TINY, "dataset_name": "audio", "per_device_train_batch_size": 4, "max_steps": 4, "logging_steps": 4}
+    run |= {"eval_strategy": "no", "dataloader_num_workers": 0, "output_dir": "out"}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    (tmp_path / "signaled.py").write_text(SIGNALED)
+    command = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch([*command, "signaled.py", "run.yaml"], tmp_path, ACCELERATE_USE_CPU="true")
+    assert last_checkpoint(tmp_path / "out") == str(tmp_path / "out/checkpoint-3")
+    assert not (tmp_path / "out/model.safetensors").exists()
+    launch([*command, ROOT / "training/pretrain.py", "run.yaml"], tmp_path, ACCELERATE_USE_CPU="true")
+    assert logged(tmp_path / "out", "rows_read") == {4: 2 * 4 * 4} and (tmp_path / "out/model.safetensors").exists()

@@ -12,8 +12,8 @@ from transformers import AutoModelForPreTraining
 from mtslvr_hf import MTSLVRFeatureExtractor
 from mtslvr_hf.embedding import encode
 from mtslvr_hf.evaluation import EvaluationData, few_shot_accuracy, probe
+from mtslvr_hf.resumable.checkpoints import load_run_state
 from mtslvr_hf.trainer import Probe
-from mtslvr_hf.trainer.checkpoints import load_run_state
 
 CLASSES = ["high", "low"]
 

@@ -29,8 +29,8 @@ from mtslvr_hf import MTSLVRFeatureExtractor
 from mtslvr_hf.augmentations import TwoViews
 from mtslvr_hf.data import TooManyBadRowsError
 from mtslvr_hf.evaluation import mean_average_precision
+from mtslvr_hf.resumable.checkpoints import load_run_state
 from mtslvr_hf.trainer import MTSLVRTrainer, embedding_spread, last_checkpoint
-from mtslvr_hf.trainer.checkpoints import load_run_state, save_run_state
 from mtslvr_hf.trainer.metrics import StepAverages, Stopwatch
 
 TRAINING_MEASURES = {
@@ -313,16 +313,24 @@ def test_eval_loss_is_the_mean_over_the_batches(tmp_path):
 
 def test_evaluation_clips_that_do_not_fit_are_refused(tmp_path):
     trainer = make_trainer(tmp_path)
-    with pytest.raises(ValueError, match="3 evaluation clips in a process do not fill a batch of 4"):
-        trainer.evaluate(make_clips(3))
+    with pytest.raises(ValueError, match="A process has 1 evaluation clips; expected at least 2"):
+        trainer.evaluate(make_clips(1))
     with pytest.raises(TypeError, match=r"Evaluation needs a \(clips, samples\) or \(clips, 2, samples\) tensor"):
         trainer.evaluate(make_stream())
 
 
-def test_evaluation_clips_that_do_not_fit_are_refused_before_the_first_step(tmp_path):
+def test_fewer_evaluation_clips_than_a_batch_are_a_smaller_batch(tmp_path, caplog):
+    trainer = make_trainer(tmp_path)
+    few = trainer.evaluate(make_clips(3))
+    trainer.args.per_device_eval_batch_size = 3
+    assert few["eval_loss"] == trainer.evaluate(make_clips(3))["eval_loss"]
+    assert caplog.text.count("3 evaluation clips in a process do not fill a batch of 4") == 1
+
+
+def test_too_few_evaluation_clips_are_refused_before_the_first_step(tmp_path):
     trainer = make_trainer(tmp_path, eval_steps=1000)
-    trainer.eval_dataset = {"enough": make_clips(), "too few": make_clips(3)}
-    with pytest.raises(ValueError, match="3 evaluation clips in a process do not fill a batch of 4"):
+    trainer.eval_dataset = {"enough": make_clips(), "too few": make_clips(1)}
+    with pytest.raises(ValueError, match="A process has 1 evaluation clips"):
         trainer.train()
     assert trainer.state.global_step == 0
 
@@ -403,31 +411,6 @@ def test_a_second_training_starts_anew(tmp_path):
     trainer.train()
     trainer.train()
     assert [step for _, step, _, _ in draws] == [0, 1, 0, 1]
-
-
-def test_checkpoints_that_were_cut_off_are_passed_over(tmp_path):
-    assert last_checkpoint(tmp_path / "nowhere") is None
-    for step in (2, 10, 30):
-        save_run_state(tmp_path / f"checkpoint-{step}", 0, 1, {})
-    (tmp_path / "checkpoint-2/trainer_state.json").write_text("{}")
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
-    (tmp_path / "checkpoint-10/trainer_state.json").write_text("{}")
-    (tmp_path / "checkpoint-30/trainer_state.json").write_text('{"epoch": 0.')
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-    save_run_state(tmp_path / "checkpoint-10", 0, 2, {})  # the second process's state is missing
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
-
-
-def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no complete checkpoint in"):
-        make_trainer(tmp_path).train(resume_from_checkpoint=True)
-    with pytest.raises(ValueError, match="no complete checkpoint of MT-SLVR pre-training"):
-        load_run_state(tmp_path, 0, 1)
-    save_run_state(tmp_path, 0, 4, {})
-    with pytest.raises(ValueError, match="written by 4 processes and cannot be resumed by 2"):
-        load_run_state(tmp_path, 1, 2)
-    with pytest.raises(ValueError, match="the stream's state is missing"):
-        load_run_state(tmp_path, 1, 4)
 
 
 def test_a_resumed_stream_keeps_the_checkpoints_workers(tmp_path, caplog):
