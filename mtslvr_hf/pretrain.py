@@ -27,8 +27,8 @@ from . import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRForPreTraining
 from .augmentations import TwoViewAugmentation
 from .cards.pretraining import TrainingSummary
 from .data import AudioStream, load_audio, load_clips
-from .data.network import limit_silence
 from .data.local import local_path
+from .data.network import limit_silence
 from .embedding import equal_variance_scale
 from .evaluation import open_data
 from .files import output_folder
