@@ -24,7 +24,7 @@ The model is in {OUTPUT / "model"}: load it with AutoModel.from_pretrained and A
 The evaluation with its plots is in {OUTPUT / "evaluation" / "report.html"}.
 
 Next:
-  - your own sounds: mtslvr evaluate --model {OUTPUT / "model"} --data FOLDER_WITH_A_FOLDER_PER_CLASS
+  - your own sounds: mtslvr evaluate --model {MODEL} --data FOLDER_WITH_A_FOLDER_PER_CLASS
   - a longer run: the command of step 3 with --max_steps 2000 --output_dir outputs/longer
   - the paper's runs on AudioSet: training/README.md
 (The commands mtslvr and accelerate are in .venv/bin.)
