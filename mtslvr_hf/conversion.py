@@ -31,6 +31,7 @@ import torch
 
 from .configuration_mtslvr import AUGMENTATIONS, TASKS, MTSLVRConfig
 from .feature_extraction_mtslvr import MTSLVRFeatureExtractor
+from .files import open_regular
 from .modeling_mtslvr import BLOCKS, SHARED, MTSLVRForPreTraining, MTSLVRModel
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ def read_state_dict(source: str | os.PathLike) -> dict[str, torch.Tensor]:
         FileNotFoundError: If there is no such file.
         ValueError: If `torch.save` did not write it, it holds more than tensors, or no state dict.
     """
-    with open(source, "rb") as file:
+    with open_regular(source) as file:
         if not file.read(4).startswith(SIGNATURES):
             raise ValueError(f"{source} is not a file that `torch.save` wrote.")
     try:

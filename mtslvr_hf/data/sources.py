@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard
 
 from ..audio.errors import READ_ERRORS
+from ..audio.files import MAX_FILE_BYTES, refused_bytes, too_large
+from ..files import open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -327,12 +329,19 @@ def open_tars(files: Sequence[Path], streaming: bool = True) -> datasets.Iterabl
 def _read_tars(paths: list[str]) -> Iterator[dict[str, Any]]:
     """Yields the audio files in tar shards; ignores other files (labels, texts)."""
     for path in paths:
-        with tarfile.open(path, "r|*") as tar:
+        with open_regular(path) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
             for member in tar:
                 if member.isfile() and PurePath(member.name).suffix.lower() in AUDIO_SUFFIXES:
-                    file = tar.extractfile(member)
-                    assert file is not None  # a regular file
-                    yield {AUDIO_COLUMN: {"bytes": file.read(), "path": member.name}}
+                    yield {AUDIO_COLUMN: {"bytes": _member_bytes(tar, member), "path": member.name}}
+
+
+def _member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """Bytes of a file in a tar archive; a larger one than MAX_FILE_BYTES is not read, and becomes a bad row."""
+    if member.size > MAX_FILE_BYTES:
+        return refused_bytes(too_large(member.size))
+    file = tar.extractfile(member)
+    assert file is not None  # a regular file
+    return file.read()
 
 
 def _list_files(shards: list[list[str]]) -> Iterator[dict[str, Any]]:

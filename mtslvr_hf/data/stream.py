@@ -17,6 +17,7 @@ from ..audio.clips import decode_clip
 from ..audio.errors import BadClipError
 from ..audio.files import fetch
 from ..audio.hashing import hash_integers, row_key
+from ..audio.recording import OnTruncated
 from .shuffling import Cursor, Row, ShuffledReader, as_iterable
 from .skipped import SkippedRows
 from .sources import audio_rows
@@ -66,6 +67,7 @@ class AudioStream(IterableDataset):
         crops: Random crops of each row, at positions that do not depend on each other.
         state: State to resume from, made by `state_after` of a stream with the same seed, shuffle buffer, data set,
             processes and workers.
+        on_truncated: "error" skips a truncated file if the crop may lie behind its end, "keep" takes what it has.
 
     Raises:
         ValueError: If an argument is out of range, or the state belongs to another stream.
@@ -89,6 +91,7 @@ class AudioStream(IterableDataset):
         held_out: bool = False,
         crops: int = 1,
         state: Mapping[str, Any] | None = None,
+        on_truncated: OnTruncated = "error",
     ):
         super().__init__()
         self.dataset = as_iterable(audio_rows(dataset), seed)
@@ -106,6 +109,7 @@ class AudioStream(IterableDataset):
         self.held_out = held_out
         self.crops = crops
         self.state = state
+        self.on_truncated = on_truncated
         self._check_arguments()
 
     @property
@@ -224,7 +228,7 @@ class AudioStream(IterableDataset):
             return None
         numbers = [()] + [(number,) for number in range(1, self.crops)]
         seeds = [hash_integers(self.seed, epoch, key, *number) for number in numbers]
-        return [decode_clip(audio, self.clip_seconds, self.sampling_rate, seed) for seed in seeds]
+        return [decode_clip(audio, self.clip_seconds, self.sampling_rate, seed, self.on_truncated) for seed in seeds]
 
     def _empty_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Memory for `input_values` and `scales`; a worker's is shared, so that DataLoader need not copy it."""

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..audio.recording import OnTruncated
 from ..cards.embeddings import write_card
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
 from ..files import sha256_of, whole_file, write_json
@@ -63,6 +64,7 @@ def embed_dataset(
     faiss: bool = False,
     verify: bool = False,
     show_progress_bar: bool | None = None,
+    on_truncated: OnTruncated = "error",
 ) -> EmbedReport:
     """Embeddings of all audio of a data set, in a folder that `datasets.load_dataset` reads.
 
@@ -89,6 +91,7 @@ def embed_dataset(
             distance.
         verify: Also compare the checksums of finished shards, which reads all of them, and recompute damaged ones.
         show_progress_bar: Default: on a terminal.
+        on_truncated: "error" makes a truncated file a bad row, "keep" embeds what it has.
 
     Returns:
         The folder's report, the same in all processes.
@@ -106,6 +109,7 @@ def embed_dataset(
     tasks = model.config.resolve_tasks(tasks)
     options = {"tasks": tasks, "normalize": normalize, "feature_extractor": extractor}
     options |= {"batch_size": batch_size, "num_workers": num_workers, "compile": compile}
+    options |= {"on_truncated": on_truncated}
 
     def make_writer(opened: Source) -> EmbeddingWriter:
         settings = {
@@ -116,6 +120,7 @@ def embed_dataset(
             "rows_per_shard": rows_per_shard,
             "tasks": tasks,
             "normalize": normalize,
+            "on_truncated": on_truncated,
             "model": model_facts(model),
             "feature_extractor": extractor_facts(extractor),
         }

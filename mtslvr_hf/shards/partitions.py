@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import datasets
 
+from ..audio.errors import mask_secrets
 from ..data.sources import (
     OpenedStream,
     files_of_split,
@@ -67,7 +68,9 @@ class _Layout(NamedTuple):
         """Row named by its id column, its audio's path, or its position."""
         audio = row[self.audio]
         name = row[self.id] if self.id is not None else (audio or {}).get("path")
-        return SourceRow(str(name) if name is not None else position, audio, {c: row[c] for c in self.columns})
+        return SourceRow(
+            mask_secrets(str(name)) if name is not None else position, audio, {c: row[c] for c in self.columns}
+        )
 
 
 def open_source(
