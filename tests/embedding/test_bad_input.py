@@ -174,7 +174,7 @@ def bad_files(folder, server):
         "missing": (str(folder / "gone.wav"), "unreadable", "there is no such file; relative paths start at /"),
         "null": ("a\0.wav", "unreadable", "null"),
         "refused": ("http://127.0.0.1:9/a.wav", "unreadable", "the URL cannot be read .*; check the address"),
-        "404": (f"{server}/missing.wav", "unreadable", "there is no such file.*; check"),
+        "404": (f"{server}/missing.wav", "unreadable", "the URL cannot be read .*FileNotFoundError.*; check"),
         "500": (f"{server}/a.wav", "unreadable", "the URL cannot be read .*; check the address"),
         "protocol": ("carrier-pigeon://a.wav", "unreadable", "the URL cannot be read .*Protocol not known: carrier-"),
         "missing URL": (f"file://{folder}/gone.wav", "unreadable", "there is no such file"),
