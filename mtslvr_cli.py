@@ -249,6 +249,12 @@ def _add_trust(parser: argparse.ArgumentParser) -> None:
 def _add_shard_options(parser: argparse.ArgumentParser) -> None:
     """Options of commands that write shards: source, output, size, verification."""
     parser.add_argument(
+        "--on-truncated",
+        choices=("error", "keep"),
+        default="error",
+        help="a truncated file: leave it out and list it, or keep what it has (default: %(default)s)",
+    )
+    parser.add_argument(
         "source",
         metavar="SOURCE",
         help="folder of audio files, of parquet or of tar shards, a parquet or tar file, or a data set on the Hub",
@@ -312,7 +318,7 @@ def _embed(options: argparse.Namespace) -> None:
     model = AutoModel.from_pretrained(options.model, **settings, **_pooling(options))
     model = model.to(device).eval()
     names = "config split audio_column columns id_column tasks normalize batch_size rows_per_shard num_workers"
-    settings = _settings(options, f"{names} compile faiss verify allow_row_paths")
+    settings = _settings(options, f"{names} compile faiss verify allow_row_paths on_truncated")
     report = embed_dataset(model, options.source, options.output, **settings)
     _end(report, state, f"nothing could be embedded; see {options.output / 'errors.jsonl'}.")
 
@@ -424,7 +430,8 @@ def _cache(options: argparse.Namespace) -> None:
     from mtslvr_hf.caching import cache_audio
 
     _check_source(options.source)
-    names = "config split audio_column columns sampling_rate rows_per_shard num_workers shuffle verify allow_row_paths"
+    names = "config split audio_column columns sampling_rate rows_per_shard num_workers shuffle verify "
+    names += "allow_row_paths on_truncated"
     report = cache_audio(options.source, options.output, **_settings(options, names))
     errors = options.output / report.config / report.split / "errors.jsonl"
     _end(report, PartialState(), f"nothing could be decoded; see {errors}.")

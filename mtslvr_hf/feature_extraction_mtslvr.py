@@ -20,6 +20,7 @@ NORMALIZATIONS = ("global", "sample", "none")
 AUDIOSET_MEAN = -0.00029522
 AUDIOSET_STD = 0.11652075
 SMALLEST_STD = 1e-7  # of a clip; silence stays silence
+MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; resampling from others takes memory or time without limit
 MAX_CHANNELS = 64  # an array with more rows is not (channels, samples)
 KINDS = (
     "a path, a URL, an array or tensor of shape (samples,), a list of numbers, a dictionary with `array` and "
@@ -209,8 +210,11 @@ class MTSLVRFeatureExtractor(SequenceFeatureExtractor):
                 f"Clip {number} is at {rate} Hz and the model takes {self.sampling_rate} Hz: resample it, or set "
                 "`do_resample=True`."
             )
-        if rate != int(rate) or rate <= 0:
-            raise ValueError(f"Clip {number} has the sampling rate {rate}; expected a positive whole number of Hz.")
+        if rate != int(rate) or not MIN_RATE <= rate <= MAX_RATE:
+            raise ValueError(
+                f"Clip {number} has the sampling rate {rate}; expected a whole number of Hz from {MIN_RATE:,} to "
+                f"{MAX_RATE:,}."
+            )
         try:
             import soxr
         except ImportError as error:

@@ -1,4 +1,4 @@
-"""Atomic file writes, the SHA-256 of a file, and the output folder of a run."""
+"""Atomic file writes, regular files, the SHA-256 of a file, and the output folder of a run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -40,6 +41,32 @@ def write_whole(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Regular file opened for reading, without a buffer. A FIFO, socket or device could block for ever.
+
+    Raises:
+        OSError: If the path cannot be opened or is no regular file.
+    """
+    _check_regular(os.stat(path).st_mode, path)  # opening a device may already have an effect
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    file = os.fdopen(os.open(path, flags), "rb", buffering=0)
+    try:
+        _check_regular(os.fstat(file.fileno()).st_mode, path)  # it may have been replaced
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular(mode: int, path: str | os.PathLike) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"{os.fspath(path)} is a folder; expected a file.")
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+        kind = kinds.get(stat.S_IFMT(mode), "special")
+        raise OSError(f"{os.fspath(path)} is {kind}; expected a regular file.")
 
 
 @contextmanager

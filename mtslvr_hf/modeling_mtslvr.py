@@ -910,6 +910,7 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         compile: bool = False,
         show_progress_bar: bool | None = None,
         channels_first: bool = False,
+        on_truncated: Literal["error", "keep"] = "error",
     ) -> Any:
         """Embeddings of audio of any kind, rate and length: files, URLs, arrays, data set rows, iterators of them.
 
@@ -942,6 +943,7 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
             show_progress_bar: Default: on a terminal, for more than 10 items or an unknown number.
             channels_first: True if a 2-D array is one clip (channels, samples); a 3-D array is then a batch of them.
                 Default: False.
+            on_truncated: `"error"` (default), or `"keep"` to embed what a truncated file has.
 
         Returns:
             (D,) float32 for one item, (items, D) for several. With timestamps, a named tuple of `embeddings`
@@ -953,12 +955,13 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
             ValueError: If an option is out of range, the extractor does not fit the model, or an array may be read in
                 two ways.
             OSError: If there is no feature extractor with the model's weights.
-            ImportError: If the package is missing, and `return_timestamps`, `compile` or `on_error="skip"` was asked.
+            ImportError: If the package is missing, and `return_timestamps`, `compile`, `on_error="skip"` or
+                `on_truncated="keep"` was asked.
         """
         package = module_of_package("embedding")
         if package is None:
-            if return_timestamps or compile or on_error != "raise":
-                raise ImportError(f"`return_timestamps`, `compile` and `on_error` need {_PACKAGE}.")
+            if return_timestamps or compile or on_error != "raise" or on_truncated != "error":
+                raise ImportError(f"`return_timestamps`, `compile`, `on_error` and `on_truncated` need {_PACKAGE}.")
             if convert_to not in ("numpy", "torch"):
                 raise ValueError(f"`convert_to` must be one of 'numpy', 'torch'; got {convert_to!r}.")
             embeddings = self._encode_alone(
@@ -980,6 +983,7 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
             compile=compile,
             show_progress_bar=show_progress_bar,
             channels_first=channels_first,
+            on_truncated=on_truncated,
         )
 
     def _encode_alone(

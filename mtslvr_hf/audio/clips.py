@@ -11,7 +11,7 @@ import soxr
 
 from .errors import DECODE_ERRORS, BadClipError, summary
 from .hashing import hash_integers
-from .recording import Recording, open_recording
+from .recording import MAX_SECONDS, OnTruncated, Recording, open_recording
 
 SILENCE_DBFS = -90.0
 RESAMPLER_MARGIN_SECONDS = 0.02  # read around a crop, so that its edges are resampled as in the whole file
@@ -30,6 +30,8 @@ def decode_clip(
     clip_seconds: float | None = None,
     sampling_rate: int = 16_000,
     crop_seed: int | None = None,
+    on_truncated: OnTruncated = "error",
+    max_seconds: float = MAX_SECONDS,
 ) -> np.ndarray:
     """Mono clip of a given length from an encoded audio file.
 
@@ -43,6 +45,8 @@ def decode_clip(
         clip_seconds: Length of the clip; longer files are cropped, shorter ones repeated. None takes the whole file.
         sampling_rate: Sampling rate of the clip in Hz.
         crop_seed: Seed of the crop's position; None takes the middle.
+        on_truncated: "error", or "keep" to take the samples that a truncated file has.
+        max_seconds: Longest file that is decoded whole (without `clip_seconds`) into memory, in seconds.
 
     Returns:
         Float32 array (samples,), samples = round(clip_seconds * sampling_rate); not normalized.
@@ -50,23 +54,30 @@ def decode_clip(
     Raises:
         BadClipError: If the file gives no clip; it has a `reason`. A truncated OGG file is read as a shorter one.
     """
-    with open_recording(audio) as recording:
+    with open_recording(audio, None, on_truncated) as recording:
+        if clip_seconds is None:
+            clip = recording.samples(sampling_rate, max_seconds)
+            _check_level(clip, recording, 0, sampling_rate)
+            return clip
         crop = _choose_crop(recording, clip_seconds, sampling_rate, crop_seed)
         blocks = list(recording.read(crop.begin, crop.end))
     mono = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+    _check_level(mono, recording, crop.begin, recording.rate)
+    return _fit(mono, recording.rate, crop.lead, clip_seconds, sampling_rate, recording.name)
+
+
+def _check_level(mono: np.ndarray, recording: Recording, begin: int, rate: int) -> None:
+    """Raises BadClipError if samples from a frame on are not finite, or silent."""
     level = level_dbfs(mono)
     if not math.isfinite(level) and level != -math.inf:
         raise BadClipError("non_finite", f"{recording.name}: contains infinite values or NaN.")
     if level < SILENCE_DBFS:
-        begin, end = crop.begin / recording.rate, (crop.begin + len(mono)) / recording.rate
-        raise BadClipError("silent", f"{recording.name}: {level:.0f} dBFS between {begin:.1f} and {end:.1f} s.")
-    return _fit(mono, recording.rate, crop.lead, clip_seconds, sampling_rate, recording.name)
+        first, last = begin / rate, (begin + len(mono)) / rate
+        raise BadClipError("silent", f"{recording.name}: {level:.0f} dBFS between {first:.1f} and {last:.1f} s.")
 
 
-def _choose_crop(recording: Recording, clip_seconds: float | None, sampling_rate: int, seed: int | None) -> _Crop:
+def _choose_crop(recording: Recording, clip_seconds: float, sampling_rate: int, seed: int | None) -> _Crop:
     """Frames to read; they start at a multiple of `grid`, where both rates have a sample."""
-    if clip_seconds is None:
-        return _Crop()
     rate, frames = recording.rate, recording.frames
     if frames is None:
         frames = sum(map(len, recording.read()))  # decodes twice, which saves memory
@@ -92,9 +103,7 @@ def level_dbfs(mono: np.ndarray) -> float:
     return 20 * math.log10(deviation) if math.isfinite(deviation) else math.nan
 
 
-def _fit(
-    mono: np.ndarray, rate: int, lead: int, clip_seconds: float | None, sampling_rate: int, name: str
-) -> np.ndarray:
+def _fit(mono: np.ndarray, rate: int, lead: int, clip_seconds: float, sampling_rate: int, name: str) -> np.ndarray:
     """Clip of the right rate and length: resampled, without margins, repeated if too short."""
     if rate != sampling_rate:
         try:
@@ -104,7 +113,7 @@ def _fit(
         mono = mono[round(lead * sampling_rate / rate) :]
     if len(mono) == 0:
         raise BadClipError("empty", f"{name}: less than one sample at {sampling_rate} Hz.")
-    samples = len(mono) if clip_seconds is None else round(clip_seconds * sampling_rate)
+    samples = round(clip_seconds * sampling_rate)
     return mono[:samples] if len(mono) >= samples else np.resize(mono, samples)  # np.resize repeats
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import aiohttp
 from huggingface_hub.errors import HfHubHTTPError
 
 REASONS = ("unreadable", "missing_codec", "truncated", "empty", "non_finite", "silent", "unreadable_shard")
 MAX_ERROR_LENGTH = 200
+URL_USER = re.compile(r"://[^/@\s'\"]*@")
+URL_QUERY = re.compile(r"(://[^?\s'\"]*)\?[^\s'\")]+")
 Exceptions = tuple[type[BaseException], ...]
 # Reading, also over a network. The Hub client's HTTPError and fsspec's (aiohttp's) ClientError are no OSErrors; nor is
 # a timeout of fsspec before Python 3.11.
@@ -19,14 +22,22 @@ DECODE_ERRORS: Exceptions = (*READ_ERRORS, RuntimeError, ValueError, TypeError, 
 
 
 class BadClipError(ValueError):
-    """Error of a row that gives no clip: a reason from `REASONS`, and a message that names the row and the fault."""
+    """Error of a row that gives no clip: a reason from `REASONS`, and a message that names the row and the fault.
+
+    The message is without the passwords and queries of URLs.
+    """
 
     def __init__(self, reason: str, message: str):
-        super().__init__(reason, message)
+        super().__init__(reason, mask_secrets(message))
         self.reason = reason
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.args[1]}"
+
+
+def mask_secrets(text: str) -> str:
+    """Text whose URLs have no user, password or query; signatures of links are in the query."""
+    return URL_QUERY.sub(r"\1?***", URL_USER.sub("://***@", text))
 
 
 def summary(error: BaseException) -> str:
@@ -35,4 +46,4 @@ def summary(error: BaseException) -> str:
     return text[:MAX_ERROR_LENGTH] or type(error).__name__
 
 
-__all__ = ["DECODE_ERRORS", "READ_ERRORS", "REASONS", "BadClipError", "Exceptions", "summary"]
+__all__ = ["DECODE_ERRORS", "READ_ERRORS", "REASONS", "BadClipError", "Exceptions", "mask_secrets", "summary"]

@@ -18,7 +18,7 @@ from ..audio.clips import SILENCE_DBFS
 from ..audio.errors import BadClipError
 from ..audio.files import describe
 from ..audio.prefetch import ReadAhead
-from ..audio.recording import open_recording
+from ..audio.recording import OnTruncated, open_recording
 from ..data.local import AUDIO_SUFFIXES
 from ..data.metadata import AUDIO_COLUMN
 from ..shards import ShardWriter, SourceRow
@@ -47,12 +47,14 @@ class AudioWriter(ShardWriter[CachedClip]):
         *options: As for `ShardWriter`; the features are `audio` and the copied columns.
         sampling_rate: In Hz.
         num_workers: Number of threads; 0 works in the caller's thread.
+        on_truncated: See `open_recording`.
     """
 
-    def __init__(self, *options: Any, sampling_rate: int, num_workers: int):
+    def __init__(self, *options: Any, sampling_rate: int, num_workers: int, on_truncated: OnTruncated = "error"):
         super().__init__(*options)
         self.sampling_rate = sampling_rate
         self.num_workers = num_workers
+        self.on_truncated = on_truncated
 
     def results(self, audio: Iterator[Any]) -> Generator[CachedClip, None, None]:
         ahead = ReadAhead(audio, self._work, self.num_workers, limit=max(1, self.num_workers))
@@ -62,7 +64,7 @@ class AudioWriter(ShardWriter[CachedClip]):
 
     def _work(self, number: int, audio: Mapping[str, Any] | None) -> Iterator[CachedClip]:
         try:
-            data, samples, clipped = encode_flac(audio or {}, self.sampling_rate)
+            data, samples, clipped = encode_flac(audio or {}, self.sampling_rate, self.on_truncated)
             yield CachedClip(number, None, data, samples / self.sampling_rate, clipped)
         except BadClipError as error:
             yield CachedClip(number, error)
@@ -84,7 +86,9 @@ class AudioWriter(ShardWriter[CachedClip]):
         return pa.Table.from_arrays([pa.array(values[field.name], field.type) for field in schema], schema=schema)
 
 
-def encode_flac(audio: Mapping[str, Any], sampling_rate: int) -> tuple[bytes, int, int]:
+def encode_flac(
+    audio: Mapping[str, Any], sampling_rate: int, on_truncated: OnTruncated = "error"
+) -> tuple[bytes, int, int]:
     """16 bit mono FLAC file of a whole audio file, its number of samples, and how many of these were clipped.
 
     The samples are those of `decode_clip` without cropping, within a 16 bit step; those beyond full scale are clipped.
@@ -92,13 +96,14 @@ def encode_flac(audio: Mapping[str, Any], sampling_rate: int) -> tuple[bytes, in
     Args:
         audio: `{"bytes", "path"}`, as for `decode_clip`.
         sampling_rate: In Hz.
+        on_truncated: See `open_recording`.
 
     Raises:
         BadClipError: If it cannot be decoded to its end, is silent at this rate, or takes more than 1 GiB as FLAC.
     """
     file, samples, clipped, total, squares = io.BytesIO(), 0, 0, 0.0, 0.0
     with (
-        open_recording(audio) as recording,
+        open_recording(audio, None, on_truncated) as recording,
         soundfile.SoundFile(file, "w", sampling_rate, 1, "PCM_16", format="FLAC") as flac,
     ):
         for block in recording.blocks(sampling_rate):  # (samples,) float32

@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 
+from ..audio.recording import OnTruncated
 from ..cards.cached_audio import write_card
 from ..data.sources import AUDIO_COLUMN
 from ..files import write_json
@@ -56,6 +57,7 @@ def cache_audio(
     verify: bool = False,
     allow_row_paths: bool = False,
     show_progress_bar: bool | None = None,
+    on_truncated: OnTruncated = "error",
 ) -> CacheReport:
     """Cache of a split's decoded audio, in a folder that `load_audio` and `datasets.load_dataset` read.
 
@@ -85,6 +87,7 @@ def cache_audio(
         verify: Also compare the checksums of finished shards, which reads all of them, and rewrite damaged ones.
         allow_row_paths: Whether rows of a source without bytes may name any file or URL, see `load_audio`.
         show_progress_bar: Default: on a terminal.
+        on_truncated: "error" makes a truncated file a bad row, "keep" caches what it has.
 
     Returns:
         The report of this split, the same in all processes.
@@ -108,6 +111,7 @@ def cache_audio(
             "columns": list(opened.features),
             "rows_per_shard": rows_per_shard,
             "shuffle": shuffle,
+            "on_truncated": on_truncated,
         }
         root = ShardFolder(output, "audio", COMMAND)
         root.claim(common)
@@ -122,7 +126,11 @@ def cache_audio(
             root.release()
 
         features = datasets.Features({AUDIO_COLUMN: datasets.Audio(sampling_rate=sampling_rate), **opened.features})
-        options = {"sampling_rate": sampling_rate, "num_workers": num_workers}
+        options: dict[str, Any] = {
+            "sampling_rate": sampling_rate,
+            "num_workers": num_workers,
+            "on_truncated": on_truncated,
+        }
         return AudioWriter(folder, features, rows_per_shard, finish, **options)
 
     manifest, computed = write_shards(

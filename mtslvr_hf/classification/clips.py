@@ -77,7 +77,7 @@ class ClipDataset(Dataset):
         samples = round(self.max_seconds * self.sampling_rate)
         slack = len(waveform) - samples
         start = hash_integers(self.seed, self.epoch, index) * (slack + 1) >> 64 if self.random_crops else slack // 2
-        return waveform[start : start + samples]
+        return waveform[start : start + samples].copy()  # the whole is released
 
 
 class SetEpoch(TrainerCallback):

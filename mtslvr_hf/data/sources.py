@@ -15,6 +15,8 @@ import pyarrow
 import pyarrow.parquet as pq
 
 from ..audio.errors import READ_ERRORS
+from ..audio.files import MAX_FILE_BYTES, refused_bytes, too_large
+from ..files import open_regular
 from .encoded import EncodedAudio, folder_roots, repository_roots, roots_of_files
 from .folders import readable_name
 from .local import AUDIO_SUFFIXES, LocalSource, data_files_of, local_path, look_into
@@ -289,14 +291,21 @@ def open_tars(files: Sequence[Path], streaming: bool = True) -> datasets.Iterabl
 def _read_tars(paths: list[str]) -> Iterator[dict[str, Any]]:
     """Yields the audio files in tar shards; ignores other files (labels, texts)."""
     for path in paths:
-        with tarfile.open(path, "r|*") as tar:
+        with open_regular(path) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
             for member in tar:
                 name = PurePath(member.name)
                 hidden = any(part.startswith(".") and part.strip(".") for part in name.parts)
                 if member.isfile() and name.suffix.lower() in AUDIO_SUFFIXES and not hidden:
-                    file = tar.extractfile(member)
-                    assert file is not None  # a regular file
-                    yield {AUDIO_COLUMN: {"bytes": file.read(), "path": readable_name(member.name)}}
+                    yield {AUDIO_COLUMN: {"bytes": _member_bytes(tar, member), "path": readable_name(member.name)}}
+
+
+def _member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """Bytes of a file in a tar archive; a larger one than MAX_FILE_BYTES is not read, and becomes a bad row."""
+    if member.size > MAX_FILE_BYTES:
+        return refused_bytes(too_large(member.size))
+    file = tar.extractfile(member)
+    assert file is not None  # a regular file
+    return file.read()
 
 
 def _list_files(shards: list[list[str | None]]) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,7 @@ from ..audio.clips import decode_clip
 from ..audio.errors import BadClipError
 from ..audio.files import fetch, is_url
 from ..audio.hashing import hash_integers, row_key
+from ..audio.recording import OnTruncated
 from .shuffling import Cursor, Retries, Row, ShuffledReader, as_iterable
 from .skipped import SkippedRows
 from .sources import audio_rows
@@ -69,6 +70,7 @@ class AudioStream(IterableDataset):
             network; a lost shard counts as all of its rows.
         state: State to resume from, made by `state_after` of a stream with the same seed, shuffle buffer, data set,
             processes and workers.
+        on_truncated: "error" skips a truncated file if the crop may lie behind its end, "keep" takes what it has.
 
     Raises:
         ValueError: If an argument is out of range, or the state belongs to another stream.
@@ -93,6 +95,7 @@ class AudioStream(IterableDataset):
         crops: int = 1,
         retry_seconds: float = 0.0,
         state: Mapping[str, Any] | None = None,
+        on_truncated: OnTruncated = "error",
     ):
         super().__init__()
         self.dataset = as_iterable(audio_rows(dataset), seed)
@@ -111,6 +114,7 @@ class AudioStream(IterableDataset):
         self.crops = crops
         self.retry_seconds = retry_seconds
         self.state = state
+        self.on_truncated = on_truncated
         self._check_arguments()
 
     @property
@@ -232,7 +236,7 @@ class AudioStream(IterableDataset):
             return None
         numbers = [()] + [(number,) for number in range(1, self.crops)]
         seeds = [hash_integers(self.seed, epoch, key, *number) for number in numbers]
-        return [decode_clip(audio, self.clip_seconds, self.sampling_rate, seed) for seed in seeds]
+        return [decode_clip(audio, self.clip_seconds, self.sampling_rate, seed, self.on_truncated) for seed in seeds]
 
     def _fetch(self, audio: Mapping[str, Any]) -> Mapping[str, Any]:
         """Row whose URL is read into bytes; other rows are returned unchanged."""

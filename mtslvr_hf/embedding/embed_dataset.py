@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..audio.recording import OnTruncated
 from ..cards.embeddings import write_card
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
 from ..files import sha256_of, whole_file, write_json
@@ -64,6 +65,7 @@ def embed_dataset(
     verify: bool = False,
     allow_row_paths: bool = False,
     show_progress_bar: bool | None = None,
+    on_truncated: OnTruncated = "error",
 ) -> EmbedReport:
     """Embeddings of all audio of a data set, in a folder that `datasets.load_dataset` reads.
 
@@ -92,6 +94,7 @@ def embed_dataset(
         verify: Also compare the checksums of finished shards, which reads all of them, and recompute damaged ones.
         allow_row_paths: Whether rows of a source without bytes may name any file or URL, see `load_audio`.
         show_progress_bar: Default: on a terminal.
+        on_truncated: "error" makes a truncated file a bad row, "keep" embeds what it has.
 
     Returns:
         The folder's report, the same in all processes.
@@ -109,6 +112,7 @@ def embed_dataset(
     tasks = model.config.resolve_tasks(tasks)
     options = {"tasks": tasks, "normalize": normalize, "feature_extractor": extractor}
     options |= {"batch_size": batch_size, "num_workers": num_workers, "compile": compile}
+    options |= {"on_truncated": on_truncated}
 
     def make_writer(opened: Source) -> EmbeddingWriter:
         settings = {
@@ -119,6 +123,7 @@ def embed_dataset(
             "rows_per_shard": rows_per_shard,
             "tasks": tasks,
             "normalize": normalize,
+            "on_truncated": on_truncated,
             "model": model_facts(model),
             "feature_extractor": extractor_facts(extractor),
         }

@@ -28,6 +28,8 @@ from .windows import Ending, WindowReader
 logger = logging.getLogger(__name__)
 
 PROGRESS_FROM = 11  # items
+FEWEST_ROWS = 16  # of the table of embeddings, which doubles
+_process = os.getpid()  # that imported this module; a forked one has another
 
 
 class TimedEmbeddings(NamedTuple):
@@ -76,6 +78,7 @@ def encode(
     compile: bool = False,
     show_progress_bar: bool | None = None,
     channels_first: bool = False,
+    on_truncated: Literal["error", "keep"] = "error",
 ) -> Any:
     """Embeddings of audio of any kind, rate and length, in memory that does not grow with an item's length.
 
@@ -88,6 +91,7 @@ def encode(
     """
     _check_choice("convert_to", convert_to, ("numpy", "torch"))
     _check_choice("on_error", on_error, ("raise", "skip"))
+    _check_choice("on_truncated", on_truncated, ("error", "keep"))
     items, single, total = items_of(audio, channels_first)
     results = encode_items(
         model,
@@ -101,19 +105,18 @@ def encode(
         num_workers=num_workers,
         compile=compile,
         channels_first=channels_first,
+        on_truncated=on_truncated,
     )
     if show_progress_bar is None:
         show_progress_bar = (total is None or total >= PROGRESS_FROM) and sys.stderr.isatty()
     size = model.config.embedding_size_of(tasks)
     with closing(results), tqdm(results, "embedding", total, unit="item", disable=not show_progress_bar) as bar:
-        rows = [_row(result, size, return_timestamps, convert_to, on_error) for result in bar]
-    if single:
-        return rows[0]
-    if return_timestamps:
-        return rows
-    if convert_to == "numpy":
-        return np.stack(rows) if rows else np.zeros((0, size), dtype=np.float32)
-    return torch.stack(rows) if rows else torch.zeros(0, size)
+        if return_timestamps:
+            rows = [_timed_row(result, size, convert_to, on_error) for result in bar]
+            return rows[0] if single else rows
+        table = _table(bar, size, on_error)
+    embeddings = table[0] if single else table
+    return embeddings if convert_to == "numpy" else torch.from_numpy(embeddings)
 
 
 def encode_items(
@@ -129,6 +132,7 @@ def encode_items(
     num_workers: int = 2,
     compile: bool = False,
     channels_first: bool = False,
+    on_truncated: Literal["error", "keep"] = "error",
 ) -> Generator[Encoded, None, None]:
     """Iterator of `Encoded`, one for each item in their order, as soon as its last window has been embedded.
 
@@ -152,11 +156,12 @@ def encode_items(
         raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
     if num_workers < 0:
         raise ValueError(f"num_workers is {num_workers}; expected at least 0.")
+    _use_one_thread_if_forked()
     config = model.config
     if tasks is not None:
         tasks = config.resolve_tasks(tasks)
     feature_extractor = feature_extractor_of(model, feature_extractor)
-    reader = WindowReader(feature_extractor, sampling_rate, config.window_samples, channels_first)
+    reader = WindowReader(feature_extractor, sampling_rate, config.window_samples, channels_first, on_truncated)
     inference_network = model.base_model.inference_network(tasks, compile)
     network = _Network(inference_network, tasks, return_timestamps, batch_size if compile else 1)
     messages = ReadAhead(items, reader.read, num_workers, limit=2 * batch_size)
@@ -271,17 +276,41 @@ def _encoded(item: _Pending, network: _Network, normalize: bool) -> Encoded:
     return Encoded(item.index, embedding, frames, seconds, item.windows, None)
 
 
-def _row(result: Encoded, size: int, timed: bool, convert_to: str, on_error: str) -> Any:
-    """Part of one item in the result of `encode`."""
-    if result.error is not None:
-        if on_error == "raise":
-            raise result.error
-        logger.warning("Skipped: %s", result.error)
-    if timed:
-        frames = result.frames or TimedEmbeddings(torch.zeros(0, size), torch.zeros(0, dtype=torch.float64))
-        return TimedEmbeddings(*map(np.asarray, frames)) if convert_to == "numpy" else frames
-    embedding = torch.full((size,), torch.nan) if result.embedding is None else result.embedding
-    return embedding.numpy() if convert_to == "numpy" else embedding
+def _table(results: Iterable[Encoded], size: int, on_error: str) -> np.ndarray:
+    """Embeddings (items, D) in one array: small arrays kept one by one would keep the memory between them, too."""
+    table, filled = np.empty((FEWEST_ROWS, size), dtype=np.float32), 0
+    for result in results:
+        if filled == len(table):
+            table.resize((2 * filled, size), refcheck=False)
+        table[filled] = np.nan if _is_bad(result, on_error) else result.embedding
+        filled += 1
+    table.resize((filled, size), refcheck=False)
+    return table
+
+
+def _timed_row(result: Encoded, size: int, convert_to: str, on_error: str) -> TimedEmbeddings:
+    """Embeddings over time of one item; a bad one has no frames."""
+    frames = None if _is_bad(result, on_error) else result.frames
+    frames = frames or TimedEmbeddings(torch.zeros(0, size), torch.zeros(0, dtype=torch.float64))
+    return TimedEmbeddings(*map(np.asarray, frames)) if convert_to == "numpy" else frames
+
+
+def _is_bad(result: Encoded, on_error: str) -> bool:
+    """True for an item with an error, which is raised or logged."""
+    if result.error is None:
+        return False
+    if on_error == "raise":
+        raise result.error
+    logger.warning("Skipped: %s", result.error)
+    return True
+
+
+def _use_one_thread_if_forked() -> None:
+    """In a forked process, OpenMP would wait for ever for the threads of its parent: computes in one thread."""
+    global _process
+    if os.getpid() != _process:
+        _process = os.getpid()
+        torch.set_num_threads(1)
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

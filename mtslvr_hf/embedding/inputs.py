@@ -15,7 +15,8 @@ import torch
 from datasets.arrow_dataset import Column
 
 from ..audio.errors import DECODE_ERRORS, BadClipError, summary
-from ..audio.recording import BLOCK_SAMPLES, Recording, decoder_recording, open_recording
+from ..audio.libsndfile import BLOCK_SAMPLES
+from ..audio.recording import OnTruncated, Recording, decoder_recording, open_recording
 from ..data.sources import audio_rows, check_dataset
 from ..feature_extraction_mtslvr import (
     check_shape,
@@ -59,7 +60,13 @@ def items_of(audio: Any, channels_first: bool = False) -> Items:
 
 
 @contextmanager
-def open_item(item: Any, sampling_rate: int | None, number: int, channels_first: bool = False) -> Iterator[Recording]:
+def open_item(
+    item: Any,
+    sampling_rate: int | None,
+    number: int,
+    channels_first: bool = False,
+    on_truncated: OnTruncated = "error",
+) -> Iterator[Recording]:
     """Context of one opened item.
 
     Args:
@@ -67,6 +74,7 @@ def open_item(item: Any, sampling_rate: int | None, number: int, channels_first:
         sampling_rate: Rate in Hz of arrays without one.
         number: Index of the item, for messages.
         channels_first: True if a bare array may be (channels, samples).
+        on_truncated: See `open_recording`.
 
     Raises:
         BadClipError: If the item has no audio.
@@ -76,7 +84,7 @@ def open_item(item: Any, sampling_rate: int | None, number: int, channels_first:
     name = _name(item, number)
     file = encoded_file(item)
     if file is not None:
-        with open_recording(file, name) as recording:
+        with open_recording(file, name, on_truncated) as recording:
             yield recording
     elif hasattr(item, "get_all_samples") and hasattr(item, "get_samples_played_in_range"):
         recording = decoder_recording(item, name)

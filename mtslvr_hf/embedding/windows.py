@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..audio.errors import BadClipError
-from ..audio.recording import Recording
+from ..audio.recording import OnTruncated, Recording
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
 from .inputs import open_item
 
@@ -31,16 +31,18 @@ class WindowReader:
         sampling_rate: int | None,
         window_samples: int,
         channels_first: bool = False,
+        on_truncated: OnTruncated = "error",
     ):
         self.extractor = extractor
         self.sampling_rate = sampling_rate
         self.window_samples = window_samples
         self.channels_first = channels_first
+        self.on_truncated = on_truncated
 
     def read(self, number: int, item: Any) -> Iterator[np.ndarray | Ending]:
         samples = 0
         try:
-            with open_item(item, self.sampling_rate, number, self.channels_first) as recording:
+            with open_item(item, self.sampling_rate, number, self.channels_first, self.on_truncated) as recording:
                 self._check_rate(recording)
                 mean, std = self._statistics(recording)
                 for window in self._windows(recording):

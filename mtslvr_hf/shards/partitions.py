@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import datasets
 
+from ..audio.errors import mask_secrets
 from ..data.encoded import folder_roots
 from ..data.folders import FolderLayout, readable_name
 from ..data.local import LocalSource, local_path, look_into
@@ -62,7 +63,7 @@ class _Layout(NamedTuple):
         """Row named by its id column, its audio's path, or its position."""
         audio = row[self.audio]
         name = row[self.id] if self.id is not None else (audio or {}).get("path")
-        name = position if name is None else readable_name(str(name))
+        name = position if name is None else mask_secrets(readable_name(str(name)))
         return SourceRow(name, audio, {c: row[c] for c in self.columns})
 
 

@@ -106,9 +106,10 @@ def test_paths_read_like_bytes(tmp_path):
     by_path, by_bytes = row(None, str(path)), row(data)
     assert np.array_equal(decode_clip(by_path, 1.0, crop_seed=5), decode_clip(by_bytes, 1.0, crop_seed=5))
     assert row_key(by_path) == row_key(by_bytes)
-    fetched = fetch(row(None, f"file://{path}"))
-    assert fetched["bytes"] == data
-    assert fetch(by_path) is by_path
+    by_url = row(None, f"file://{path}")
+    assert np.array_equal(decode_clip(by_url, 1.0, crop_seed=5), decode_clip(by_bytes, 1.0, crop_seed=5))
+    assert row_key(by_url) == row_key(by_bytes)
+    assert fetch(by_path) is by_path and fetch(by_url) is by_url
 
 
 def test_row_key_sees_length_head_and_tail():
@@ -157,8 +158,7 @@ def test_streamed_flac_without_a_length_is_read():
     data[21] &= 0xF0  # the number of samples: 36 bits of STREAMINFO
     data[22:26] = bytes(4)
     clip = decode_clip(row(bytes(data)))
-    assert 2 * RATE - 4096 <= len(clip) <= 2 * RATE
-    assert np.array_equal(clip, whole(encode(noise(2)))[: len(clip)])
+    assert np.array_equal(clip, whole(encode(noise(2))))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ _SAMPLING_RATE = 16_000
 _N_FFT = 1024
 _HOP_LENGTH = 512
 _BANDS = 40
+_LONG_FRAMES = 2**15  # about 17 minutes; the spectrogram of a longer clip is computed in parts
 _POWER_FLOOR = 1e-6  # below the power of any band in usual 16-bit audio; limits the effect of silence on the mean
 
 
@@ -58,9 +59,26 @@ class LogMelStatistics:
         return {"": torch.stack([self._statistics(waveform) for waveform in waveforms.float().cpu()])}
 
     def _statistics(self, waveform: Tensor) -> Tensor:
+        if len(waveform) > _LONG_FRAMES * _HOP_LENGTH:
+            return self._statistics_in_parts(waveform)
         waveform = pad(waveform, (0, max(0, _N_FFT - len(waveform))))  # at least one window
         log_mel = (self._spectrogram(waveform) + _POWER_FLOOR).log()  # (F, N)
         return torch.cat([log_mel.mean(-1), log_mel.std(-1, correction=0)])  # (2 * F,)
+
+    def _statistics_in_parts(self, waveform: Tensor) -> Tensor:
+        """Statistics of a long clip (S,) from parts of its spectrogram, in bounded memory."""
+        frames = len(waveform) // _HOP_LENGTH + 1
+        total, squares = torch.zeros(_BANDS, dtype=torch.float64), torch.zeros(_BANDS, dtype=torch.float64)
+        for first in range(0, frames, _LONG_FRAMES):
+            last = min(first + _LONG_FRAMES, frames)
+            begin = max(0, first - 1) * _HOP_LENGTH  # a frame before, whose window is not whole
+            end = len(waveform) if last == frames else last * _HOP_LENGTH
+            part = self._spectrogram(waveform[begin:end])[:, 1 if first else 0 :][:, : last - first]
+            log_mel = (part + _POWER_FLOOR).log().double()  # (F, N)
+            total += log_mel.sum(-1)
+            squares += log_mel.square().sum(-1)
+        mean = total / frames
+        return torch.cat([mean, (squares / frames - mean.square()).clamp_min(0).sqrt()]).float()
 
 
 __all__ = ["LogMelStatistics"]
