@@ -126,7 +126,7 @@ def test_mistakes(source, out, tmp_path, capsys):
     assert f"mtslvr cache: error: {out}/balanced/train holds audio made with other settings: columns" in failure(
         command, capsys
     )
-    assert "no such file or folder: ./nowhere" in failure(["cache", "./nowhere", *command[2:]], capsys)
+    assert "there is no file or folder ./nowhere" in failure(["cache", "./nowhere", *command[2:]], capsys)
     assert "`num_workers` must be at least 0" in failure([*command, "--num-workers", "-1"], capsys)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/a.wav").write_bytes(b"no audio")
