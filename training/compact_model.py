@@ -16,6 +16,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import ModelCard
@@ -48,29 +49,39 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_args(argv)
     check_matplotlib()
-    if any(options.output.glob("*")):
-        parser.error(f"{options.output} is not empty: give another folder, or remove it.")
-    model = AutoModel.from_pretrained(options.run).eval()
-    save_compact(model, options.run, options.output)
-    difference = largest_difference(model, options.output, find_audio_files(options.check))
-    if difference > TOLERANCE:
-        shutil.rmtree(options.output)
-        parser.error(f"embeddings of the copy differ by {difference:.1e}, more than {TOLERANCE:.0e}: nothing written.")
-    shutil.copyfile(options.run / RUN, options.output / RUN)
-    if options.attribution is not None:
-        shutil.copyfile(options.attribution, options.output / ATTRIBUTION)
-    draw_curve(read_log(options.run), options.output / CURVE)
-    write_card(options.run, options.output, difference, options.config, attributed=options.attribution is not None)
+    if options.output.exists():
+        parser.error(f"{options.output} exists: give another folder, or remove it.")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=options.output.parent, prefix=".compact-") as folder:
+        staged = Path(folder) / options.output.name
+        model = AutoModel.from_pretrained(options.run).eval()
+        save_compact(model, options.run, staged)
+        difference = largest_difference(model, staged, find_audio_files(options.check))
+        if difference > TOLERANCE:
+            parser.error(f"embeddings of the copy differ by {difference:.1e}, more than {TOLERANCE:.0e}.")
+        shutil.copyfile(options.run / RUN, staged / RUN)
+        if options.attribution is not None:
+            shutil.copyfile(options.attribution, staged / ATTRIBUTION)
+        draw_curve(read_log(options.run), staged / CURVE)
+        write_card(options.run, staged, difference, options.config, attributed=options.attribution is not None)
+        staged.rename(options.output)
     size = (options.output / "model.safetensors").stat().st_size
     print(f"Wrote {options.output}: {size / 1e6:.1f} MB of weights; embeddings differ by at most {difference:.1e}.")
 
 
 def save_compact(model: MTSLVRModel, run: Path, output: Path) -> None:
-    """Saves the model with float16 matrices and filters, and a configuration that loads them as float32."""
+    """Saves the model with float16 matrices and filters, and a configuration that loads them as float32.
+
+    Raises:
+        ValueError: If a weight is too large for float16.
+    """
     stored = {
         name: value.half() if value.dim() > 1 and value.is_floating_point() else value
         for name, value in model.state_dict().items()
     }
+    beyond = [name for name, value in stored.items() if not value.isfinite().all()]
+    if beyond:
+        raise ValueError(f"weights of {run} do not fit into float16: {', '.join(beyond)}.")
     model.save_pretrained(output, state_dict=stored)
     AutoFeatureExtractor.from_pretrained(run).save_pretrained(output)
 
@@ -97,8 +108,9 @@ def draw_curve(log: Sequence[Mapping[str, Any]], path: Path) -> None:
     FigureCanvasAgg(figure)
     for axes, (title, names) in zip(figure.subplots(1, len(PANELS)), PANELS):
         for name, label, style in zip(names, ("training", "held-out clips"), ("-", "o")):
-            points = [(entry["step"], float(entry[name])) for entry in log if name in entry]
-            axes.plot(*zip(*points), style, label=label, linewidth=1, markersize=4)
+            entries = [entry for entry in log if name in entry]
+            values = [float(entry[name]) for entry in entries]
+            axes.plot([entry["step"] for entry in entries], values, style, label=label, linewidth=1, markersize=4)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
         axes.set_ylim(bottom=0)

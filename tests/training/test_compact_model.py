@@ -76,12 +76,28 @@ def test_its_card(run, tmp_path):
     assert (out / "ATTRIBUTION.md").exists() and (out / "pretrain.yaml").exists()
 
 
-def test_mistakes_leave_nothing(run, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "small"
-    monkeypatch.setattr(script, "TOLERANCE", 0.0)
-    with pytest.raises(SystemExit):
-        script.main([str(run), "--output", str(out), "--check", str(FLUTE)])
-    assert "nothing written" in capsys.readouterr().err and not out.exists()
+@pytest.mark.parametrize("mistake", ["difference", "no log", "weight beyond float16"])
+def test_mistakes_leave_nothing(run, tmp_path, monkeypatch, capsys, mistake):
+    if mistake == "difference":
+        monkeypatch.setattr(script, "TOLERANCE", 0.0)
+    elif mistake == "no log":
+        (run / "trainer_state.json").unlink()
+    else:
+        model = MTSLVRForPreTraining.from_pretrained(run)
+        with torch.no_grad():
+            next(parameter for parameter in model.mtslvr.parameters() if parameter.dim() > 1).mul_(1e8)
+        model.save_pretrained(run)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises((SystemExit, FileNotFoundError, ValueError)) as error:
+        script.main([str(run), "--output", str(tmp_path / "small"), "--check", str(FLUTE)])
+    said = f"{error.value} {capsys.readouterr().err}"
+    assert {"difference": "embeddings of the copy differ", "no log": "trainer_state.json"}.get(
+        mistake, "float16"
+    ) in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_an_existing_folder_is_not_touched(run, capsys):
     with pytest.raises(SystemExit):
         script.main([str(run), "--output", str(run), "--check", str(FLUTE)])
-    assert "is not empty" in capsys.readouterr().err
+    assert "exists" in capsys.readouterr().err and (run / "trainer_state.json").is_file()
