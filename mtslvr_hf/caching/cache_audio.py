@@ -82,8 +82,8 @@ def cache_audio(
         rows_per_shard: Largest number of rows in a parquet file. A stream's shards are not joined.
         num_workers: Threads that decode; default: one for each core of this process.
         shuffle: Write audio files of a folder and rows of a `datasets.Dataset` in a fixed random order, since training
-            reads a few neighboring rows at a time: files of one folder or recording would fill a batch. Streams keep
-            their order.
+            reads a few neighboring rows at a time: files of one folder or recording would fill a batch. If files are
+            added or removed, another run writes all shards anew. Streams keep their order.
         verify: Also compare the checksums of finished shards, which reads all of them, and rewrite damaged ones.
         allow_row_paths: Whether rows of a source without bytes may name any file or URL, see `load_audio`.
         show_progress_bar: Default: on a terminal.

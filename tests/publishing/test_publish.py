@@ -87,7 +87,7 @@ def test_a_model_goes_to_the_hub_and_loads_there(hub_server, model, tmp_path):
     assert files["model.safetensors"] == (model / "model.safetensors").read_bytes()
     assert str(tmp_path).encode() not in b"".join(files.values()) and b"/data/" not in files["pretrain.yaml"]
     card = ModelCard(files["README.md"].decode())
-    assert card.data.license == "cc0-1.0" and f'from_pretrained("{NAME}", ' in card.text
+    assert card.data.license == "cc0-1.0" and f'from_pretrained("{NAME}", trust_remote_code=True)' in card.text
     assert hub_server.repository("models", NAME).private
     assert "Not published: checkpoint-1/, notes.txt, optimizer.pt, training_args.bin" in output
     commit = hub_server.repository("models", NAME).history("main")[-1].oid
