@@ -37,7 +37,7 @@ def decode_clip(
 
     soundfile and soxr decode the formats of libsndfile (WAV, FLAC, MP3, OGG, Opus, AIFF, ...) and seek to the crop.
     M4A, MP4, WebM, AAC and WMA need torchcodec. Only the crop is checked for non-finite values and for silence
-    (deviation from the mean under -90 dBFS).
+    (deviation from the mean under -90 dBFS). A crop of joined FLAC or Ogg files comes from the first one.
 
     Args:
         audio: `{"bytes", "path"}` as in an undecoded `datasets.Audio` column. Without bytes, the path is a local
@@ -54,7 +54,7 @@ def decode_clip(
     Raises:
         BadClipError: If the file gives no clip; it has a `reason`. A truncated OGG file is read as a shorter one.
     """
-    with open_recording(audio, None, on_truncated) as recording:
+    with open_recording(audio, None, on_truncated, whole=clip_seconds is None) as recording:
         if clip_seconds is None:
             clip = recording.samples(sampling_rate, max_seconds)
             _check_level(clip, recording, 0, sampling_rate)

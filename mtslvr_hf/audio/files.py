@@ -18,7 +18,7 @@ from ..installation import install_hint
 from .errors import DECODE_ERRORS, READ_ERRORS, BadClipError, Exceptions, mask_secrets, summary
 
 MAX_FILE_BYTES = 2 * 10**9  # of a file in a tar archive or at a URL
-COPY_BYTES = 2**20
+COPY_BYTES = 2**18
 URL_ERRORS: Exceptions = (*READ_ERRORS, ValueError, ImportError)  # fsspec: unknown protocols, missing packages
 TORCHCODEC_ERRORS: Exceptions = (*DECODE_ERRORS, ImportError)
 REFUSED = b"mtslvr refused: "  # begins the bytes of a row that a source did not read; the reason follows
@@ -55,7 +55,7 @@ def open_audio(audio: Mapping[str, Any], name: str | None = None) -> BinaryIO:
             copy_url(audio["path"], copy, name or describe(audio))
             copy.seek(0)
             return copy
-        return open_regular(_local_path(audio["path"]))
+        return open_regular(file_of(audio["path"]))
     what = "neither bytes nor a path" if data is None else "no data: the file is empty"
     raise BadClipError("empty", f"{name or describe(audio)}: {what}; leave it out.")
 
@@ -72,7 +72,7 @@ def path_of(audio: Mapping[str, Any], name: str) -> Iterator[str]:
     try:
         with open_audio(audio, name) as file:
             if not isinstance(file, io.BytesIO) and not is_url(audio):
-                path = _local_path(audio["path"])
+                path = file_of(audio["path"])
             elif not isinstance(file, io.BytesIO) and os.path.exists(f"/proc/self/fd/{file.fileno()}"):
                 path = f"/proc/self/fd/{file.fileno()}"
             else:
@@ -119,7 +119,7 @@ def is_url(audio: Mapping[str, Any]) -> bool:
     return audio.get("bytes") is None and "://" in path and not path.startswith("file://")
 
 
-def _local_path(path: str | os.PathLike) -> str:
+def file_of(path: str | os.PathLike) -> str:
     """Path of a local file, also of a URL file://."""
     path = os.fspath(path)
     if not path.startswith("file://"):
@@ -220,6 +220,7 @@ __all__ = [
     "copy_url",
     "describe",
     "fetch",
+    "file_of",
     "is_url",
     "mix_down",
     "needs_torchcodec",

@@ -14,12 +14,12 @@ import soundfile
 
 from .containers import MPEG_TAGS, Data, find_data, joined_streams
 from .files import scratch_file
-from .mpeg import Stream, find_streams
+from .mpeg import Stream, find_streams, header_fits
 from .native_messages import no_native_messages
 
-BLOCK_SAMPLES = 2**18  # of all channels together: 1 MiB of float32
+BLOCK_SAMPLES = 2**17  # of all channels together: 512 KiB of float32
 UNKNOWN_FRAMES = 2**62  # libsndfile returns about 2**63 for a stream without a length in its header
-COPY_BYTES = 2**20
+COPY_BYTES = 2**18
 MEMORY_BYTES = 64 * 2**20  # larger copies of a file are on disk
 LOSSY_SLACK_SECONDS = 0.1  # of a header's count, which may hold the encoder's padding
 NOT_WRITTEN = np.uint32(0x7FC0_6D74)  # a NaN that no file holds
@@ -77,8 +77,14 @@ class Sound:
 
 
 @contextmanager
-def open_sounds(path: str, name: str) -> Iterator[Sequence[Sound]]:
+def open_sounds(path: str, name: str, whole: bool = True) -> Iterator[Sequence[Sound]]:
     """Context of the files in a local file: one, or several that were joined.
+
+    Args:
+        path: Local path.
+        name: Name in messages.
+        whole: False to look at the headers alone where they agree with the file's size. Then joined FLAC and Ogg
+            files are taken for the first of them.
 
     Raises:
         soundfile.LibsndfileError, OSError and others of `DECODE_ERRORS`: If libsndfile cannot read it.
@@ -92,7 +98,7 @@ def open_sounds(path: str, name: str) -> Iterator[Sequence[Sound]]:
         if containers:
             yield [sound for data in containers for sound in _of_container(file, path, size, data, stack)]
             return
-        starts = joined_streams(file, size, magic)
+        starts = joined_streams(file, size, magic) if whole else []
         if len(starts) > 1:
             parts = [
                 stack.enter_context(_copy(file, [(begin, end)])) for begin, end in zip(starts, [*starts[1:], size])
@@ -100,7 +106,8 @@ def open_sounds(path: str, name: str) -> Iterator[Sequence[Sound]]:
             yield [_sound_of(part) for part in parts]
             return
         sound = _sound_of(path)
-        yield _of_mpeg(file, path, 0, size, sound, stack) if sound.frames_are_a_guess else [sound]
+        trusted = not sound.frames_are_a_guess or (not whole and header_fits(file, size))
+        yield [sound] if trusted else _of_mpeg(file, path, 0, size, sound, stack)
 
 
 def _of_container(file: BinaryIO, path: str, size: int, data: Data, stack: ExitStack) -> list[Sound]:

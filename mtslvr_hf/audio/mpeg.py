@@ -22,6 +22,7 @@ BIT_RATES = {  # kbit/s by (MPEG 1, layer)
     (False, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
+TAG_BYTES = 4096  # behind the audio, at most, of a file whose header is believed
 SLACK_FRAMES = 2  # encoders count the header's frame, or frames of padding
 HEADER_TAGS = (b"Xing", b"Info", b"VBRI")
 TAG_PLACES = (13, 15, 21, 23, 36, 38)  # in a frame: behind the side information, with or without a checksum
@@ -101,6 +102,22 @@ class Stream:
         frames = int.from_bytes(counts[:4], "big") if flags & 1 else None
         counts = counts[4:] if flags & 1 else counts
         return frames, int.from_bytes(counts[:4], "big") if flags & 2 else 0
+
+
+def header_fits(file: BinaryIO, size: int) -> bool:
+    """True if an MPEG file begins with a header that states its size in bytes, and frames of a possible bit rate."""
+    first = next(_frames(file, 0, size), None)
+    if first is None or not _tag_place(first[1]):
+        return False
+    place, frame, frame_size = first
+    stream = Stream(frame[:4], file_bytes(file, place, frame_size))
+    frames, stated = stream._stated()
+    if not frames or not 0 <= size - place - stated <= TAG_BYTES + frame_size:
+        return False
+    mpeg1, layer = _version(frame)
+    bit_rate = stated * 8 * stream.rate / (frames * stream.samples_per_frame) / 1000
+    rates = BIT_RATES[mpeg1, layer]
+    return rates[0] <= bit_rate * 1.1 and bit_rate <= rates[-1] * 1.1
 
 
 def find_streams(file: BinaryIO, begin: int, end: int) -> list[Stream]:
@@ -228,4 +245,4 @@ def _tag_place(frame: bytes) -> int:
     return next((place for place in TAG_PLACES if frame[place : place + 4] in HEADER_TAGS), 0)
 
 
-__all__ = ["Stream", "file_bytes", "find_streams"]
+__all__ = ["Stream", "file_bytes", "find_streams", "header_fits"]

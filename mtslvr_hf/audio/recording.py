@@ -23,6 +23,7 @@ MAX_CHANNELS = 64
 MAX_SECONDS = 12 * 3600.0  # of audio that is held whole in memory
 SLACK_SECONDS = 0.1  # containers round their durations
 END_SECONDS = 1.0  # a file with samples in the last second of its duration is not truncated
+LATEST_SECOND = 10**9  # behind the end of any recording
 NO_MORE_FRAMES = "No audio frames were decoded"  # torchcodec's error for a range without samples
 OnTruncated = Literal["error", "keep"]
 
@@ -144,7 +145,7 @@ def check_rate(rate: float, name: str, channels: int = 1) -> None:
 
 @contextmanager
 def open_recording(
-    audio: Mapping[str, Any], name: str | None = None, on_truncated: OnTruncated = "error"
+    audio: Mapping[str, Any], name: str | None = None, on_truncated: OnTruncated = "error", whole: bool = True
 ) -> Iterator[Recording]:
     """Context of an opened encoded file; a URL is copied to a temporary file first.
 
@@ -156,6 +157,8 @@ def open_recording(
             or a URL that fsspec opens.
         name: Name in messages; default: the path.
         on_truncated: "error", or "keep" to take the samples that a truncated file has.
+        whole: False if only a part will be read: long files are then not searched for a second file that was joined to
+            the first (FLAC, Ogg), and an MP3 header that agrees with the file's size is believed.
 
     Raises:
         BadClipError: If the file is missing, a folder, not a regular file, not audio, empty or truncated, or the URL
@@ -178,7 +181,7 @@ def open_recording(
             return
         with ExitStack() as stack:
             try:
-                sounds = stack.enter_context(open_sounds(path, name))
+                sounds = stack.enter_context(open_sounds(path, name, whole))
             except DECODE_ERRORS as error:
                 yield _second_try(path, name, magic, on_truncated, error)
                 return
@@ -227,7 +230,7 @@ def decoder_recording(decoder: Any, name: str, exact: bool = False, on_truncated
     check_rate(stated, name, int(getattr(decoder.metadata, "num_channels", None) or 1))
     first, is_whole = _range(decoder, 0, RANGE_SECONDS), False
     if first is None:  # it starts later
-        first, is_whole = _range(decoder, 0, None), True
+        first, is_whole = _range(decoder, 0, LATEST_SECOND), True
     if isinstance(first, Exception) or first is None:
         what = summary(first) if first is not None else NO_MORE_FRAMES
         raise BadClipError("unreadable", f"{name}: no audio that could be read ({what}).")
@@ -305,7 +308,7 @@ def _part(blocks: Iterator[np.ndarray], begin: int, end: int | None) -> Iterator
         yield np.concatenate(found)
 
 
-def _range(decoder: Any, begin: float, end: float | None) -> Any:
+def _range(decoder: Any, begin: float, end: float) -> Any:
     """Samples in a range of seconds; None if there are none; an error of the decoder."""
     try:
         samples = decoder.get_samples_played_in_range(begin, end)
@@ -336,7 +339,7 @@ def _decode_ranges(
         if start:
             samples = _range(decoder, start, start + RANGE_SECONDS)
             if samples is None:  # the end, or a gap
-                samples, last = _range(decoder, start, None), True
+                samples, last = _range(decoder, start, LATEST_SECOND), True
         if isinstance(samples, Exception):
             raise samples
         if samples is None:
@@ -352,7 +355,7 @@ def _decode_ranges(
     # Gaps and a late start are no loss: the end is there.
     if read >= (stated_seconds - SLACK_SECONDS) * rate:
         return
-    end = _range(decoder, max(0.0, stated_seconds - END_SECONDS), None)
+    end = _range(decoder, max(0.0, stated_seconds - END_SECONDS), LATEST_SECOND)
     if end is None or isinstance(end, Exception):
         raise BadClipError("truncated", _truncated(name, read / rate, stated_seconds, "no more samples"))
 

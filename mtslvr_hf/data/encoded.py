@@ -11,6 +11,8 @@ from typing import Any
 import datasets
 from huggingface_hub import constants
 
+from ..audio.files import file_of
+
 ARCHIVES = ("zip", "tar", "gzip", "bz2", "xz", "zstd", "lz4")  # protocols of a chain "zip://a.wav::hf://..."
 REPOSITORY = "hf://datasets/"
 OUTSIDE = (
@@ -55,6 +57,7 @@ class EncodedAudio(datasets.Audio):
 def confined_path(path: str, roots: Iterable[str]) -> str | None:
     """Path or URL of a row, with relative paths below the first folder of `roots`; None if it lies in no root."""
     folders = [root for root in roots if "://" not in root]
+    path = file_of(path)
     if "://" in path:
         *outer, last = path.split("::")
         if any(hop.partition("://")[0] not in ARCHIVES for hop in outer):

@@ -145,7 +145,7 @@ class FakeDecoder:
         self.metadata = SimpleNamespace(sample_rate=RATE, duration_seconds=duration)
 
     def get_samples_played_in_range(self, start, stop):
-        wanted = slice(round(start * RATE), None if stop is None else round(stop * RATE))
+        wanted = slice(round(start * RATE), round(stop * RATE))
         samples = self.samples[:, wanted][:, self.heard[wanted]]
         if not samples.size:
             raise RuntimeError("No audio frames were decoded")

@@ -107,7 +107,7 @@ def test_a_crop_of_a_long_stream_of_unknown_length_lies_anywhere_and_is_not_held
     assert len(decode_clip(audio, sampling_rate=8_000)) > 699 * 8_000
     tracemalloc.start()
     clips = [decode_clip(audio, 1.0, 8_000, crop_seed=seed) for seed in range(12)]
-    assert tracemalloc.get_traced_memory()[1] < 3_000_000  # bytes; the whole has 22 million
+    assert tracemalloc.get_traced_memory()[1] < 2_000_000  # bytes; the whole has 22 million
     tracemalloc.stop()
     windows = np.lib.stride_tricks.sliding_window_view(samples[:, 0], 8)
     starts = [int(np.abs(windows - clip[:8]).max(axis=1).argmin()) for clip in clips]
@@ -124,8 +124,7 @@ def test_what_torchcodec_decodes(head, duration, monkeypatch):
     samples = noise(5).T
 
     def play(start, stop):
-        end = None if stop is None else round(stop * RATE)
-        return SimpleNamespace(data=torch.from_numpy(samples[:, round(start * RATE) : end]))
+        return SimpleNamespace(data=torch.from_numpy(samples[:, round(start * RATE) : round(stop * RATE)]))
 
     decoder = SimpleNamespace(
         metadata=SimpleNamespace(sample_rate=RATE, duration_seconds=duration), get_samples_played_in_range=play

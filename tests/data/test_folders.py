@@ -326,24 +326,24 @@ def test_names_that_are_not_utf8(tmp_path):
 
 def test_rows_name_only_files_of_their_data_set(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    inside, outside = sound(tmp_path / "set" / "clips" / "0.wav"), sound(tmp_path / "other.wav")
-    names = ["clips/0.wav", str(inside), str(outside), "../other.wav", f"file://{outside}", "http://127.0.0.1:9/x.wav"]
-    names += [f"zip://x.wav::{outside}", "clips/../../other.wav"]
+    inside, outside = sound(tmp_path / "set" / "clips" / "a b.wav"), sound(tmp_path / "other.wav")
+    names = ["clips/a b.wav", str(inside), inside.as_uri(), str(outside), "../other.wav", f"file://{outside}", "http://127.0.0.1:9/x"]
+    names += [f"zip://x.wav::{outside}", "clips/../../other.wav", f"file://{inside.parent}/..%2F../other.wav"]
     table = write_table(tmp_path / "set" / "train.parquet", names, data=None)
     for source in (table, table.parent):
         options = {} if source == table else {"streaming": False}
         rows = {n: row["audio"] for n, row in enumerate(load_audio(source, **options))}
-        assert [row.get("refused") is None for row in rows.values()] == [True, True] + 6 * [False]
-        assert len(decode_clip(rows[0])) == len(decode_clip(rows[1])) == 800
-        for row in list(rows.values())[2:]:
+        assert [row.get("refused") is None for row in rows.values()] == 3 * [True] + 7 * [False]
+        assert [len(decode_clip(rows[n])) for n in range(3)] == [800, 800, 800]
+        for row in list(rows.values())[3:]:
             with pytest.raises(ValueError, match=r"unreadable: .*a file outside of its data set.*allow_row_paths"):
                 decode_clip(row)
-    rows = list(load_labelled_audio(table).select([0, 2]).audio)
+    rows = list(load_labelled_audio(table).select([0, 3]).audio)
     assert [row.get("refused") is None for row in rows] == [True, False]
     found = [row.audio for part in open_source(table).partitions for row in part.rows(0)]
-    assert [row.get("refused") is None for row in found] == [True, True] + 6 * [False]
+    assert [row.get("refused") is None for row in found] == 3 * [True] + 7 * [False]
     allowed = [row["audio"] for row in load_audio(table, allow_row_paths=True)]
-    assert len(decode_clip(allowed[2])) == len(decode_clip(load_labelled_audio(table, allow_row_paths=True).audio[2]))
+    assert len(decode_clip(allowed[3])) == len(decode_clip(load_labelled_audio(table, allow_row_paths=True).audio[3]))
     mine = Dataset.from_dict({"audio": [{"bytes": None, "path": str(outside)}]})
     assert len(decode_clip(audio_rows(mine)[0]["audio"])) == 800
 
