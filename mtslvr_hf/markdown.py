@@ -11,10 +11,12 @@ CODE = re.compile("(`[^`]*`)")
 def escape_markdown(text: str) -> str:
     """Text on one line and without HTML: names of files, classes and models come from anywhere.
 
-    Control characters become spaces, and `<` outside of code becomes `&lt;`. Text that is no Unicode is escaped.
+    Control characters become spaces, and `<` becomes `&lt;`; code that holds it becomes text. Text that is no Unicode
+    is escaped.
     """
     parts = CODE.split(CONTROLS.sub(" ", text.encode("utf-8", "backslashreplace").decode()))
-    return "".join(part if CODE.fullmatch(part) else part.replace("<", "&lt;") for part in parts)
+    parts = [part.strip("`") if CODE.fullmatch(part) and "<" in part else part for part in parts]
+    return "".join(parts).replace("<", "&lt;")
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -163,6 +163,7 @@ def load_data(
         "rank": args.process_index,
         "world_size": args.world_size,
         "crops": 2 if data_args.different_crops else 1,
+        "on_truncated": data_args.on_truncated,
     }
     clip_seconds = data_args.clip_seconds or config.window_seconds
     if _is_remote(data_args):

@@ -197,7 +197,12 @@ sys.exit(mtslvr_cli.main())
 @pytest.mark.parametrize("how", ["swallowed", "held"])
 def test_an_interruption_ends_the_command_with_one_line(how):
     with subprocess.Popen(
-        [sys.executable, "-c", CHILD, how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, "-c", CHILD, how],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's `&` ignores
     ) as process:
         assert process.stdout.readline() == "started\n"
         process.send_signal(signal.SIGINT)

@@ -7,7 +7,7 @@ def test_names_become_text_on_one_line():
     assert escape_markdown("<script>a</script>") == "&lt;script>a&lt;/script>"
     assert escape_markdown("a\r\n# b\x1b[31m\u202ec\u2028d") == "a # b [31m c d"
     assert escape_markdown("caf\udce9") == "caf\\udce9"
-    assert escape_markdown("`<b>` <i> `") == "`<b>` &lt;i> `"
+    assert escape_markdown("`<b>` `c` <i> `") == "&lt;b> `c` &lt;i> `"
 
 
 def test_a_table_keeps_its_cells():

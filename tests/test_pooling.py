@@ -132,7 +132,7 @@ def test_rows_of_the_last_map_are_those_that_bands_divide(num_mel_bins, adapter_
     [
         ({"pooling": "max"}, "'mean', 'mean_max', 'bands'; got 'max'"),
         ({"pooling": "bands", "num_bands": 3}, "divide the 4 rows .* choose one of 1, 2, 4"),
-        ({"num_bands": 0}, "`num_bands` must be a positive integer, got 0"),
+        ({"num_bands": 0}, "`num_bands` must be a whole number between 1 and 1,024; got 0"),
         ({"use_heads": None}, "`use_heads` must be one of True, False; got None"),
     ],
 )

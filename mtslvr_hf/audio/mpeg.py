@@ -218,7 +218,7 @@ def _alike(head: bytes, other: bytes) -> bool:
 
 
 def _version(head: bytes) -> tuple[bool, int]:
-    """Whether it is MPEG 1, and the layer."""
+    """True for MPEG 1, and the layer, of a frame."""
     return head[1] >> 3 & 3 == 3, 4 - (head[1] >> 1 & 3)
 
 

@@ -340,12 +340,13 @@ def load_clips(
     world_size: int = 1,
     crops: int = 1,
     retry_seconds: float = 0.0,
+    on_truncated: OnTruncated = "error",
 ) -> torch.Tensor:
     """Clips of an evaluation set, decoded once into memory; bad rows are skipped, with a warning.
 
     Args:
-        dataset, clip_seconds, sampling_rate, held_out_fraction, held_out, rank, world_size, crops, retry_seconds: As
-            for `AudioStream`.
+        dataset, clip_seconds, sampling_rate, held_out_fraction, held_out, rank, world_size, crops, retry_seconds,
+            on_truncated: As for `AudioStream`.
         limit: Largest number of rows; None takes all.
         seed: Seed of order and crops: the same seed gives the same clips.
 
@@ -369,6 +370,7 @@ def load_clips(
         held_out=held_out,
         crops=crops,
         retry_seconds=retry_seconds,
+        on_truncated=on_truncated,
     )
     clips, skipped = [], SkippedRows()
     for batch in tqdm(islice(stream, limit), total=limit, desc="decoding", unit="clip", disable=None):

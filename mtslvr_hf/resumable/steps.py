@@ -31,8 +31,8 @@ class _Outcome(NamedTuple):
 class StepGuard:
     """Skips optimizer steps that are not finite, restores BatchNorm's statistics, and agrees on a stop.
 
-    On a GPU, nothing waits for the device: a fused optimizer skips the step there, and the host learns of it a step
-    later. All processes get the same outcome.
+    A fused optimizer skips the step by itself. On a GPU, nothing then waits for the device: the host learns of the
+    step one step later. All processes get the same outcome.
 
     Args:
         most: Skipped steps in a row that end the run.
@@ -108,7 +108,7 @@ class StepGuard:
             outcome = self._pending.popleft()
             if outcome.arrived is not None:
                 outcome.arrived.synchronize()
-            skipped, stop = (bool(flag) for flag in outcome.flags.tolist())
+            skipped, stop = (bool(flag) for flag in outcome.flags.numpy())
             self.stop = self.stop or stop
             self.skipped += skipped
             self.in_a_row = self.in_a_row + 1 if skipped else 0
@@ -171,7 +171,7 @@ def check_weights(model: nn.Module, step: int) -> None:
 def _skip(model: nn.Module, optimizer: Any, flag: torch.Tensor) -> None:
     """Makes the optimizer's next step leave weights and its state alone if the flag () is 1."""
     optimizer = getattr(optimizer, "optimizer", optimizer)  # in accelerate's wrapper
-    if flag.device.type == "cuda" and all(group.get("fused") for group in optimizer.param_groups):
+    if all(group.get("fused") for group in optimizer.param_groups):
         optimizer.found_inf = flag  # as torch.amp.GradScaler does
     elif flag > 0:
         model.zero_grad(set_to_none=True)  # optimizers pass over parameters without gradient

@@ -7,12 +7,13 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import upload_folder
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
@@ -300,14 +301,16 @@ class ResumableTrainer(Trainer):
         jobs: list[Any] = [self.push_to_hub(commit_message=message, blocking=False)]
         if strategy in CHECKPOINT_STRATEGIES:
             last = strategy == HubStrategy.CHECKPOINT
-            upload = HfApi(token=self.args.hub_token).upload_folder(
+            upload = upload_folder(  # by the thread of `push_to_hub`: one commit after the other
                 repo_id=cast(str, self.hub_model_id),
+                token=self.args.hub_token,
                 folder_path=checkpoint_folder,
                 path_in_repo="last-checkpoint" if last else Path(checkpoint_folder).name,
                 commit_message=f"{message}, checkpoint",
                 revision=self.args.hub_revision,
                 run_as_future=True,
             )
+            upload.add_done_callback(_report_upload)
             jobs.append(upload)
         self.push_in_progress = cast(Any, PushInProgress(cast(Any, jobs)))
 
@@ -337,6 +340,12 @@ class ResumableTrainer(Trainer):
             f"{shutil.disk_usage(existing).free / 1e6:.1f} MB are free there; a checkpoint takes about "
             f"{ADAM_COPIES * weights / 1e6:.1f} MB. {kept}; make room and give the same command again."
         )
+
+
+def _report_upload(upload: Future[Any]) -> None:
+    error = upload.exception()
+    if error is not None:
+        logger.warning("A checkpoint was not published: %s", " ".join(str(error).split()))
 
 
 def trainer_state(checkpoint: str | Path) -> TrainerState:

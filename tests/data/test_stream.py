@@ -502,6 +502,12 @@ def test_skipped_rows():
     assert SkippedRows().share == 0
 
 
+def test_truncated_files_can_be_kept(dataset):
+    assert sorted(numbers(load_clips(dataset, SECONDS, on_truncated="keep"))) == sorted(
+        set(range(40)) - {n for n in BAD if n != 30}
+    )
+
+
 def test_load_clips(dataset, caplog):
     with caplog.at_level(logging.WARNING, logger="mtslvr_hf"):
         clips = load_clips(dataset, SECONDS)

@@ -75,7 +75,7 @@ def test_mistakes(command, folder, tmp_path, capsys, monkeypatch):
         f"mtslvr embed: error: {tmp_path / 'out'} holds embeddings made with other settings: normalize was False"
         in message
     )
-    assert "no such file or folder: ./nowhere" in failure(["embed", "./nowhere", *command[2:]], capsys)
+    assert "there is no file or folder ./nowhere" in failure(["embed", "./nowhere", *command[2:]], capsys)
     assert "no model in ./nowhere" in failure([*command, "--model", "./nowhere"], capsys)
     assert "cannot use the device 'gpu0'" in failure([*command, "--device", "gpu0"], capsys)
     monkeypatch.setitem(sys.modules, "faiss", None)
