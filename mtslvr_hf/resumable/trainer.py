@@ -122,7 +122,8 @@ class ResumableTrainer(Trainer):
         self.guard.load_state_dict({"skipped": 0, "in_a_row": 0})
         if self.args.push_to_hub and HubStrategy(self.args.hub_strategy) in CHECKPOINT_STRATEGIES:
             logger.info(
-                "hub_strategy %s also publishes optimizer, schedule and random states.", self.args.hub_strategy
+                "hub_strategy %s also publishes optimizer, schedule and random states.",
+                HubStrategy(self.args.hub_strategy).value,
             )
         if checkpoint is None:
             self._start_anew()
