@@ -327,7 +327,15 @@ def test_names_that_are_not_utf8(tmp_path):
 def test_rows_name_only_files_of_their_data_set(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     inside, outside = sound(tmp_path / "set" / "clips" / "a b.wav"), sound(tmp_path / "other.wav")
-    names = ["clips/a b.wav", str(inside), inside.as_uri(), str(outside), "../other.wav", f"file://{outside}", "http://127.0.0.1:9/x"]
+    names = [
+        "clips/a b.wav",
+        str(inside),
+        inside.as_uri(),
+        str(outside),
+        "../other.wav",
+        f"file://{outside}",
+        "http://127.0.0.1:9/x",
+    ]
     names += [f"zip://x.wav::{outside}", "clips/../../other.wav", f"file://{inside.parent}/..%2F../other.wav"]
     table = write_table(tmp_path / "set" / "train.parquet", names, data=None)
     for source in (table, table.parent):
