@@ -63,7 +63,7 @@ def _assign_groups(counts: np.ndarray, sizes: np.ndarray, order: np.ndarray, sha
         parts[group] = best
         filled[best] += counts[group]
         clips[best] += sizes[group]
-    for part in np.flatnonzero(clips == 0):
+    for part in np.flatnonzero(clips == 0).tolist():
         _fill(part, parts, counts, sizes, order, shares)
     return parts
 

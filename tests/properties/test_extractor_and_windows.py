@@ -1,5 +1,7 @@
 """Properties of the feature extractor, and of the windows that `encode` reads: any clip, rate, type and batch."""
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 from small_models import make_model
 
 from mtslvr_hf import MTSLVRFeatureExtractor
+from mtslvr_hf.audio import libsndfile
+from mtslvr_hf.embedding import inputs
 from mtslvr_hf.embedding.windows import Ending, WindowReader
 
 RATE = 16_000
@@ -120,11 +124,13 @@ def test_a_sample_that_is_not_finite_is_refused_with_the_number_of_its_clip(batc
     st.integers(1, 2_500),
     st.sampled_from(NORMALIZATIONS),
     st.booleans(),
+    st.integers(2, 3_000),
 )
-def test_windows_are_the_normalized_clip_cut_and_the_last_one_repeated(clip, rate, size, normalization, as_file):
+def test_windows_are_the_normalized_clip_cut_and_the_last_one_repeated(clip, rate, size, normalization, file, block):
     extractor = MTSLVRFeatureExtractor(normalization=normalization)
-    item = encode(clip.T, rate, "WAV", "FLOAT") if as_file else {"array": clip, "sampling_rate": rate}
-    *windows, ending = WindowReader(extractor, None, size).read(0, item)
+    item = encode(clip.T, rate, "WAV", "FLOAT") if file else {"array": clip, "sampling_rate": rate}
+    with patch.object(inputs, "BLOCK_SAMPLES", block), patch.object(libsndfile, "BLOCK_SAMPLES", block):
+        *windows, ending = WindowReader(extractor, None, size).read(0, item)
     whole = extractor.prepare({"array": clip, "sampling_rate": rate}).numpy()
     assert ending == Ending(len(whole))
     assert len(windows) == -(-len(whole) // size)
