@@ -13,7 +13,7 @@ from datasets.data_files import NON_WORDS_CHARS, SPLIT_KEYWORDS
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mtslvr_hf.data.folders import FolderLayout, readable_name, split_of, visible_files
+from mtslvr_hf.data.folders import FolderLayout, choose_split, readable_name, split_of, visible_files
 from mtslvr_hf.data.metadata import read_metadata
 
 ROOT = Path("/data")
@@ -34,6 +34,17 @@ def split_by_tokens(name):
 @given(st.lists(pieces, max_size=6).map("".join))
 def test_a_split_is_a_whole_word_between_separators(name):
     assert split_of(name) == split_by_tokens(name)
+
+
+@given(st.lists(words | plain, min_size=1, max_size=5, unique=True), words)
+def test_the_folder_of_just_this_name_is_chosen_or_else_all_of_the_split(names, split):
+    exact = {name for name in names if name.lower() == split.lower()}
+    expected = exact or {name for name in names if split_by_tokens(name) == split_by_tokens(split)}
+    if expected:
+        assert choose_split(names, split, ROOT) == expected
+    else:
+        with pytest.raises(ValueError, match="has no split"):
+            choose_split(names, split, ROOT)
 
 
 def kinds_of(layout, split):
@@ -135,6 +146,7 @@ def reachable(root):
 
 
 @given(folders_with_links())
+@example((["in", "in/a", "in/a/b", "out"], [("in/a/b", "0.wav")], [("in", "l", "in/a/b")]))
 def test_each_visible_file_is_found_once_over_all_links_and_loops(tree):
     folders, files, links = tree
     with tempfile.TemporaryDirectory() as base:
@@ -160,6 +172,8 @@ values = (
 
 
 @given(st.lists(values, min_size=1, max_size=6))
+@example(["007", "8"])
+@example(["1e999", "2"])
 @example(["nan", "nan"])
 @example(["inf", "1"])
 @example(["12345678901234567890", "12345678901234567891"])
@@ -178,5 +192,6 @@ def test_a_column_of_metadata_keeps_its_texts_or_is_of_the_same_finite_numbers(c
         assert found == [text or None for text in column]
     else:
         assert [value is None for value in found] == [text == "" for text in column]
+        assert all(str(value) == text for value, text in zip(found, column) if isinstance(value, int))
         assert all(Decimal(repr(value)) == Decimal(text) for value, text in zip(found, column) if text)
         assert np.isfinite([value for value in found if value is not None]).all()
