@@ -1,6 +1,7 @@
 """Properties of shards: rows in order, runs that end early, damaged files, and readers that share a data set."""
 
 import itertools
+import json
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -94,7 +95,7 @@ def test_shards_hold_the_good_rows_in_order_and_the_list_of_errors_the_others(so
         facts, made = run(Path(base) / "out", source, rows_per_shard, rows_per_group)
         files = [Path(base) / "out" / shard["file"] for shard in facts["shards"]]
         rows = [row for file in files for row in pq.read_table(file).to_pylist()]
-        records = [ShardFolder(Path(base) / "out", "values", "").record(n, 0) for n in range(len(source))]
+        errors = [json.loads(line) for line in (Path(base) / "out" / "errors.jsonl").read_text().splitlines()]
         assert [sha256_of(file) for file in files] == [shard["sha256"] for shard in facts["shards"]]
         assert [file.stat().st_size for file in files] == [shard["bytes"] for shard in facts["shards"]]
     flat = [(f"{number}-{n}", value) for number, own in enumerate(source) for n, value in enumerate(own)]
@@ -102,10 +103,18 @@ def test_shards_hold_the_good_rows_in_order_and_the_list_of_errors_the_others(so
     assert (facts["rows"], facts["bad_rows"]) == (len(rows), len(flat) - len(rows))
     assert facts["values"] == sum(row["value"] for row in rows)
     assert made == len(files) == sum(max(1, -(-len(own) // rows_per_shard)) for own in source)
-    for number, (own, record) in enumerate(zip(source, records)):
-        first = [(n, value) for n, value in enumerate(own) if n < rows_per_shard and value < 0]
-        assert [(error["row"], error["id"]) for error in record.errors] == [(n, f"{number}-{n}") for n, _ in first]
-        assert all(error["message"] == f"{error['id']}: -99 dBFS." for error in record.errors)
+    bad = [(number, n) for number, own in enumerate(source) for n, value in enumerate(own) if value < 0]
+    assert [(error["partition"], error["row"]) for error in errors] == bad
+    assert [error["id"] for error in errors] == [f"{number}-{n}" for number, n in bad]
+    assert all(error["message"] == f"{error['id']}: -99 dBFS." for error in errors)
+
+
+def damaged(file, damage):
+    """Bytes of a file, cut, without its end, or with one byte more that its format allows."""
+    data = file.read_bytes()
+    if damage == "longer":
+        return data.replace(b'"values": ', b'"values": 1', 1) if file.suffix == ".json" else b"x" + data
+    return data[: len(data) // 2] if damage == "cut" else data[:-9] + bytes(9)
 
 
 @FEWER
@@ -113,7 +122,7 @@ def test_shards_hold_the_good_rows_in_order_and_the_list_of_errors_the_others(so
     sources,
     st.integers(1, 5),
     st.lists(st.integers(0, 20), max_size=3),
-    st.lists(st.tuples(st.integers(0, 99), st.sampled_from(["removed", "cut", "changed"])), max_size=3),
+    st.lists(st.tuples(st.integers(0, 99), st.sampled_from(["removed", "cut", "zeros", "longer"])), max_size=4),
 )
 def test_a_run_that_was_stopped_and_damaged_ends_as_one_that_was_not(source, rows_per_shard, stops, damages):
     with tempfile.TemporaryDirectory() as base:
@@ -126,17 +135,14 @@ def test_a_run_that_was_stopped_and_damaged_ends_as_one_that_was_not(source, row
                 assert not [file for file in path.rglob("*") if file.name.endswith(".tmp")]
         run(path, source, rows_per_shard, 2)
         assert run(path, source, rows_per_shard, 2) == (facts, 0)
-        damaged = set()
-        for place, damage in damages:
-            files = sorted((path / "data").iterdir()) + sorted((path / "records").iterdir())
-            file = files[place % len(files)]
-            data = file.read_bytes()
-            damaged.add(file.stem)
+        files = sorted((path / "data").iterdir()) + sorted((path / "records").iterdir())
+        chosen = {files[place % len(files)]: damage for place, damage in damages}
+        for file, damage in chosen.items():
             if damage == "removed":
                 file.unlink()
             else:
-                file.write_bytes(data[: len(data) // 2] if damage == "cut" else data[:-9] + bytes(9))
-        assert run(path, source, rows_per_shard, 2) == (facts, len(damaged))
+                file.write_bytes(damaged(file, damage))
+        assert run(path, source, rows_per_shard, 2) == (facts, len({file.stem for file in chosen}))
         assert contents(path) == contents(whole)
 
 
