@@ -208,7 +208,7 @@ def _au(head: bytes, begin: int, size: int) -> Data | None:
     start = begin + offset
     if start >= size:
         return None
-    if length == 0:
+    if length == 0 or (_is_unknown(length, "I") and length != 2**32 - 1):  # libsndfile knows the last one alone
         return Data(begin, size, start, None, size - start, ((begin + 8, order + "I"),))
     return Data(begin, size, start, None if _is_unknown(length, "I") else length, min(size - start, length))
 

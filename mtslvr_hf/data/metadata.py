@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 METADATA_NAMES = frozenset(AudioFolder.METADATA_FILENAMES)
 FILE_NAME = "file_name"
+DECIMAL = re.compile(r"-?(\d{1,15}\.?|\d*\.\d+)([eE][-+]?\d+)?")  # as a float holds it
 AUDIO_COLUMN = "audio"
 FILE_COLUMN = "file"
 
@@ -158,19 +161,19 @@ def read_csv(source: Path) -> Iterator[list[str]]:
 
 
 def _typed(texts: list[str]) -> pa.Array:
-    """Column of integers or decimal numbers, if all are written as such, else of texts; "" is null. "01" is a text."""
+    """Column of integers or decimal numbers, if all are written as such, else of texts; "" is null.
+
+    "01", "nan" and whole numbers that neither an int64 nor a float holds are texts.
+    """
     column = pa.array([text or None for text in texts], pa.string())
     if column.null_count == len(column):
         return column
-    for kind in (pa.int64(), pa.float64()):
-        try:
-            values = column.cast(kind)
-        except pa.ArrowInvalid:
-            continue
-        if kind == pa.float64() or values.cast(pa.string()).equals(column):
-            return values
-        return column
-    return column
+    try:
+        integers = column.cast(pa.int64())
+        return integers if integers.cast(pa.string()).equals(column) else column
+    except pa.ArrowInvalid:
+        decimal = all(DECIMAL.fullmatch(text) and math.isfinite(float(text)) for text in texts if text)
+        return column.cast(pa.float64()) if decimal else column
 
 
 def _check_listed(root: Path, files: Sequence[Path], audio: Sequence[Path]) -> None:

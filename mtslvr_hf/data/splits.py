@@ -17,7 +17,8 @@ def divide(
 
     Groups (without `groups`, single clips) are assigned in turn, the largest and those of the rarest classes first.
     Each goes to the part where it adds least to the sum over parts p and classes c of
-    (clips of c in p / clips of c)^2 / share of p, which is minimal if every class is divided by the shares.
+    (clips of c in p / clips of c)^2 / share of p, which is minimal if every class is divided by the shares. A part
+    that stays empty, because its share of each class is too small, then takes groups from the others up to its share.
 
     Args:
         labels: (N, C), 1 where a clip has a class.
@@ -62,7 +63,32 @@ def _assign_groups(counts: np.ndarray, sizes: np.ndarray, order: np.ndarray, sha
         parts[group] = best
         filled[best] += counts[group]
         clips[best] += sizes[group]
+    for part in np.flatnonzero(clips == 0).tolist():
+        _fill(part, parts, counts, sizes, order, shares)
     return parts
+
+
+def _fill(
+    part: int, parts: np.ndarray, counts: np.ndarray, sizes: np.ndarray, order: np.ndarray, shares: np.ndarray
+) -> None:
+    """Moves groups into an empty part: one at least, and more while they fit into its share."""
+    filled = np.stack([counts[parts == other].sum(0) for other in range(len(shares))])  # (P, C)
+    room = shares[part] * sizes.sum() + 1e-9
+    while True:
+        of_several = np.bincount(parts, minlength=len(shares))[parts] > 1  # no other part gets empty
+        movable = order[(of_several & (parts != part))[order]]
+        if (parts == part).any():
+            movable = movable[sizes[movable] <= room]
+        if len(movable) == 0:
+            return
+        own, source = counts[movable], parts[movable]
+        added = ((2 * filled[part] + own) * own).sum(1) / shares[part]
+        removed = ((2 * filled[source] - own) * own).sum(1) / shares[source]
+        group = movable[np.lexsort((sizes[movable], np.round(added - removed, 12)))[0]]
+        filled[parts[group]] -= counts[group]
+        filled[part] += counts[group]
+        room -= sizes[group]
+        parts[group] = part
 
 
 def make_folds(labels: np.ndarray, folds: int, seed: int = 0, groups: Sequence[Hashable] | None = None) -> np.ndarray:
