@@ -37,7 +37,12 @@ DATA_CHANGED = ("refuse", "go_on")
 
 @contextmanager
 def run_of(args: TrainingArguments) -> Iterator[StopSignals]:
-    """Context of a run: signals end it in good order, its output folder is locked, and it ends with its launcher."""
+    """Context of a run: signals end it in good order, its output folder is locked, and it ends with its launcher.
+
+    Raises:
+        SystemExit: If the processes of a launcher do not work together, or another run holds the folder.
+    """
+    _check_processes(args)
     end_with_launcher()
     with StopSignals() as signals:
         if args.process_index == 0:
@@ -45,6 +50,16 @@ def run_of(args: TrainingArguments) -> Iterator[StopSignals]:
                 yield signals
         else:
             yield signals
+
+
+def _check_processes(args: TrainingArguments) -> None:
+    """Ends the program if a launcher started several processes, and each would train alone: without a GPU."""
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if started != args.world_size:
+        sys.exit(
+            f"{started} processes were started, and this one works in a group of {args.world_size}. Give --use_cpu "
+            "true if they are to train on CPUs; on GPUs, see whether torch.cuda.is_available()."
+        )
 
 
 def set_up_logging(args: TrainingArguments) -> None:
