@@ -57,6 +57,11 @@ def locked(folder: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
+def is_locked(folder: Path) -> bool:
+    """True if some process has locked the folder."""
+    return (folder / LOCK).exists()
+
+
 def end_with_launcher() -> None:
     """Has this process get SIGTERM once the launcher that started it (torchrun, accelerate) is gone."""
     if any(name in os.environ for name in LAUNCHERS):
@@ -135,4 +140,4 @@ def _beat(path: Path, over: threading.Event) -> None:
             os.utime(path)
 
 
-__all__ = ["end_with_launcher", "locked"]
+__all__ = ["end_with_launcher", "is_locked", "locked"]
