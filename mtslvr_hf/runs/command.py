@@ -8,6 +8,7 @@ from typing import Any
 
 from ..data import TooManyBadRowsError
 from ..resumable import NonFiniteError
+from .lock import end_with_launcher
 
 ERRORS = (ImportError, OSError, ValueError, NonFiniteError, TooManyBadRowsError)
 
@@ -23,6 +24,7 @@ def run_command(main: Callable[[Any], Any], argv: Any = None) -> None:
 
     So does the loss of another process of the run. Other errors, which are not a user's mistake, keep their traceback.
     """
+    end_with_launcher()  # before the processes wait for each other
     try:
         main(argv)
     except ERRORS as error:

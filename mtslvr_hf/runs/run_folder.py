@@ -19,7 +19,7 @@ from transformers import logging as transformers_logging
 from ..files import output_folder
 from ..resumable import ResumableTrainer, StopSignals, fault_of, last_checkpoint
 from ..resumable.checkpoints import UNFINISHED, checkpoints_of
-from .lock import end_with_launcher, is_locked, locked
+from .lock import is_locked, locked
 from .saved_values import mask_secrets, read_record, save_values, saved_values, shareable, update_record
 
 logger = logging.getLogger(__name__)
@@ -39,14 +39,13 @@ DATA_CHANGED = ("refuse", "go_on")
 
 @contextmanager
 def run_of(args: TrainingArguments) -> Iterator[StopSignals]:
-    """Context of a run: signals end it in good order, its output folder is locked, and it ends with its launcher.
+    """Context of a run: signals end it in good order, its output folder is locked.
 
     Raises:
         SystemExit: If the processes of a launcher do not work together or do not share the folder, or another run
             holds it.
     """
     _check_processes(args)
-    end_with_launcher()
     with StopSignals() as signals, locked(output_folder(args)) if args.process_index == 0 else nullcontext():
         _check_shared(args)
         yield signals
