@@ -13,6 +13,6 @@ def launch(command, folder, **changes):
     path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests/trainer")))
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **changes}
     command = [sys.executable, *map(str, command)]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout + done.stderr

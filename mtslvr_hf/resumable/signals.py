@@ -104,7 +104,7 @@ class WorkerSignals:
     def __init__(self, then: Callable[[int], None] | None = None):
         self._then = then
         self._ending = multiprocessing.RawValue("b", 0)  # shared with the workers
-        atexit.register(self._end)  # before multiprocessing ends them
+        atexit.register(self.end)  # before multiprocessing ends them
 
     def __call__(self, worker: int) -> None:
         for number in SIGNALS:
@@ -112,7 +112,8 @@ class WorkerSignals:
         if self._then is not None:
             self._then(worker)
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Has workers end at once at SIGTERM, because the run ends or replaces them."""
         self._ending.value = 1
 
     def _end_later(self, number: int, frame: FrameType | None) -> None:

@@ -47,6 +47,8 @@ class StepGuard:
         self._buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._pending: deque[_Outcome] = deque()
         self._losses, self._finite_losses = 0, 0.0  # since the last log; a tensor after the first loss
+        self._sum: float | None = 0.0  # of the finite losses up to the last log; None if a checkpoint does not have it
+        self._window_sum: float | torch.Tensor = 0.0  # of those since
 
     def begin(self, model: nn.Module) -> None:
         """Start of a step, before its first forward pass."""
@@ -60,7 +62,9 @@ class StepGuard:
         self._finite = finite if self._finite is None else self._finite & finite
         self._losses += 1
         self._finite_losses = self._finite_losses + finite.float()  # type: ignore[assignment]
-        return torch.where(finite, loss, 0.0)
+        loss = torch.where(finite, loss, 0.0)
+        self._window_sum = self._window_sum + loss.detach().float()
+        return loss
 
     def check(
         self, model: nn.Module, optimizer: Any, step: int, names: Sequence[str], stop: bool, scaled: bool
@@ -131,6 +135,8 @@ class StepGuard:
         self.resolve()
         share = float(self._finite_losses) / self._losses if self._losses else 1.0
         self._losses, self._finite_losses = 0, 0.0
+        if self._sum is not None:
+            self._sum, self._window_sum = self._sum + float(self._window_sum), 0.0
         logs = dict(logs)
         if share == 0:
             logs.pop("loss", None)
@@ -140,14 +146,21 @@ class StepGuard:
             del logs["grad_norm"]
         return {**logs, **({"skipped_steps": self.skipped} if self.skipped else {})}
 
-    def state_dict(self) -> dict[str, int]:
-        """Counts, for JSON."""
-        self.resolve()
-        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+    def mean_loss(self, steps: int) -> float | None:
+        """Mean loss of this process over all steps of the run that were not skipped; None if it is not known."""
+        steps -= self.skipped
+        return None if self._sum is None or steps < 1 else (self._sum + float(self._window_sum)) / steps
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """Counts and sums, for JSON."""
+        self.resolve()
+        counts = {"skipped": self.skipped, "in_a_row": self.in_a_row}
+        return {**counts, "loss_sum": self._sum, "window_loss_sum": float(self._window_sum)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores a `state_dict`."""
         self.skipped, self.in_a_row, self.stop = state["skipped"], state["in_a_row"], False
+        self._sum, self._window_sum = state.get("loss_sum"), state.get("window_loss_sum", 0.0)
         self._pending.clear()
         self._losses, self._finite_losses = 0, 0.0
 

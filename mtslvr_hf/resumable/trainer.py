@@ -83,7 +83,7 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.guard = StepGuard(getattr(self.args, "max_nonfinite_steps", MOST_NONFINITE_STEPS))
+        self.guard = self._new_guard()
         self.add_callback(_StepCallback(self))
         self._resumed_from: str | None = None
         self._first_step = 0  # of this start
@@ -103,6 +103,9 @@ class ResumableTrainer(Trainer):
 
     # Training
 
+    def _new_guard(self) -> StepGuard:
+        return StepGuard(getattr(self.args, "max_nonfinite_steps", MOST_NONFINITE_STEPS))
+
     def train(
         self,
         resume_from_checkpoint: str | bool | None = None,
@@ -119,7 +122,7 @@ class ResumableTrainer(Trainer):
         """
         checkpoint = self._checkpoint(resume_from_checkpoint)
         self._resumed_from, self._saved_step, self._stopping = checkpoint, None, None
-        self.guard.load_state_dict({"skipped": 0, "in_a_row": 0})
+        self.guard = self._new_guard()
         if self.args.push_to_hub and HubStrategy(self.args.hub_strategy) in CHECKPOINT_STRATEGIES:
             logger.info(
                 "hub_strategy %s also publishes optimizer, schedule and random states.",
@@ -210,7 +213,15 @@ class ResumableTrainer(Trainer):
             return self._save_and_stop()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's logs; the mean loss is that of the finite steps, `skipped_steps` counts the others."""
+        """Trainer's logs; the mean loss is that of the finite steps, `skipped_steps` counts the others.
+
+        `train_loss` is the mean over the whole run; Trainer's own lacks the steps before a resumed checkpoint.
+        """
+        if "train_loss" in logs:
+            mean = self.guard.mean_loss(self.state.global_step)
+            if mean is not None:
+                means = self.accelerator.gather(torch.tensor([mean], device=self.args.device, dtype=torch.float32))
+                logs = {**logs, "train_loss": means.mean().item()}
         super().log(self.guard.corrected(logs) if self.is_in_train and "loss" in logs else logs, start_time)
 
     # Stops

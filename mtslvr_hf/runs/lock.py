@@ -57,17 +57,35 @@ def locked(folder: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
+def is_locked(folder: Path) -> bool:
+    """True if some process has locked the folder."""
+    return (folder / LOCK).exists()
+
+
 def end_with_launcher() -> None:
-    """Has this process get SIGTERM once the launcher that started it (torchrun, accelerate) is gone."""
+    """Has this process get SIGTERM once the launcher that started it (torchrun, accelerate) is gone.
+
+    Without it, a process that is about to join the others would wait for them for 30 minutes.
+    """
     if any(name in os.environ for name in LAUNCHERS):
         threading.Thread(target=_watch_launcher, args=(os.getppid(),), daemon=True).start()
 
 
 def _watch_launcher(launcher: int) -> None:
-    while os.getppid() == launcher:
+    while os.getppid() == launcher and not _is_gone(launcher):
         time.sleep(LAUNCHER_SECONDS)
     logger.warning("The launcher, process %d, is gone.", launcher)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_gone(launcher: int) -> bool:
+    """True if the parent is the first process of the system, which takes orphans, and not torchrun itself."""
+    if launcher != 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    try:
+        return "python" not in Path(psutil.Process(launcher).exe()).name.lower()
+    except psutil.Error:  # of another user, so no launcher of ours
+        return True
 
 
 def _this_process() -> dict[str, Any]:
@@ -135,4 +153,4 @@ def _beat(path: Path, over: threading.Event) -> None:
             os.utime(path)
 
 
-__all__ = ["end_with_launcher", "locked"]
+__all__ = ["end_with_launcher", "is_locked", "locked"]

@@ -6,8 +6,9 @@ import dataclasses
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import logging as transformers_logging
 from ..files import output_folder
 from ..resumable import ResumableTrainer, StopSignals, fault_of, last_checkpoint
 from ..resumable.checkpoints import UNFINISHED, checkpoints_of
-from .lock import end_with_launcher, locked
+from .lock import is_locked, locked
 from .saved_values import mask_secrets, read_record, save_values, saved_values, shareable, update_record
 
 logger = logging.getLogger(__name__)
@@ -32,19 +33,48 @@ FIXED = (
 )
 # Data arguments that can.
 FREE = ("max_bad_share", "stream_timeout", "data_changed", "scale_heads", "size_to_data")
+SHARED_SECONDS = 60.0  # until a file of another machine is seen on a shared disk
 DATA_CHANGED = ("refuse", "go_on")
 
 
 @contextmanager
 def run_of(args: TrainingArguments) -> Iterator[StopSignals]:
-    """Context of a run: signals end it in good order, its output folder is locked, and it ends with its launcher."""
-    end_with_launcher()
-    with StopSignals() as signals:
-        if args.process_index == 0:
-            with locked(output_folder(args)):
-                yield signals
-        else:
-            yield signals
+    """Context of a run: signals end it in good order, its output folder is locked.
+
+    Raises:
+        SystemExit: If the processes of a launcher do not work together or do not share the folder, or another run
+            holds it.
+    """
+    _check_processes(args)
+    with StopSignals() as signals, locked(output_folder(args)) if args.process_index == 0 else nullcontext():
+        _check_shared(args)
+        yield signals
+
+
+def _check_processes(args: TrainingArguments) -> None:
+    """Ends the program if a launcher started several processes, and each would train alone: without a GPU."""
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if started != args.world_size:
+        sys.exit(
+            f"{started} processes were started, and this one works in a group of {args.world_size}. Give --use_cpu "
+            "true if they are to train on CPUs; on GPUs, see whether torch.cuda.is_available()."
+        )
+
+
+def _check_shared(args: TrainingArguments) -> None:
+    """Ends the program if this process does not see the output folder of the first one, which has just locked it."""
+    if args.world_size == 1:
+        return
+    assert args.distributed_state is not None
+    args.distributed_state.wait_for_everyone()
+    deadline = time.monotonic() + SHARED_SECONDS
+    while not is_locked(output_folder(args)):
+        if time.monotonic() > deadline:
+            sys.exit(
+                f"{output_folder(args).absolute()} is not the folder that the first process of this run has locked. "
+                "Each process writes its part of a checkpoint: give an --output_dir on a disk that all machines share."
+            )
+        time.sleep(1)
 
 
 def set_up_logging(args: TrainingArguments) -> None:

@@ -11,8 +11,8 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
 from ..data import AudioStream, SkippedRows, usable_workers
-from ..resumable import WorkerSignals
 from .arguments import MTSLVRTrainingArguments
+from .stream_loader import StreamLoader
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +38,11 @@ class StreamProgress:
 
         Each worker decodes at most `prefetch_factor` batches ahead (default: 2; 256 clips of 10 s take 82 MB).
         """
-        return DataLoader(
+        return StreamLoader(
             self.stream,
-            batch_size=None,
-            num_workers=self.num_workers,
+            self.num_workers,
             pin_memory=pin_memory,
             prefetch_factor=prefetch_factor if self.num_workers else None,
-            worker_init_fn=WorkerSignals(),
         )
 
     def add(self, record: Mapping[str, Any]) -> None:

@@ -207,7 +207,7 @@ class MTSLVRTrainer(ResumableTrainer):
             self._watch = Stopwatch(state["training_seconds"], state["logged_seconds"])
             self._probe_seconds, self._clips = state["probe_seconds"], state["clips"]
             window = Path(self._resumed_from) / LOG_WINDOW_NAME.format(rank=self.args.process_index)
-            device = self.args.device.type  # "cpu:0", that of a process of several, is no place for `load`
+            device = "cpu" if self.args.device.type == "cpu" else self.args.device  # torch.load knows no "cpu:0"
             self._averages.load_state_dict(torch.load(window, map_location=device, weights_only=True))
         return self.progress.dataloader(
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",

@@ -63,6 +63,6 @@ def test_a_worker_outlives_the_first_signal_to_its_group():
 
 
 def test_a_worker_ends_at_once_when_its_run_does():
-    ending = WORKER.replace("WorkerSignals()(0)", "init = WorkerSignals(print); init(7); init._end()")
+    ending = WORKER.replace("WorkerSignals()(0)", "init = WorkerSignals(print); init(7); init.end()")
     done = subprocess.run([sys.executable, "-c", ending], timeout=120, capture_output=True, text=True)
     assert "alive" not in done.stdout and done.returncode == 0

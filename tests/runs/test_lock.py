@@ -82,6 +82,30 @@ def test_a_process_ends_with_its_launcher():
     launcher.wait()
 
 
+LATE = """
+import os, signal, sys, time
+from mtslvr_hf.runs.lock import end_with_launcher
+print(1, flush=True)
+while os.getppid() == int(sys.argv[1]):
+    time.sleep(0.05)
+if os.getppid() == 1:
+    end_with_launcher()
+    signal.pause()
+"""
+
+
+def test_a_process_whose_launcher_went_before_it_looked_ends():
+    child = f"import os, subprocess, sys; subprocess.Popen([sys.executable, '-c', {LATE!r}, str(os.getpid())])"
+    env = {**os.environ, "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", f"{child}; import signal; signal.pause()"], stdout=subprocess.PIPE, env=env
+    )
+    assert launcher.stdout.readline() == b"1\n"
+    launcher.kill()
+    assert launcher.stdout.read() == b""  # until the child is gone
+    launcher.wait()
+
+
 def test_a_process_without_launcher_is_not_watched(monkeypatch):
     for name in ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"):
         monkeypatch.delenv(name, raising=False)

@@ -1,0 +1,112 @@
+"""DataLoader of a stream, which replaces workers that die."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch.utils.data import DataLoader
+
+from ..data import AudioStream
+from ..data.shuffling import Retries
+from ..resumable import WorkerSignals
+
+WORKER_SECONDS = 30.0  # of pauses without a batch, until workers that die end the run
+
+
+class StreamLoader(DataLoader):
+    """DataLoader of an `AudioStream`, which goes on when a worker is killed or crashes.
+
+    All workers are then started anew behind the last batch, so that no clip is lost or repeated. It draws nothing from
+    torch's global random generator, whose state would otherwise depend on the number of starts.
+
+    Args:
+        stream: The stream.
+        num_workers: Number of workers.
+        options: Other options of DataLoader.
+
+    Raises:
+        ChildProcessError: During iteration, if workers die again and again without giving a batch.
+    """
+
+    def __init__(self, stream: AudioStream, num_workers: int, **options: Any):
+        options["generator"] = torch.Generator()
+        super().__init__(stream, batch_size=None, num_workers=num_workers, **options)
+        self._options = options
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]  # a generator has no len()
+        if not self.num_workers:
+            yield from super().__iter__()
+            return
+        records: dict[int, Mapping[str, Any]] = {}  # the last one of each worker
+        retries = Retries(WORKER_SECONDS)
+        while True:
+            signals, died = WorkerSignals(), ""
+            iterator, workers = self._start(records, signals)
+            try:
+                for batch in iterator:
+                    retries.reset()
+                    records[batch["stream"]["worker"]] = batch["stream"]
+                    yield batch
+            except (RuntimeError, OSError, EOFError) as error:
+                codes = [worker.exitcode for worker in workers if not worker.is_alive()]
+                if not codes:
+                    raise  # of reading
+                died = f"a DataLoader worker ended ({', '.join(map(_reason, codes))})"
+                if not retries.wait(error, died):
+                    raise ChildProcessError(
+                        f"{died[0].upper()}{died[1:]} again and again without giving a batch. If the system ended it "
+                        "for want of memory, give fewer --dataloader_num_workers or a smaller --shuffle_buffer."
+                    ) from error
+            if not died:
+                return
+            signals.end()
+            del iterator  # ends the other workers
+
+    def _start(
+        self, records: Mapping[int, Mapping[str, Any]], signals: WorkerSignals
+    ) -> tuple[Iterator[dict[str, Any]], list[multiprocessing.process.BaseProcess]]:
+        """Batches behind those of the records, and the workers that make them."""
+        stream = cast(AudioStream, self.dataset)
+        if records:
+            stream = copy.copy(stream)
+            stream.state = stream.state_after(records.values())
+        loader = DataLoader(
+            stream, batch_size=None, num_workers=self.num_workers, worker_init_fn=signals, **self._options
+        )
+        others = set(multiprocessing.active_children())
+        with _handler_kept():
+            iterator = iter(loader)
+        return iterator, [child for child in multiprocessing.active_children() if child not in others]
+
+
+@contextmanager
+def _handler_kept() -> Iterator[None]:
+    """Context that restores the handler of SIGCHLD.
+
+    torch's own would raise the error of a dead worker anywhere, also in the middle of a step. Without it, the error
+    comes when the next batch is asked for.
+    """
+    number = getattr(signal, "SIGCHLD", None) if threading.current_thread() is threading.main_thread() else None
+    handler = None if number is None else signal.getsignal(number)
+    try:
+        yield
+    finally:
+        if number is not None and handler is not None:
+            signal.signal(number, handler)
+
+
+def _reason(code: int | None) -> str:
+    """Exit code of a process in words."""
+    if code is not None and code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"
+
+
+__all__ = ["StreamLoader"]
