@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import upload_folder
+from huggingface_hub import run_as_future, upload_folder
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
@@ -313,14 +313,15 @@ class ResumableTrainer(Trainer):
         jobs: list[Any] = [self.push_to_hub(commit_message=message, blocking=False)]
         if strategy in CHECKPOINT_STRATEGIES:
             last = strategy == HubStrategy.CHECKPOINT
-            upload = upload_folder(  # by the thread of `push_to_hub`: one commit after the other
-                repo_id=cast(str, self.hub_model_id),
+            upload = run_as_future(
+                _upload_behind,
+                jobs[0],
+                repo_id=self.hub_model_id,
                 token=self.args.hub_token,
                 folder_path=checkpoint_folder,
                 path_in_repo="last-checkpoint" if last else Path(checkpoint_folder).name,
                 commit_message=f"{message}, checkpoint",
                 revision=self.args.hub_revision,
-                run_as_future=True,
             )
             upload.add_done_callback(_report_upload)
             jobs.append(upload)
@@ -352,6 +353,12 @@ class ResumableTrainer(Trainer):
             f"{shutil.disk_usage(existing).free / 1e6:.1f} MB are free there; a checkpoint takes about "
             f"{ADAM_COPIES * weights / 1e6:.1f} MB. {kept}; make room and give the same command again."
         )
+
+
+def _upload_behind(other: Future[Any], **folder: Any) -> None:
+    """Uploads a folder once another upload has ended: two commits at once would refuse each other."""
+    other.exception()
+    upload_folder(**folder)
 
 
 def _report_upload(upload: Future[Any]) -> None:

@@ -72,5 +72,5 @@ def test_folders_of_one_name_are_told_apart(tmp_path):
     assert [result.data for result in report.results] == ["esc/audio", "us8k/audio"]
     with pytest.raises(ValueError, match="two data sets are called audio; name each one once"):
         evaluate([], [tmp_path / "esc/audio"] * 2, few_shot, show_progress_bar=False)
-    with pytest.raises(ValueError, match=r"no class c; it has: <b>a</b>, b, c. For .*--class-list"):
+    with pytest.raises(ValueError, match=r"no class c; it has: <b>a</b>, b, c. Names with commas .*--class-list"):
         evaluate([], [tmp_path / "esc/audio"], few_shot, classes=["c"], show_progress_bar=False)
