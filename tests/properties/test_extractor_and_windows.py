@@ -23,11 +23,12 @@ INTEGERS = {"uint8": (128, 128), "int8": (0, 128), "int16": (0, 2**15), "int32":
 
 @st.composite
 def clips(draw, smallest=1, largest=2_000, channels=None):
-    """Noise with an offset, float32 (samples,), or (channels, samples)."""
+    """Noise of any level with an offset that drifts, float32 (samples,), or (channels, samples)."""
     shape = (draw(st.integers(smallest, largest)),)
     shape = shape if channels is None else (draw(st.integers(1, channels)), *shape)
-    noise = np.random.default_rng(draw(st.integers(0, 2**32 - 1))).standard_normal(shape)
-    return (noise * draw(st.floats(1e-3, 1)) + draw(st.floats(-1, 1))).astype(np.float32)
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    drift = np.linspace(*random.uniform(-1, 1, 2), shape[-1])
+    return (random.standard_normal(shape) * 10 ** random.uniform(-2, 0) + drift).astype(np.float32)
 
 
 def values_of(clip, normalization="none", rate=RATE, **options):

@@ -119,11 +119,16 @@ def test_other_chunks_before_and_after_the_data_change_nothing(samples, format, 
     signals(9),
     st.sampled_from(sorted(PIPED)),
     st.sampled_from([0, 2**32 - 1, 2**31 - 1, 2**31, 2**32 - 2**20]) | st.integers(2**31 - 2**24, 2**31 + 2**24),
+    st.text("abc", max_size=9).map(str.encode),
 )
-@example(np.full((9, 1), 2**14, dtype=np.int16), "AU", 2**31 - 1)
-def test_a_size_that_a_pipe_did_not_know_loses_no_sample(samples, format, size):
+@example(np.full((9, 1), 2**14, dtype=np.int16), "AU", 2**31 - 1, b"")
+@example(np.full((9, 1), 2**14, dtype=np.int16), "WAV", 0, b"odd")
+def test_a_size_that_a_pipe_did_not_know_loses_no_sample(samples, format, size, chunk):
     name, kind = PIPED[format]
     data = bytearray(encode(samples, format=format, subtype="PCM_16"))
+    if format == "WAV":
+        head = b"LIST" + struct.pack("<I", len(chunk)) + chunk + bytes(len(chunk) % 2)
+        data[data.index(name) : data.index(name)] = head
     place = data.index(name) + (8 if format == "AU" else 4)
     data[place : place + 4] = struct.pack(kind, size)
     assert is_close(read(bytes(data)), mono(samples))
