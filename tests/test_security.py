@@ -66,5 +66,7 @@ def test_checkpoints_of_a_run_whose_checksums_are_right(name, tmp_path, marker):
     save_run_state(checkpoint, 0, 1, state)
     assert fault_of(checkpoint) is None
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
-        make_trainer(tmp_path, max_steps=2, save_steps=1, eval_strategy="no").train(resume_from_checkpoint=str(checkpoint))
+        make_trainer(tmp_path, max_steps=2, save_steps=1, eval_strategy="no").train(
+            resume_from_checkpoint=str(checkpoint)
+        )
     assert not marker.exists()
