@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import multiprocessing
 import signal
 import threading
@@ -12,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from ..data import AudioStream
 from ..data.shuffling import Retries
@@ -88,13 +90,15 @@ class StreamLoader(DataLoader):
 
 @contextmanager
 def _handler_kept() -> Iterator[None]:
-    """Context that restores the handler of SIGCHLD.
+    """Context that restores the handler of SIGCHLD, without torch's, which another DataLoader may have set before.
 
-    torch's own would raise the error of a dead worker anywhere, also in the middle of a step. Without it, the error
-    comes when the next batch is asked for.
+    That would raise the error of a dead worker anywhere, also in the middle of a step. Without it, the error comes
+    when the next batch is asked for.
     """
     number = getattr(signal, "SIGCHLD", None) if threading.current_thread() is threading.main_thread() else None
-    handler = None if number is None else signal.getsignal(number)
+    handler: Any = None if number is None else signal.getsignal(number)
+    if getattr(handler, "__module__", None) == signal_handling.__name__:
+        handler = inspect.getclosurevars(handler).nonlocals.get("previous_handler") or signal.SIG_DFL
     try:
         yield
     finally:

@@ -7,6 +7,8 @@ import signal
 import pytest
 import torch
 from pretraining_runs import logged, make_rows, make_stream, make_trainer
+from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 from transformers import TrainerCallback
 
 from mtslvr_hf.data import AudioStream, load_audio
@@ -20,10 +22,10 @@ def rows():
 
 def read(loader, batches, disturb=None):
     """Names of the first batches; before the fifth one, something happens to a worker."""
-    seen, iterator = [], iter(loader)
+    others, seen, iterator = set(multiprocessing.active_children()), [], iter(loader)
     for number in range(batches):
         if number == 4 and disturb is not None:
-            disturb(multiprocessing.active_children()[-1])
+            disturb(next(child for child in multiprocessing.active_children() if child not in others))
         seen.append(next(iterator)["stream"]["names"])
     return seen
 
@@ -41,6 +43,20 @@ def test_a_stream_that_was_resumed_goes_on_from_there(rows):
     state = make_stream(rows).state_after(batches)
     expected = read(StreamLoader(make_stream(rows, state=state), 2), 12)
     assert read(StreamLoader(make_stream(rows, state=state), 2), 12, lambda worker: worker.kill()) == expected
+
+
+def test_a_worker_may_die_behind_another_dataloader(rows, monkeypatch):
+    """Of which torch's handler of SIGCHLD stays, once in a process."""
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        next(iter(DataLoader([1, 2], num_workers=1)))
+        assert signal.getsignal(signal.SIGCHLD).__module__ == signal_handling.__name__
+        expected = read(StreamLoader(make_stream(rows), 0), 12)
+        assert read(StreamLoader(make_stream(rows), 1), 12, lambda worker: worker.kill()) == expected
+        assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_workers_that_die_again_and_again_end_the_run(rows, monkeypatch):
