@@ -173,6 +173,7 @@ class Run:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
         self.signals.append({"seconds": round(now, 1), "signal": signal.Signals(number).name, "to": which})
+        print(f"{now / 60:.1f} min: {signal.Signals(number).name} to {which}", flush=True)
 
     def history(self) -> list[dict[str, Any]]:
         """Logged values."""

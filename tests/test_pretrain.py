@@ -308,7 +308,15 @@ def same_run(folder, metrics, whole):
     """Checks that a run ended as the one that nothing disturbed: logs and weights."""
     expected, wanted = whole
     assert metrics["eval_loss"] == wanted["eval_loss"]
-    for name in ("loss", "contrastive_loss", "augmentation_map", "eval_loss", "rows_read", "skipped_rows"):
+    for name in (
+        "loss",
+        "train_loss",
+        "contrastive_loss",
+        "augmentation_map",
+        "eval_loss",
+        "rows_read",
+        "skipped_rows",
+    ):
         assert logged(folder, name) == logged(expected / "out", name), name
     weights = AutoModelForPreTraining.from_pretrained(folder).state_dict()
     for name, value in AutoModelForPreTraining.from_pretrained(expected / "out").state_dict().items():

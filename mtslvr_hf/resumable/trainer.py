@@ -170,6 +170,8 @@ class ResumableTrainer(Trainer):
         self.state.is_world_process_zero = self.is_world_process_zero()
         self._load_from_checkpoint(checkpoint)
         logger.info("%s is the end of training; what follows it is done now.", checkpoint)
+        if self.guard.mean_loss(self.state.global_step) is not None:
+            self.log({"total_flos": self.state.total_flos, "train_loss": 0.0})  # `log` sets it
         best = self.state.best_model_checkpoint
         if self.args.load_best_model_at_end and best is not None:
             beside = Path(checkpoint).parent / Path(best).name  # also if the run's folder was moved
