@@ -110,6 +110,8 @@ def test_a_crop_of_another_rate_is_a_part_of_the_resampled_file(noise_seed, rate
 def test_other_chunks_before_and_after_the_data_change_nothing(samples, format, chunks, before):
     data = encode(samples, format=format, subtype="PCM_16")
     place = data.index(b"data")
+    if format == "RF64":  # libsndfile refuses odd ones there
+        chunks = [(name, content[: len(content) // 2 * 2]) for name, content in chunks]
     made = [name + struct.pack("<I", len(content)) + content + bytes(len(content) % 2) for name, content in chunks]
     head, tail = b"".join(made[:before]), b"".join(made[before:])
     assert is_close(read(data[:place] + head + data[place:] + tail), mono(samples))
