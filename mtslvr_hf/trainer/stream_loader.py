@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing import connection
 from typing import Any, cast
 
 import torch
@@ -20,6 +21,7 @@ from ..data.shuffling import Retries
 from ..resumable import WorkerSignals
 
 WORKER_SECONDS = 30.0  # of pauses without a batch, until workers that die end the run
+ENDING_SECONDS = 2.0  # in which a worker whose connection was lost ends
 
 
 class StreamLoader(DataLoader):
@@ -57,6 +59,8 @@ class StreamLoader(DataLoader):
                     records[batch["stream"]["worker"]] = batch["stream"]
                     yield batch
             except (RuntimeError, OSError, EOFError) as error:
+                # Connections of a killed process are reset before it counts as ended.
+                connection.wait([worker.sentinel for worker in workers], timeout=ENDING_SECONDS)
                 codes = [worker.exitcode for worker in workers if not worker.is_alive()]
                 if not codes:
                     raise  # of reading

@@ -3,12 +3,14 @@
 import multiprocessing
 import os
 import signal
+import threading
 
 import pytest
 import torch
 from pretraining_runs import logged, make_rows, make_stream, make_trainer
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from transformers import TrainerCallback
 
 from mtslvr_hf.data import AudioStream, load_audio
@@ -36,6 +38,20 @@ def test_a_killed_worker_is_replaced_and_no_clip_lost_or_repeated(rows, workers,
     found = read(StreamLoader(make_stream(rows), workers), 20, lambda worker: os.kill(worker.pid, signal.SIGKILL))
     assert found == expected
     assert caplog.text.count("a DataLoader worker ended (killed by SIGKILL); trying again in 1 s") == 1
+
+
+def test_a_connection_that_is_lost_before_its_worker_counts_as_ended(rows, monkeypatch):
+    expected = read(StreamLoader(make_stream(rows), 0), 12)
+    get, lost = _MultiProcessingDataLoaderIter._try_get_data, []
+
+    def lose(iterator, *arguments, **options):
+        if lost:
+            threading.Timer(0.5, lost.pop().kill).start()
+            raise ConnectionResetError(104, "Connection reset by peer")
+        return get(iterator, *arguments, **options)
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", lose)
+    assert read(StreamLoader(make_stream(rows), 1), 12, lost.append) == expected
 
 
 def test_a_stream_that_was_resumed_goes_on_from_there(rows):
