@@ -164,7 +164,9 @@ def make_trainer(
         encoder = model.mtslvr.inference_network()
 
     def usable(data: LabelledAudio, random_crops: bool = False) -> ClipDataset | EmbeddedClips:
-        dataset = ClipDataset(data, extractor.sampling_rate, data_args.max_seconds, random_crops, args.seed)
+        dataset = ClipDataset(
+            data, extractor.sampling_rate, data_args.max_seconds, random_crops, args.seed, data_args.on_truncated
+        )
         if encoder is not None:
             return embed_clips(dataset, encoder, extractor, args, data_args.max_bad_share)
         return drop_bad_clips(dataset, args, data_args.max_bad_share)

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..audio.hashing import hash_integers
-from ..audio.recording import read_waveform
+from ..audio.recording import OnTruncated, read_waveform
 from ..data import BadClipError, SkippedRows
 from ..data.labelled import LabelledAudio
 from ..feature_extraction_mtslvr import MTSLVRFeatureExtractor
@@ -33,6 +33,7 @@ class ClipDataset(Dataset):
         max_seconds: Longer clips are cropped to this length; None does not crop.
         random_crops: True for new random crops in each epoch, False for the middle.
         seed: Seed of the crops, which depend only on seed, epoch and row.
+        on_truncated: "error", or "keep" to take the samples that a truncated file has.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class ClipDataset(Dataset):
         max_seconds: float | None = None,
         random_crops: bool = False,
         seed: int = 0,
+        on_truncated: OnTruncated = "error",
     ):
         self.data = data
         self.sampling_rate = sampling_rate
         self.max_seconds = max_seconds
         self.random_crops = random_crops
         self.seed = seed
+        self.on_truncated = on_truncated
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see its changes
 
     @property
@@ -68,7 +71,7 @@ class ClipDataset(Dataset):
         Raises:
             BadClipError: If the audio cannot be used.
         """
-        waveform = read_waveform(self.data.audio[index], self.sampling_rate)
+        waveform = read_waveform(self.data.audio[index], self.sampling_rate, self.on_truncated)
         return {"waveform": self._crop(waveform, index), "label": self.data.target(index)}
 
     def _crop(self, waveform: np.ndarray, index: int) -> np.ndarray:

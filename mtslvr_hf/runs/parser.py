@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -41,6 +41,12 @@ class AudioArguments:
         },
     )
     max_bad_share: float = field(default=0.05, metadata={"help": "Largest share of unusable rows; more stop the run."})
+    on_truncated: Literal["error", "keep"] = field(
+        default="error",
+        metadata={
+            "help": "A truncated file is a bad row (error), or is taken as far as it goes (keep).",
+        },
+    )
     data_changed: str = field(
         default="refuse",
         metadata={"help": "If the data changed since the run was started: refuse to resume, or go_on."},

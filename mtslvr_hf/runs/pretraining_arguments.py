@@ -89,13 +89,6 @@ class DataArguments(AudioArguments):
         default=300.0,
         metadata={"help": "Seconds that a shard which cannot be read over the network is tried again, then skipped."},
     )
-    on_truncated: str = field(
-        default="error",
-        metadata={
-            "choices": ["error", "keep"],
-            "help": "A truncated file is a bad row (error), or is taken as far as it goes (keep).",
-        },
-    )
     streaming: bool = field(default=True, metadata={"help": "Stream, instead of downloading everything first."})
     shuffle_buffer: int = field(
         default=256, metadata={"help": "Undecoded clips that each worker shuffles in memory; 1 does not shuffle."}

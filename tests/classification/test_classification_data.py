@@ -138,6 +138,15 @@ def test_long_clips_are_cropped_elsewhere_each_epoch_and_always_alike(tmp_path):
     assert len(ClipDataset(data, RATE, max_seconds=3.0)[0]["waveform"]) == 2 * RATE
 
 
+def test_truncated_clips_are_kept_if_asked(tmp_path):
+    data = load_labelled_audio(write_folder(tmp_path / "set", clips=1, seconds=2.0))
+    file = tmp_path / "set/high/0.wav"
+    file.write_bytes(file.read_bytes()[: 44 + 3 * RATE])  # 1.5 s of 16 bits
+    with pytest.raises(BadClipError, match=r"truncated"):
+        ClipDataset(data, RATE)[0]
+    assert len(ClipDataset(data, RATE, on_truncated="keep")[0]["waveform"]) == 1.5 * RATE
+
+
 def test_a_worker_that_lives_on_sees_the_epoch(tmp_path):
     data = load_labelled_audio(write_folder(tmp_path / "set", clips=1, seconds=1.0))
     clips = ClipDataset(data, RATE, max_seconds=0.5, random_crops=True)
