@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shlex
 import shutil
@@ -39,6 +40,8 @@ from mtslvr_hf.runs.saved_values import read_record
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = ROOT / "training/configs/accelerate/cpu.yaml"
+# Two runs at once: threads of one would wait for those of the other.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 RUN = {
     **{"base_width": 8, "window_seconds": 1.0, "embedding_size": 32, "per_device_train_batch_size": 8},
     **{"held_out_fraction": 0.2, "eval_clips": 32, "early_stopping_patience": 0, "shuffle_buffer": 32},
@@ -142,7 +145,7 @@ class Run:
         self.starts, self._signaled = self.starts + 1, []
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *self.command], stdout=log, stderr=log, start_new_session=True
+                [sys.executable, *self.command], stdout=log, stderr=log, start_new_session=True, env=ENVIRONMENT
             )
 
     def processes(self) -> list[psutil.Process]:
