@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import hub_server as hub
@@ -50,10 +49,37 @@ def unchecked(monkeypatch):
     monkeypatch.setattr("mtslvr_hf.publishing.hub.check_loading", lambda *arguments: None)
 
 
-def client(server, folder, code):
-    """Output of code in a client process of the server, for which `publish` loads nothing."""
-    head = "import mtslvr_hf.publishing.hub as p\np.check_loading = lambda *arguments: None\n"
-    return run(server, folder, [sys.executable, "-c", head + textwrap.dedent(code)])
+class Client:
+    """Process of a client of the server that runs one text of code after another; `publish` loads nothing there."""
+
+    CODE = """
+import sys
+import mtslvr_hf.publishing.hub as p
+
+p.check_loading = lambda *arguments: None
+for line in sys.stdin:
+    exec(eval(line), globals())
+    print(end="\\0", flush=True)
+"""
+
+    def __init__(self, server, folder):
+        environment = server.environment(folder / "home", OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen([sys.executable, "-c", self.CODE], cwd=folder, env=environment, **pipes)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.process.kill()
+        self.process.communicate()
+
+    def run(self, code):
+        """What the code prints."""
+        self.process.stdin.write(f"{code!r}\n")
+        self.process.stdin.flush()
+        printed = iter(lambda: self.process.stdout.read(1), "\0")
+        return "".join(character for character in printed if character or pytest.fail("the client ended"))
 
 
 def run(server, folder, command):
@@ -227,32 +253,33 @@ def test_wrong_arguments(model, tmp_path):
 def test_failures_of_the_hub_are_explained_and_repeated(hub_server, model, tmp_path):
     code = f"p.publish({str(model)!r}, {NAME!r}, license='mit')"
     try_it = f"try:\n    {code}\nexcept OSError as error:\n    print(error)"
-    hub_server.read_only = True
-    assert f"the Hub does not let this token write to {NAME} (403)" in client(hub_server, tmp_path, try_it)
-    hub_server.read_only, hub_server.cut = False, True
-    output = client(hub_server, tmp_path, try_it)
-    assert "the Hub could not be reached" in output and "The same command can be repeated." in output
-    hub_server.cut, hub_server.damaged = False, {"config.json"}
-    assert "differs from what was uploaded: config.json. Publish again." in client(hub_server, tmp_path, try_it)
-    hub_server.damaged = set()
-    assert client(hub_server, tmp_path, f"print({code})").startswith("Published the pre-trained model")
-    hub_server.token = "hf_other"
-    code = try_it.replace("license='mit'", "license='mit', token='hf_loopback'")
-    assert "(401)" in client(hub_server, tmp_path, code)
+    with Client(hub_server, tmp_path) as client:
+        hub_server.read_only = True
+        assert f"the Hub does not let this token write to {NAME} (403)" in client.run(try_it)
+        hub_server.read_only, hub_server.cut = False, True
+        output = client.run(try_it)
+        assert "the Hub could not be reached" in output and "The same command can be repeated." in output
+        hub_server.cut, hub_server.damaged = False, {"config.json"}
+        assert "differs from what was uploaded: config.json. Publish again." in client.run(try_it)
+        hub_server.damaged = set()
+        assert client.run(f"print({code})").startswith("Published the pre-trained model")
+        hub_server.token = "hf_other"
+        assert "(401)" in client.run(try_it.replace("license='mit'", "license='mit', token='hf_loopback'"))
 
 
 def test_branches_pull_requests_and_files_that_are_gone(hub_server, model, tmp_path):
     extra = model / "model-00002.safetensors"
     extra.write_bytes(b"old")
     code = f"print(p.publish({str(model)!r}, {NAME!r}, license='mit', OPTIONS).url)"
-    client(hub_server, tmp_path, code.replace("OPTIONS", "revision='main'"))
-    hub_server.repository("models", NAME).branches["main"][-1].files["NOTES.md"] = hub.Blob(b"mine", lfs=False)
-    extra.unlink()
-    page = client(hub_server, tmp_path, code.replace("OPTIONS", "create_pr=True"))
-    assert page.strip().endswith(f"{NAME}/discussions/1")
-    assert extra.name in hub_server.files(NAME)
-    assert extra.name not in hub_server.files(NAME, revision="refs/pr/1")
-    assert "NOTES.md" in hub_server.files(NAME, revision="refs/pr/1")  # of somebody else
-    client(hub_server, tmp_path, code.replace("OPTIONS", "revision='next'"))
+    with Client(hub_server, tmp_path) as client:
+        client.run(code.replace("OPTIONS", "revision='main'"))
+        hub_server.repository("models", NAME).branches["main"][-1].files["NOTES.md"] = hub.Blob(b"mine", lfs=False)
+        extra.unlink()
+        page = client.run(code.replace("OPTIONS", "create_pr=True"))
+        assert page.strip().endswith(f"{NAME}/discussions/1")
+        assert extra.name in hub_server.files(NAME)
+        assert extra.name not in hub_server.files(NAME, revision="refs/pr/1")
+        assert "NOTES.md" in hub_server.files(NAME, revision="refs/pr/1")  # of somebody else
+        client.run(code.replace("OPTIONS", "revision='next'"))
     assert extra.name not in hub_server.files(NAME, revision="next")
     assert extra.name in hub_server.files(NAME)
