@@ -272,7 +272,8 @@ class _AddToCenter(torch.autograd.Function):
 
 def _center(kernel: Tensor) -> Tensor:
     """Center tap of a kernel (O, I, sizes), (O, I, ones)."""
-    return kernel[(..., *(slice(size // 2, size // 2 + 1) for size in kernel.shape[2:]))]
+    taps: tuple[Any, ...] = (..., *[slice(size // 2, size // 2 + 1) for size in kernel.shape[2:]])
+    return kernel[taps]
 
 
 class MTSLVRAdapter(nn.Module):
@@ -289,10 +290,8 @@ class MTSLVRAdapter(nn.Module):
         super().__init__()
         self.norm = BATCH_NORM[dims](out_channels)
 
-    def forward(self, conv: nn.Conv1d | nn.Conv2d, hidden_states: Tensor, kernel: Tensor | None = None) -> Tensor:
-        """Output of convolution and adapter; `kernel` is that of `training_kernel`, if several passes share it."""
-        if kernel is not None:
-            return self.norm(_convolve(conv, hidden_states, (kernel, None)))
+    def forward(self, conv: nn.Conv1d | nn.Conv2d, hidden_states: Tensor) -> Tensor:
+        """Output of convolution and adapter."""
         if self._is_wrapped(conv):
             return self.norm(self.unfolded(conv, hidden_states))
         if self.norm.training:
@@ -303,7 +302,7 @@ class MTSLVRAdapter(nn.Module):
         return is_wrapped(conv) or any(is_wrapped(part) for part in self.children())
 
     def training_kernel(self, conv: nn.Conv1d | nn.Conv2d) -> Tensor | None:
-        """Kernel of trunk and adapter in the dtype of autocast; None if the type computes none in training."""
+        """Kernel in training mode, in the dtype of autocast; None if `forward` uses none, or only the trunk's."""
         own_kernel = type(self).forward is MTSLVRAdapter.forward and type(self).kernel is not MTSLVRAdapter.kernel
         if not own_kernel or not self.norm.training or self._is_wrapped(conv):
             return None
@@ -445,7 +444,7 @@ class MTSLVRConvLayer(nn.Module):
     def forward(self, hidden_states: Tensor, task: str = SHARED, kernels: Kernels | None = None) -> Tensor:
         adapter = self._adapter(task if task in self.adapters else SHARED)
         if kernels and adapter in kernels:
-            return adapter(self.conv, hidden_states, kernels[adapter])
+            return adapter.norm(_convolve(self.conv, hidden_states, (kernels[adapter], None)))
         return adapter(self.conv, hidden_states)
 
     def folded(self, task: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -217,7 +217,7 @@ class ResumableTrainer(Trainer):
         Trainer's own clips to an infinite norm: it multiplies all gradients by 1.
         """
         if self.accelerator.scaler is not None or self.accelerator.distributed_type not in WHOLE_GRADIENTS:
-            return super()._get_grad_norm(model, grad_norm)  # type: ignore[misc]  # transformers 5.0 may lack it
+            return super()._get_grad_norm(model, grad_norm)
         self._gradient_norm = gradient_norm(model) if grad_norm is None else grad_norm
         return self._gradient_norm
 

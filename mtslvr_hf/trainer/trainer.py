@@ -165,7 +165,7 @@ class MTSLVRTrainer(ResumableTrainer):
         if args.sync_batch_norm and args.world_size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         # As the activations lie: convolutions need not copy their kernels, nor the gradients of these, at each call.
-        model = cast(MTSLVRForPreTraining, model.to(memory_format=torch.channels_last))
+        nn.Module.to(model, memory_format=torch.channels_last)
         super().__init__(
             model=model,
             args=args,
