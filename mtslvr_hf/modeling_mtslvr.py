@@ -61,6 +61,7 @@ AVERAGE_POOL: dict[int, Callable[..., Tensor]] = {1: F.adaptive_avg_pool1d, 2: F
 STEM_KERNEL = {1: 49, 2: 7}
 BLOCK_KERNEL = {1: 9, 2: 3}
 BATCH_NORM_ONLY = {SHARED: "bn"}  # the adapters of a plain convolution
+FRONTEND_SAMPLES = 2**19  # of a part of a batch on a CPU; its spectra take 2 MB each
 MERGE_DTYPE = torch.float64  # for the merge of adapters
 PROJECTORS = r"^(contrastive|predictive|parameter)_(projector|predictor)\."  # weights of pre-training alone
 
@@ -184,23 +185,32 @@ class MTSLVRFrontend(nn.Module):
                 f"{config.n_fft // 2}. Repeat or pad the clip first."
             )
         with torch.autocast(device_type=waveforms.device.type, enabled=False):
-            rectangle = waveforms.new_ones(config.n_fft)
-            spectrum = torch.stft(waveforms, config.n_fft, config.hop_length, window=rectangle, return_complex=True)
-            spectrum = spectrum.transpose(1, 2)  # (B, N, n_fft / 2 + 1), as it lies in memory
-            real, imaginary = spectrum.real.clone(), spectrum.imag.clone()
-            power = _four_times_hann(real, 1).square() + _four_times_hann(imaginary, -1).square()
-            channels = [decibels(self._mel(power) / 16)]  # (B, N, F)
-            if config.frontend == "mel_stft":
-                real, imaginary = self._mel(real), self._mel(imaginary)  # (B, N, F)
-                # Padding mirrors the first frame, so its imaginary part is 0. A rounding error would choose between pi
-                # and -pi and move an embedding by up to a percent.
-                imaginary = F.pad(imaginary[:, 1:], (0, 0, 1, 0))
-                channels += [decibels(torch.hypot(real, imaginary)), torch.atan2(imaginary, real)]
-            if config.normalize_spectrogram:  # the floor is below any phase
-                means = zip(channels, SPECTROGRAM_MEAN)
-                channels = [(c.clamp(min=SPECTROGRAM_FLOOR) - mean) / SPECTROGRAM_STD for c, mean in means]
-            channels = [channel.transpose(1, 2) for channel in channels]  # (B, F, N)
-            return torch.stack(channels, dim=-1).permute(0, 3, 1, 2)  # (B, C, F, N) in channels last
+            if waveforms.device.type != "cpu" or torch.compiler.is_compiling():
+                return self._spectrograms(waveforms)
+            # In parts, each operator finds in the processor's cache what the one before wrote; no bit differs.
+            parts = waveforms.split(max(1, FRONTEND_SAMPLES // waveforms.shape[-1]))
+            return torch.cat([self._spectrograms(part) for part in parts])
+
+    def _spectrograms(self, waveforms: Tensor) -> Tensor:
+        """(batch, samples) -> (batch, channels, mels, frames)."""
+        config = self.config
+        rectangle = waveforms.new_ones(config.n_fft)
+        spectrum = torch.stft(waveforms, config.n_fft, config.hop_length, window=rectangle, return_complex=True)
+        spectrum = spectrum.transpose(1, 2)  # (B, N, n_fft / 2 + 1), as it lies in memory
+        real, imaginary = spectrum.real.clone(), spectrum.imag.clone()
+        power = _four_times_hann(real, 1).square() + _four_times_hann(imaginary, -1).square()
+        channels = [decibels(self._mel(power) / 16)]  # (B, N, F)
+        if config.frontend == "mel_stft":
+            real, imaginary = self._mel(real), self._mel(imaginary)  # (B, N, F)
+            # Padding mirrors the first frame, so its imaginary part is 0. A rounding error would choose between pi
+            # and -pi and move an embedding by up to a percent.
+            imaginary = F.pad(imaginary[:, 1:], (0, 0, 1, 0))
+            channels += [decibels(torch.hypot(real, imaginary)), torch.atan2(imaginary, real)]
+        if config.normalize_spectrogram:  # the floor is below any phase
+            means = zip(channels, SPECTROGRAM_MEAN)
+            channels = [(c.clamp(min=SPECTROGRAM_FLOOR) - mean) / SPECTROGRAM_STD for c, mean in means]
+        channels = [channel.transpose(1, 2) for channel in channels]  # (B, F, N)
+        return torch.stack(channels, dim=-1).permute(0, 3, 1, 2)  # (B, C, F, N) in channels last
 
     def _mel(self, spectrum: Tensor) -> Tensor:
         """(batch, frames, n_fft / 2 + 1) -> (batch, frames, mels), without products for most zeros of the filters."""
