@@ -61,6 +61,7 @@ AVERAGE_POOL: dict[int, Callable[..., Tensor]] = {1: F.adaptive_avg_pool1d, 2: F
 STEM_KERNEL = {1: 49, 2: 7}
 BLOCK_KERNEL = {1: 9, 2: 3}
 BATCH_NORM_ONLY = {SHARED: "bn"}  # the adapters of a plain convolution
+FRONTEND_SAMPLES = 2**19  # of a part of a batch on a CPU; its spectra take 2 MB each
 MERGE_DTYPE = torch.float64  # for the merge of adapters
 PROJECTORS = r"^(contrastive|predictive|parameter)_(projector|predictor)\."  # weights of pre-training alone
 
@@ -184,23 +185,32 @@ class MTSLVRFrontend(nn.Module):
                 f"{config.n_fft // 2}. Repeat or pad the clip first."
             )
         with torch.autocast(device_type=waveforms.device.type, enabled=False):
-            rectangle = waveforms.new_ones(config.n_fft)
-            spectrum = torch.stft(waveforms, config.n_fft, config.hop_length, window=rectangle, return_complex=True)
-            spectrum = spectrum.transpose(1, 2)  # (B, N, n_fft / 2 + 1), as it lies in memory
-            real, imaginary = spectrum.real.clone(), spectrum.imag.clone()
-            power = _four_times_hann(real, 1).square() + _four_times_hann(imaginary, -1).square()
-            channels = [decibels(self._mel(power) / 16)]  # (B, N, F)
-            if config.frontend == "mel_stft":
-                real, imaginary = self._mel(real), self._mel(imaginary)  # (B, N, F)
-                # Padding mirrors the first frame, so its imaginary part is 0. A rounding error would choose between pi
-                # and -pi and move an embedding by up to a percent.
-                imaginary = F.pad(imaginary[:, 1:], (0, 0, 1, 0))
-                channels += [decibels(torch.hypot(real, imaginary)), torch.atan2(imaginary, real)]
-            if config.normalize_spectrogram:  # the floor is below any phase
-                means = zip(channels, SPECTROGRAM_MEAN)
-                channels = [(c.clamp(min=SPECTROGRAM_FLOOR) - mean) / SPECTROGRAM_STD for c, mean in means]
-            channels = [channel.transpose(1, 2) for channel in channels]  # (B, F, N)
-            return torch.stack(channels, dim=-1).permute(0, 3, 1, 2)  # (B, C, F, N) in channels last
+            if waveforms.device.type != "cpu" or torch.compiler.is_compiling():
+                return self._spectrograms(waveforms)
+            # In parts, each operator finds in the processor's cache what the one before wrote; no bit differs.
+            parts = waveforms.split(max(1, FRONTEND_SAMPLES // waveforms.shape[-1]))
+            return torch.cat([self._spectrograms(part) for part in parts])
+
+    def _spectrograms(self, waveforms: Tensor) -> Tensor:
+        """(batch, samples) -> (batch, channels, mels, frames)."""
+        config = self.config
+        rectangle = waveforms.new_ones(config.n_fft)
+        spectrum = torch.stft(waveforms, config.n_fft, config.hop_length, window=rectangle, return_complex=True)
+        spectrum = spectrum.transpose(1, 2)  # (B, N, n_fft / 2 + 1), as it lies in memory
+        real, imaginary = spectrum.real.clone(), spectrum.imag.clone()
+        power = _four_times_hann(real, 1).square() + _four_times_hann(imaginary, -1).square()
+        channels = [decibels(self._mel(power) / 16)]  # (B, N, F)
+        if config.frontend == "mel_stft":
+            real, imaginary = self._mel(real), self._mel(imaginary)  # (B, N, F)
+            # Padding mirrors the first frame, so its imaginary part is 0. A rounding error would choose between pi
+            # and -pi and move an embedding by up to a percent.
+            imaginary = F.pad(imaginary[:, 1:], (0, 0, 1, 0))
+            channels += [decibels(torch.hypot(real, imaginary)), torch.atan2(imaginary, real)]
+        if config.normalize_spectrogram:  # the floor is below any phase
+            means = zip(channels, SPECTROGRAM_MEAN)
+            channels = [(c.clamp(min=SPECTROGRAM_FLOOR) - mean) / SPECTROGRAM_STD for c, mean in means]
+        channels = [channel.transpose(1, 2) for channel in channels]  # (B, F, N)
+        return torch.stack(channels, dim=-1).permute(0, 3, 1, 2)  # (B, C, F, N) in channels last
 
     def _mel(self, spectrum: Tensor) -> Tensor:
         """(batch, frames, n_fft / 2 + 1) -> (batch, frames, mels), without products for most zeros of the filters."""
@@ -255,6 +265,27 @@ def _convolve(
     return output[..., :1] if affected else output
 
 
+class _AddToCenter(torch.autograd.Function):
+    """Sum of a kernel and a 1x1 kernel at its center tap, in one pass over the kernel and none over its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, center: Tensor) -> Tensor:
+        kernel = weight.clone()  # keeps the memory layout
+        _center(kernel).add_(center)
+        return kernel
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor]:
+        (gradient,) = gradients
+        return gradient, _center(gradient)
+
+
+def _center(kernel: Tensor) -> Tensor:
+    """Center tap of a kernel (O, I, sizes), (O, I, ones)."""
+    taps: tuple[Any, ...] = (..., *[slice(size // 2, size // 2 + 1) for size in kernel.shape[2:]])
+    return kernel[taps]
+
+
 class MTSLVRAdapter(nn.Module):
     """Adapter of one task at one convolution. This type, `bn`, is batch normalization alone: BN_t(conv(x)).
 
@@ -271,11 +302,22 @@ class MTSLVRAdapter(nn.Module):
 
     def forward(self, conv: nn.Conv1d | nn.Conv2d, hidden_states: Tensor) -> Tensor:
         """Output of convolution and adapter."""
-        if is_wrapped(conv) or any(is_wrapped(part) for part in self.children()):
+        if self._is_wrapped(conv):
             return self.norm(self.unfolded(conv, hidden_states))
         if self.norm.training:
             return self.norm(_convolve(conv, hidden_states, (self.kernel(conv.weight), None)))
         return _convolve(conv, hidden_states, self.folded(conv.weight))
+
+    def _is_wrapped(self, conv: nn.Module) -> bool:
+        return is_wrapped(conv) or any(is_wrapped(part) for part in self.children())
+
+    def training_kernel(self, conv: nn.Conv1d | nn.Conv2d) -> Tensor | None:
+        """Kernel in training mode, in the dtype of autocast; None if `forward` uses none, or only the trunk's."""
+        own_kernel = type(self).forward is MTSLVRAdapter.forward and type(self).kernel is not MTSLVRAdapter.kernel
+        if not own_kernel or not self.norm.training or self._is_wrapped(conv):
+            return None
+        kernel, device = self.kernel(conv.weight), conv.weight.device.type
+        return kernel.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else kernel
 
     def unfolded(self, conv: nn.Conv1d | nn.Conv2d, hidden_states: Tensor) -> Tensor:
         """Output of trunk and adapter before batch normalization, each layer by its own forward, as for PEFT.
@@ -322,8 +364,7 @@ class MTSLVRParallelAdapter(MTSLVRAdapter):
 
     def kernel(self, weight: Tensor) -> Tensor:
         """Trunk's kernel with the adapter added to its center tap."""
-        around = [size // 2 for size in weight.shape[2:] for _ in range(2)]
-        return weight + F.pad(self.conv.weight.to(weight.dtype), around)
+        return cast(Tensor, _AddToCenter.apply(weight, self.conv.weight.to(weight.dtype)))
 
     def unfolded(self, conv: nn.Conv1d | nn.Conv2d, hidden_states: Tensor) -> Tensor:
         return _convolve(conv, hidden_states) + _convolve(self.conv, hidden_states)
@@ -358,6 +399,8 @@ class MTSLVRSeriesAdapter(MTSLVRAdapter):
         self.input_norm.weight.fill_(1.0)
         self.input_norm.bias.zero_()
 
+
+Kernels = Mapping[MTSLVRAdapter, Tensor]  # of trunk and adapter, by adapter
 
 _ADAPTERS: dict[str, type[MTSLVRAdapter]] = {
     "bn": MTSLVRAdapter,
@@ -408,8 +451,11 @@ class MTSLVRConvLayer(nn.Module):
     def _adapter(self, task: str) -> MTSLVRAdapter:
         return cast(MTSLVRAdapter, self.adapters[task])
 
-    def forward(self, hidden_states: Tensor, task: str = SHARED) -> Tensor:
-        return self.adapters[task if task in self.adapters else SHARED](self.conv, hidden_states)
+    def forward(self, hidden_states: Tensor, task: str = SHARED, kernels: Kernels | None = None) -> Tensor:
+        adapter = self._adapter(task if task in self.adapters else SHARED)
+        if kernels and adapter in kernels:
+            return adapter.norm(_convolve(self.conv, hidden_states, (kernels[adapter], None)))
+        return adapter(self.conv, hidden_states)
 
     def folded(self, task: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Kernel and bias of a convolution that equals this layer in eval mode."""
@@ -425,7 +471,7 @@ class MTSLVRMergedConvLayer(nn.Module):
         super().__init__()
         self.convs = nn.ModuleDict({task: _convolution(config, *sizes, bias=True, **options) for task in adapters})
 
-    def forward(self, hidden_states: Tensor, task: str = SHARED) -> Tensor:
+    def forward(self, hidden_states: Tensor, task: str = SHARED, kernels: Kernels | None = None) -> Tensor:
         conv = cast(nn.Conv2d, self.convs[task if task in self.convs else SHARED])
         return _convolve(conv, hidden_states)
 
@@ -490,11 +536,11 @@ class MTSLVRBlock(GradientCheckpointingLayer):
         """Convolutions with adapters."""
         return [self.conv1, self.conv2, self.conv3] if self.bottleneck else [self.conv1, self.conv2]
 
-    def forward(self, hidden_states: Tensor, task: str = SHARED) -> Tensor:
+    def forward(self, hidden_states: Tensor, task: str = SHARED, kernels: Kernels | None = None) -> Tensor:
         with _statistics_updated_once(self):
-            branch = self.conv2(F.relu(self.conv1(hidden_states, task), inplace=True), task)
+            branch = self.conv2(F.relu(self.conv1(hidden_states, task, kernels), inplace=True), task, kernels)
             if self.bottleneck:
-                branch = self.conv3(F.relu(branch, inplace=True), task)
+                branch = self.conv3(F.relu(branch, inplace=True), task, kernels)
             return F.relu(branch.add_(self._shortcut(hidden_states, branch.shape)), inplace=True)
 
     def _shortcut(self, hidden_states: Tensor, shape: torch.Size) -> Tensor:
@@ -552,9 +598,15 @@ class MTSLVREncoder(nn.Module):
         self.final_norms = nn.ModuleDict({task: norm(channels) for task in with_norms})
 
     def forward(
-        self, features: Tensor, tasks: Sequence[str], output_hidden_states: bool = False
+        self,
+        features: Tensor,
+        tasks: Sequence[str],
+        output_hidden_states: bool = False,
+        kernels: Kernels | None = None,
     ) -> tuple[dict[str, Tensor], tuple[Tensor, ...] | None]:
         """Feature maps of features (windows, channels, bands, frames) or (windows, 1, samples).
+
+        `kernels` are those of [`training_kernels`], if several passes share them.
 
         Returns:
             Feature map of each task (windows, hidden_size, bands, frames), and the hidden states after the stem and
@@ -562,11 +614,12 @@ class MTSLVREncoder(nn.Module):
         """
         if features.ndim == 4:
             features = features.contiguous(memory_format=torch.channels_last)
-        hidden = F.relu(self.stem(features), inplace=True)
-        hidden = MAX_POOL[features.ndim - 2](hidden, stride=2, padding=1)
+        # ReLU behind the pooling: the same values and gradients, with a quarter of the work.
+        hidden = MAX_POOL[features.ndim - 2](self.stem(features, kernels=kernels), stride=2, padding=1)
+        hidden = F.relu(hidden, inplace=True)
         hidden_states = [hidden]
         for block in self.layer1:
-            hidden = block(hidden)
+            hidden = block(hidden, kernels=kernels)
         hidden_states.append(hidden)
         wanted = [self.branch(task) for task in tasks]
         branches = [branch for branch in self.branches if branch in wanted]
@@ -574,13 +627,23 @@ class MTSLVREncoder(nn.Module):
         for layer in (self.layer2, self.layer3, self.layer4):
             for branch in branches:
                 for block in layer:
-                    maps[branch] = block(maps[branch], task=branch)
+                    maps[branch] = block(maps[branch], task=branch, kernels=kernels)
             if output_hidden_states:
                 hidden_states.append(torch.cat(list(maps.values()), dim=1) if len(maps) > 1 else maps[branches[0]])
         if len(self.final_norms) > 0:
             maps = {branch: F.relu(self.final_norms[branch](maps[branch]), inplace=True) for branch in maps}
         maps = {task: maps[self.branch(task)] for task in tasks}
         return maps, tuple(hidden_states) if output_hidden_states else None
+
+    def training_kernels(self, tasks: Sequence[str]) -> Kernels:
+        """Kernels of trunk and adapters of these tasks, once for several forward passes; none in eval mode."""
+        branches, kernels = {SHARED, *(self.branch(task) for task in tasks)}, {}
+        for layer in self.modules():
+            if isinstance(layer, MTSLVRConvLayer):
+                for task, adapter in layer.adapters.items():
+                    if task in branches and isinstance(adapter, MTSLVRAdapter):
+                        kernels[adapter] = adapter.training_kernel(layer.conv)
+        return {adapter: kernel for adapter, kernel in kernels.items() if kernel is not None}
 
     def branch(self, task: str) -> str:
         """Name of the adapters that a task uses in layer2 to layer4."""
@@ -1306,6 +1369,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         input_features: Tensor | None = None,
         tasks: Sequence[str] | None = None,
         output_hidden_states: bool | None = None,
+        kernels: Kernels | None = None,
     ) -> MTSLVRModelOutput:
         """Embeds a batch of clips. The embedding of a clip does not depend on other clips or on padding.
 
@@ -1316,6 +1380,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
                 item is one window.
             tasks: Tasks to compute, in the order of `pooler_output`; default: the active tasks.
             output_hidden_states: Whether to return the feature maps after the stem and the layers.
+            kernels: Output of `encoder.training_kernels(tasks)`, if several passes of a training step share it.
 
         Raises:
             ValueError: If both or no inputs came, a shape is wrong, the mask leaves no samples, or a task is unknown.
@@ -1325,7 +1390,7 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         features, windows = self._features(input_values, attention_mask, input_features)
         features = features.to(next(self.encoder.parameters()).dtype)
-        maps, hidden_states = self.encoder(features, tasks, output_hidden_states)
+        maps, hidden_states = self.encoder(features, tasks, output_hidden_states, kernels)
         embeddings = {task: windows.mean(self.embed(task, self.pool(maps[task]))) for task in tasks}  # (B, head_size)
         frames = torch.cat([self._over_time(maps[task], features) for task in tasks], dim=-1)  # (W, N, P x T)
         return MTSLVRModelOutput(
@@ -1653,8 +1718,9 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
             ValueError: As [`MTSLVRModel.forward`]; or if there are more than two views, the labels or differences do
                 not fit, or differences came for a model that predicts none or without labels.
         """
-        views = self._views(input_values, input_features)
-        options = {"tasks": self.config.tasks, "output_hidden_states": output_hidden_states}
+        views, tasks = self._views(input_values, input_features), self.config.tasks
+        kernels = None if self.config.merged_adapters else self.mtslvr.encoder.training_kernels(tasks)
+        options = {"tasks": tasks, "output_hidden_states": output_hidden_states, "kernels": kernels}
         outputs = [self.mtslvr(attention_mask=attention_mask, **view, **options) for view in views]
         contrastive, predictive, pooled = (
             _stack_views([getattr(output, name) for output in outputs])
@@ -1772,7 +1838,8 @@ class MTSLVRForPreTraining(MTSLVRPreTrainedModel):
     def _sum(self, contrastive_loss: Tensor | None, predictive_loss: Tensor | None) -> Tensor | None:
         losses = {"contrastive": contrastive_loss, "predictive": predictive_loss}
         weights = {"contrastive": 1.0, "predictive": self.config.predictive_weight}
-        terms = [weights[task] * loss for task in self.config.tasks if (loss := losses[task]) is not None]
+        found = {task: losses[task] for task in self.config.tasks}
+        terms = [weights[task] * loss for task, loss in found.items() if loss is not None]
         return sum(terms[1:], terms[0]) if len(terms) == len(self.config.tasks) else None
 
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from audio_files import noise
 
-from mtslvr_hf import MTSLVRConfig, MTSLVRModel
+from mtslvr_hf import MTSLVRConfig, MTSLVRForPreTraining, MTSLVRModel
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from as_published import relative_error, task_by_task, unfolded
+from training_step import Step, as_published
 
 
 @pytest.mark.parametrize("adapter_type", ["bn", "parallel"])
@@ -24,3 +25,16 @@ def test_the_computation_as_published(adapter_type):
             published = task_by_task(model, waveforms)
     for task, embeds in ours.items():
         assert relative_error(embeds, published[task]) < 1e-4
+
+
+def test_a_training_step_as_published():
+    torch.manual_seed(0)
+    config = MTSLVRConfig(base_width=4, window_seconds=1.0)
+    step = Step(MTSLVRForPreTraining(config))
+    inputs = torch.randn(3, 2, 16_000), (torch.rand(3, 7) < 0.5).float()
+    losses = [step.model(inputs[0], augmentation_labels=inputs[1]).loss]
+    with as_published(step.model):
+        losses.append(step.model(inputs[0], augmentation_labels=inputs[1]).loss)
+        step(*inputs)
+    assert relative_error(*losses) < 1e-3
+    assert "forward" not in vars(step.model.mtslvr) and "training_kernels" not in vars(step.model.mtslvr.encoder)

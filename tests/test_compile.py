@@ -7,14 +7,14 @@ and so do the checks of padding: the graph breaks there, and the network behind 
 import pytest
 import torch
 
-from mtslvr_hf import MTSLVRConfig, MTSLVRModel
+from mtslvr_hf import MTSLVRConfig, MTSLVRForPreTraining, MTSLVRModel
 
 WINDOW = 16_000
 
 
-def tiny(**changes):
+def tiny(kind=MTSLVRModel, **changes):
     torch.manual_seed(0)
-    return MTSLVRModel(MTSLVRConfig(**{"base_width": 4, "window_seconds": 1.0, "embedding_size": 8, **changes})).eval()
+    return kind(MTSLVRConfig(**{"base_width": 4, "window_seconds": 1.0, "embedding_size": 8, **changes})).eval()
 
 
 @pytest.fixture(autouse=True)
@@ -62,12 +62,25 @@ def test_attention_mask_breaks_the_graph_and_nothing_else():
         assert relative_error(torch.compile(model, backend="eager")(waveforms, mask).pooler_output, expected) < 1e-5
 
 
-def test_training_step():
-    """Gradients and the statistics of batch normalization, through AOTAutograd."""
-    waveforms = torch.randn(3, WINDOW)
-    models = [tiny(frontend="mel").train() for _ in range(2)]
-    models[0](waveforms).pooler_output.square().sum().backward()
-    torch.compile(models[1], backend="aot_eager", fullgraph=True)(waveforms).pooler_output.square().sum().backward()
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"frontend": "waveform", "predictive_target": "both"},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"contrastive_method": "simsiam", "adapter_type": "series"}, marks=pytest.mark.slow),
+        pytest.param({"frontend": "mel", "adapter_type": "none"}, marks=pytest.mark.slow),
+    ],
+)
+def test_training_step_is_one_graph(changes):
+    """Losses of two views, gradients and the statistics of batch normalization, through AOTAutograd."""
+    models = [tiny(MTSLVRForPreTraining, **changes).train() for _ in range(2)]
+    inputs = {"input_values": torch.randn(3, 2, WINDOW), "augmentation_labels": (torch.rand(3, 7) < 0.5).float()}
+    if models[0].config.parameter_targets:
+        inputs["parameter_differences"] = torch.randn(3, len(models[0].config.parameter_targets))
+    losses = [models[0](**inputs).loss, torch.compile(models[1], backend="aot_eager", fullgraph=True)(**inputs).loss]
+    assert relative_error(losses[1], losses[0]) < 1e-5
+    for loss in losses:
+        loss.backward()
     for (name, ours), theirs in zip(models[1].named_parameters(), models[0].parameters()):
         assert relative_error(ours.grad, theirs.grad) < 1e-3, name
     for (name, ours), theirs in zip(models[1].named_buffers(), models[0].buffers()):

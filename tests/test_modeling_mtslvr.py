@@ -23,7 +23,7 @@ from mtslvr_hf import (
     MTSLVRForPreTraining,
     MTSLVRModel,
 )
-from mtslvr_hf.modeling_mtslvr import cut_windows
+from mtslvr_hf.modeling_mtslvr import MTSLVRFrontend, MTSLVRParallelAdapter, cut_windows
 
 WINDOW = 8000  # samples of the tiny models' windows
 FRONTENDS = ("mel_stft", "mel", "waveform")
@@ -377,3 +377,50 @@ def test_extractor_and_model_load_from_one_folder(tmp_path):
     assert extractor.normalization == "sample"
     inputs = extractor([np.zeros(3000), np.zeros(20000)], sampling_rate=16000, return_tensors="pt")
     assert AutoModel.from_pretrained(tmp_path)(**inputs).pooler_output.shape == (2, 40)
+
+
+def test_the_frontend_takes_a_batch_in_parts(monkeypatch):
+    """The same bits, in the same memory layout."""
+    frontend, waveforms = MTSLVRFrontend(MTSLVRConfig()), torch.randn(5, 16_000)
+    whole = frontend(waveforms)
+    monkeypatch.setattr("mtslvr_hf.modeling_mtslvr.FRONTEND_SAMPLES", 40_000)
+    parts = frontend(waveforms)
+    assert torch.equal(parts, whole) and parts.stride() == whole.stride()
+
+
+@pytest.mark.parametrize("changes", [{}, {"adapter_type": "bn"}, {"adapter_type": "series"}])
+def test_views_share_kernels(monkeypatch, changes):
+    """Losses and gradients are those of a pass that makes its own kernels."""
+    models = [MTSLVRForPreTraining(MTSLVRConfig(base_width=4, frontend="mel", **changes)) for _ in "12"]
+    models[1].load_state_dict(models[0].state_dict())
+    inputs = {"input_features": torch.randn(3, 2, 1, 128, 32), "augmentation_labels": torch.ones(3, 7)}
+    made = []
+    kernel = MTSLVRParallelAdapter.kernel
+    monkeypatch.setattr(
+        MTSLVRParallelAdapter, "kernel", lambda self, weight: made.append(self) or kernel(self, weight)
+    )
+    outputs = [models[0](**inputs)]
+    assert len(made) == len(set(made)) == sum(isinstance(m, MTSLVRParallelAdapter) for m in models[0].modules())
+    monkeypatch.setattr(models[1].mtslvr.encoder, "training_kernels", lambda tasks: None)
+    outputs.append(models[1](**inputs))
+    for output in outputs:
+        output.loss.backward()
+    assert torch.equal(outputs[0].loss, outputs[1].loss)
+    for (name, ours), theirs in zip(models[0].named_parameters(), models[1].parameters()):
+        assert torch.allclose(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6), name
+    models[0].eval()
+    assert not models[0].mtslvr.encoder.training_kernels(models[0].config.tasks)
+
+
+def test_a_parallel_adapter_adds_to_the_center_tap():
+    """The values and gradients of a sum with the adapter padded by zeros."""
+    adapter = MTSLVRParallelAdapter(2, 3, 4, 1).double()
+    weight = torch.randn(4, 3, 3, 5, dtype=torch.float64, requires_grad=True)
+    padded = weight + nn.functional.pad(adapter.conv.weight, (2, 2, 1, 1))
+    assert torch.equal(adapter.kernel(weight), padded)
+    assert torch.autograd.gradcheck(adapter.kernel, (weight,))
+    ours, theirs = (
+        torch.autograd.grad((kernel * padded.detach()).sum(), adapter.conv.weight)[0]
+        for kernel in (adapter.kernel(weight), padded)
+    )
+    assert torch.equal(ours, theirs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -44,7 +44,7 @@ class StepGuard:
         self.in_a_row = 0
         self.stop = False  # a process wants to stop, and all know it
         self._finite: torch.Tensor | None = None
-        self._buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._statistics: list[tuple[list[torch.Tensor], torch.Tensor]] = []  # of one dtype; before the step, in a row
         self._pending: deque[_Outcome] = deque()
         self._losses, self._finite_losses = 0, 0.0  # since the last log; a tensor after the first loss
         self._sum: float | None = 0.0  # of the finite losses up to the last log; None if a checkpoint does not have it
@@ -53,8 +53,11 @@ class StepGuard:
     def begin(self, model: nn.Module) -> None:
         """Start of a step, before its first forward pass."""
         self._finite = None
-        buffers = (buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] in STATISTICS)
-        self._buffers = [(buffer, buffer.clone()) for buffer in buffers]
+        statistics = defaultdict(list)
+        for name, buffer in model.named_buffers():
+            if name.rpartition(".")[2] in STATISTICS:
+                statistics[buffer.dtype].append(buffer)
+        self._statistics = [(buffers, _in_a_row(buffers)) for buffers in statistics.values()]
 
     def add(self, loss: torch.Tensor) -> torch.Tensor:
         """The loss of a batch of the step, or 0 if it is not finite: one NaN would stay in the Trainer's sum."""
@@ -67,7 +70,14 @@ class StepGuard:
         return loss
 
     def check(
-        self, model: nn.Module, optimizer: Any, step: int, names: Sequence[str], stop: bool, scaled: bool
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        step: int,
+        names: Sequence[str],
+        stop: bool,
+        scaled: bool,
+        norm: torch.Tensor | None = None,
     ) -> None:
         """End of a step's backward pass: leaves the model as it was before the step if that is not finite.
 
@@ -78,6 +88,7 @@ class StepGuard:
             names: Names of the step's clips, for messages.
             stop: This process wants to stop.
             scaled: Gradients are scaled (fp16): the scaler looks at them and skips the step itself.
+            norm: Norm of all gradients, (), if it is known.
 
         Raises:
             NonFiniteError: If the last `most` steps known here were not finite.
@@ -85,14 +96,15 @@ class StepGuard:
         assert self._finite is not None
         finite = self._finite
         if not scaled:
-            gradients = [p.grad for p in model.parameters() if p.grad is not None]
-            finite = finite & torch.isfinite(nn.utils.get_total_norm(gradients)).to(finite.device)
+            norm = gradient_norm(model) if norm is None else norm
+            finite = finite & torch.isfinite(norm).to(finite.device)
         flags = torch.stack([(~finite).float(), torch.full((), float(stop), device=finite.device)])
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(flags, dist.ReduceOp.MAX)
         skip = flags[0] > 0
-        for buffer, before in self._buffers:
-            buffer.copy_(torch.where(skip, before, buffer))
+        for buffers, before in self._statistics:
+            kept = torch.where(skip, before, _in_a_row(buffers)).split([buffer.numel() for buffer in buffers])
+            torch._foreach_copy_(buffers, [part.view_as(buffer) for part, buffer in zip(kept, buffers)])
         if not scaled:
             _skip(model, optimizer, flags[0])
         on_gpu = flags.device.type == "cuda"
@@ -165,6 +177,11 @@ class StepGuard:
         self._losses, self._finite_losses = 0, 0.0
 
 
+def gradient_norm(model: nn.Module) -> torch.Tensor:
+    """Norm of all gradients of a model, ()."""
+    return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+
+
 def check_weights(model: nn.Module, step: int) -> None:
     """Check of a model that is about to be saved.
 
@@ -179,6 +196,11 @@ def check_weights(model: nn.Module, step: int) -> None:
             f"At step {step}, {len(names)} of {len(tensors)} tensors of the model are not finite ({names[0]}, ...): "
             "nothing is saved, and what was saved before is kept. Start again with a lower learning_rate."
         )
+
+
+def _in_a_row(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Copy of all values in one tensor: a device is asked once for all, not once for each."""
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def _skip(model: nn.Module, optimizer: Any, flag: torch.Tensor) -> None:
@@ -199,4 +221,4 @@ def _message(streak: int, outcome: _Outcome) -> str:
     )
 
 
-__all__ = ["NonFiniteError", "StepGuard", "check_weights"]
+__all__ = ["NonFiniteError", "StepGuard", "check_weights", "gradient_norm"]

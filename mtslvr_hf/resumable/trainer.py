@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import DistributedType
 from huggingface_hub import run_as_future, upload_folder
 from safetensors import SafetensorError
 from torch import nn
@@ -25,13 +26,14 @@ from transformers.utils import PushInProgress
 from ..files import output_folder
 from .checkpoints import fault_of, last_checkpoint, load_run_state, save_run_state, seal, set_aside, unseal
 from .signals import RunStopped, StopRequestedError, StopSignals
-from .steps import NonFiniteError, StepGuard, check_weights
+from .steps import NonFiniteError, StepGuard, check_weights, gradient_norm
 
 logger = logging.getLogger(__name__)
 
 MOST_NONFINITE_STEPS = 10
 WAITING_SECONDS = 60.0  # between two lines while no batch comes
 CHECKPOINT_STRATEGIES = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
+WHOLE_GRADIENTS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)  # in each process
 ADAM_COPIES = 3  # weights and two moments in a checkpoint
 
 
@@ -84,6 +86,7 @@ class ResumableTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.guard = self._new_guard()
+        self._gradient_norm: torch.Tensor | None = None  # of this step, if it is known
         self.add_callback(_StepCallback(self))
         self._resumed_from: str | None = None
         self._first_step = 0  # of this start
@@ -204,7 +207,19 @@ class ResumableTrainer(Trainer):
             self.clip_names(),
             stop=self.signals is not None and self.signals.requested is not None,
             scaled=self.accelerator.scaler is not None,
+            norm=self._gradient_norm,
         )
+        self._gradient_norm = None
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Norm of the gradients for the logs, which `check_step` uses too.
+
+        Trainer's own clips to an infinite norm: it multiplies all gradients by 1.
+        """
+        if self.accelerator.scaler is not None or self.accelerator.distributed_type not in WHOLE_GRADIENTS:
+            return super()._get_grad_norm(model, grad_norm)
+        self._gradient_norm = gradient_norm(model) if grad_norm is None else grad_norm
+        return self._gradient_norm
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
         """Trainer's batches of a step; a line is logged each minute without a batch."""

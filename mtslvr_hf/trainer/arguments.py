@@ -29,6 +29,7 @@ class MTSLVRTrainingArguments(TrainingArguments):
     stops after `early_stopping_patience` evaluations in a row without improvement and loads the best checkpoint.
     With `eval_strategy="no"` there is no early stopping and no best checkpoint. `optim="adam"` is Adam with L2 weight
     decay on every parameter; gradients are not clipped. Steps with a NaN are skipped, without waiting for the device.
+    On a CPU, `bf16` is a wish: a run measures both precisions when it starts, keeps the faster one, and says so.
 
     Raises:
         ValueError: As TrainingArguments; also for `sync_batch_norm` on a CPU, a negative `early_stopping_patience`, or
@@ -59,6 +60,12 @@ class MTSLVRTrainingArguments(TrainingArguments):
         metadata={"help": "Stop after this many evaluations in a row without a new best eval_loss; 0 never stops."},
     )
     max_nonfinite_steps: int = field(default=MOST_NONFINITE_STEPS, metadata={"help": NONFINITE_HELP})
+    bf16: bool = field(
+        default=False,
+        metadata={
+            "help": "Forward passes in bfloat16; on a CPU only if that is faster, as measured when the run starts."
+        },
+    )
     sync_batch_norm: bool = field(
         default=False,
         metadata={"help": "Compute BatchNorm's statistics over the batches of all processes (GPUs only)."},

@@ -74,7 +74,8 @@ class StepAverages:
         self._counted = self._counted + self._counts.float()
         logits = outputs.get("augmentation_logits")  # (B, V, A)
         if logits is not None:
-            self._rank(logits.detach().flatten(0, 1), labels.repeat_interleave(logits.shape[1], dim=0))
+            # A copy: the next step of a compiled model may write its logits to the same memory.
+            self._rank(logits.detach().flatten(0, 1).clone(), labels.repeat_interleave(logits.shape[1], dim=0))
         self.steps += 1
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from pretraining_runs import logged, make_model, make_trainer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtslvr_hf.resumable import NonFiniteError, last_checkpoint
 from mtslvr_hf.resumable.steps import StepGuard
@@ -108,3 +109,38 @@ def test_a_guard_corrects_logs_and_leaves_out_what_is_not_finite():
     assert guard.corrected({"loss": 2.0, "grad_norm": float("nan")}) == {"loss": 4.0}
     guard.add(torch.tensor(float("nan")))
     assert guard.corrected({"loss": 0.0, "learning_rate": 1.0}) == {"learning_rate": 1.0}
+
+
+def test_a_step_reads_its_gradients_once(tmp_path, monkeypatch):
+    """Trainer's own norm would also multiply all gradients by 1."""
+    calls = []
+    norm = torch.nn.utils.get_total_norm
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", lambda *args: calls.append(1) or norm(*args))
+    trainer = make_trainer(tmp_path, max_steps=2, eval_strategy="no", save_strategy="no")
+    monkeypatch.setattr(trainer.accelerator, "clip_grad_norm_", lambda *args, **options: pytest.fail("clipped"))
+    trainer.train()
+    assert len(calls) == 2 and all(value > 0 for value in logged(trainer, "grad_norm").values())
+
+
+class Launches(TorchDispatchMode):
+    """Counts operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operator, types, arguments=(), options=None):
+        self.count += not operator.is_view and operator._schema.name != "aten::detach"
+        return operator(*arguments, **(options or {}))
+
+
+def test_a_guard_asks_the_device_once_for_all_statistics():
+    model, guard = make_model(base_width=4), StepGuard(most=9)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    with Launches() as launches:
+        guard.begin(model)
+        guard.add(torch.tensor(1.0))
+        guard.check(model, optimizer, 1, (), stop=False, scaled=False, norm=torch.tensor(1.0))
+    assert launches.count < 50 < len(list(model.buffers()))

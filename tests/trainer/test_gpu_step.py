@@ -105,6 +105,20 @@ def test_a_step_needs_no_value_from_the_device_and_mixes_no_devices(monkeypatch)
     assert averages.steps == 1
 
 
+def test_averages_keep_no_memory_of_the_outputs():
+    """CUDA graphs write the outputs of each step to the same memory."""
+    model, labels = make_model(), torch.ones(4, 7)
+    outputs = model(torch.randn(4, 2, 8000), augmentation_labels=labels)
+    kept = outputs.augmentation_logits.detach().flatten(0, 1).clone()
+    averages = StepAverages()
+    averages.add(outputs, labels)
+    for value in outputs.values():
+        value.detach().fill_(torch.nan)
+    state = averages.state_dict()
+    assert torch.equal(state["_ranked"][0][0], kept)
+    assert all(value.isfinite() for value in state["_sums"].values()) and state["_counted"] == 1
+
+
 def test_views_wait_for_nothing_and_the_step_waits_for_them(monkeypatch):
     """The order of the calls, on a CUDA device that only takes notes."""
     calls = []

@@ -1,5 +1,6 @@
 """MTSLVRTrainer: what it optimizes, logs, evaluates, saves and resumes."""
 
+import copy
 import json
 import pickle
 import shutil
@@ -418,3 +419,31 @@ def test_a_resumed_stream_keeps_the_checkpoints_workers(tmp_path, caplog):
     trainer = make_trainer(tmp_path, max_steps=4, dataloader_num_workers=1)
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 4 and "Reading with the 2 workers of the checkpoint" in caplog.text
+
+
+@pytest.mark.parametrize("optim", ["adam", "adamw_torch_fused"])
+def test_states_of_another_memory_layout_are_laid_out_as_the_weights(tmp_path, optim):
+    """Fused optimizers read weights and states in the order of memory, and would mix them up without a word."""
+    optimizers, models = [], []
+    for name in ("ours", "loaded"):
+        trainer = make_trainer(tmp_path / name, model=make_model(base_width=4), optim=optim)
+        models.append(trainer.model)
+        optimizers.append(trainer.create_optimizer())
+    ours, loaded = optimizers
+
+    def step(optimizer, model, seed):
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.grad = torch.empty_like(parameter).copy_(torch.randn(parameter.shape, generator=generator))
+        optimizer.step()
+
+    step(ours, models[0], 1)
+    state = copy.deepcopy(ours.state_dict())
+    for moments in state["state"].values():
+        moments.update({name: value.contiguous() for name, value in moments.items() if name != "step"})
+    models[1].load_state_dict(models[0].state_dict())
+    loaded.load_state_dict(state)
+    for optimizer, model in zip(optimizers, models):
+        step(optimizer, model, 2)
+    assert models[0].mtslvr.encoder.stem.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters()))
