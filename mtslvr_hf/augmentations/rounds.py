@@ -5,8 +5,8 @@ augmentation is a gain and an addition,
 
     y = gain * x + norm(x) * noise,
 
-with gains (fades, masks) and noise (colored noise, fillings of masks) that do not depend on x. They are computed for
-all segments at once, in a table. In each round, every clip takes its next augmentation from the table, whichever it is.
+with gains (fades, masks) and noise (colored noise, fillings of masks) that do not depend on x. They are computed
+for all segments at once, in a table. In each round, every clip takes its next augmentation from it, whichever it is.
 A time shift moves no samples inside a segment: the rest of the segment's table is rolled instead, and the clip at the
 end of the segment. Between segments, all pitch shifts and time stretches share one phase vocoder.
 
