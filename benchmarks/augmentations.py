@@ -3,6 +3,7 @@
 pip install torch-audiomentations
 python benchmarks/augmentations.py
 python benchmarks/augmentations.py --profile    # time of the pipeline by torch operator
+python benchmarks/augmentations.py --launches   # kernels of two views on a GPU, counted without one
 
 The floor (lower bound) of an augmentation is the time of its Fourier transforms, of the multiplications of its
 resampler at the speed of a large matrix product, and of one copy of the clip, in the same run.
@@ -15,11 +16,13 @@ from collections.abc import Callable
 
 import torch
 from as_published import augment_clip_by_clip, machine, print_operators, seconds_each
+from launches import LaunchCounter, count_launches
 from scipy.fft import next_fast_len
 from torch import Tensor
 
 from mtslvr_hf.augmentations import Augmentation, TwoViewAugmentation
 from mtslvr_hf.augmentations.resampling import CROSSINGS, CUTOFF
+from mtslvr_hf.augmentations.rounds import apply_in_rounds
 
 RATE = 16_000
 MATRIX = 1024
@@ -34,8 +37,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="batches of two views in a round")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--profile", action="store_true", help="print the operators of the pipeline by time instead")
+    parser.add_argument("--launches", action="store_true", help="count kernels on a GPU instead, without one")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.launches:
+        print_launches(round(arguments.seconds * RATE))
+        return
     waveforms = 0.1 * torch.randn(arguments.batch_size, round(arguments.seconds * RATE))
     print(f"{arguments.batch_size} clips of {arguments.seconds} s; {machine()}\n")
     if arguments.profile:
@@ -44,6 +51,25 @@ def main() -> None:
         return
     print_each(waveforms, arguments.rounds)
     print_two_views(waveforms, arguments.rounds, arguments.steps)
+
+
+def print_launches(samples: int, steps: int = 4) -> None:
+    """Prints the table of kernels of two views of a step, at several batch sizes, and the most frequent operators."""
+    print("| batch | kernels: least, most | operators on the host |\n| --- | --- | --- |")
+    for batch in (8, 64, 256, 512):
+        counters = [launches_of_a_step(batch, samples, step) for step in range(steps)]
+        totals = [counter.launches.total() for counter in counters]
+        print(f"| {batch} | {min(totals)}, {max(totals)} | {max(counter.on_host for counter in counters)} |")
+    print("\n| operator | kernels |\n| --- | --- |")
+    for name, count in counters[-1].launches.most_common(20):
+        print(f"| {name} | {count} |")
+
+
+def launches_of_a_step(batch: int, samples: int, step: int) -> LaunchCounter:
+    """Count for the views of `batch` clips of `samples`."""
+    pipeline = TwoViewAugmentation()
+    drawn, views = pipeline.draw(batch, step), torch.empty(batch, 2, samples, device="meta")
+    return count_launches(lambda: apply_in_rounds(views, drawn.order, drawn.values, pipeline.augmentations))
 
 
 def print_each(waveforms: Tensor, rounds: int) -> None:

@@ -18,9 +18,11 @@ from typing import Any
 
 import torch
 from as_published import augment_clip_by_clip, relative_error, seconds_each
+from launches import count_launches
 
 from mtslvr_hf import MTSLVRConfig, MTSLVRForPreTraining
 from mtslvr_hf.augmentations import TwoViewAugmentation
+from mtslvr_hf.augmentations.rounds import apply_in_rounds
 
 Say = Callable[[str], None]
 KERNELS = {  # class: parts of kernel names in lower case; the first match counts
@@ -157,6 +159,24 @@ def augmentations(options: argparse.Namespace, say: Say) -> None:
         say(f"| two views clip by clip, torch-audiomentations | {1e3 * peer * batch:.0f} | {1 / peer:.1f} | 1 |")
     else:
         say(reason)
+    views = torch.empty(batch, 2, options.samples, device="meta")
+    drawn = pipeline.draw(batch, 0)
+    counted = count_launches(lambda: apply_in_rounds(views, drawn.order, drawn.values, pipeline.augmentations))
+    say(f"\nTwo views of {batch} clips: {counted.launches.total()} kernels, counted without a GPU;")
+    say(f"{launches_on(device, lambda: views_of(pipeline, clips, device, next(steps)))} in the profile of a step")
+
+
+def launches_on(device: torch.device, function: Callable[[], object]) -> str:
+    """Kernels and copies on the GPU in a call of a function, from torch's profiler."""
+    if device.type != "cuda":
+        return "none, without a GPU,"
+    function()
+    wait(device)
+    with torch.profiler.profile() as watched:
+        function()
+        wait(device)
+    on_gpu = torch.autograd.DeviceType.CUDA
+    return str(sum(event.count for event in watched.key_averages() if event.device_type == on_gpu))
 
 
 def clip_by_clip(clips: torch.Tensor, device: torch.device, options: argparse.Namespace) -> tuple[float | None, str]:

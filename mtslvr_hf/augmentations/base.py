@@ -5,13 +5,14 @@ Shapes: B clips, S samples.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-DEVICE_BLOCK = 2**25  # samples in one operation, to limit memory
+DEVICE_BLOCK = 2**27  # samples in one operation, to limit memory
 SMALLEST_VARIANCE = 1e-12  # of the cosine in a range of a thousandth of a turn; rounding decides below it
 
 
@@ -148,9 +149,43 @@ def _standardized_angle(angle: Tensor, width: float) -> Iterator[tuple[str, Tens
     yield "cosine", (angle.cos() - once) / math.sqrt(max((1 + twice) / 2 - once**2, SMALLEST_VARIANCE))
 
 
+def samples_of(fractions: Tensor, samples: int) -> Tensor:
+    """Fractions (B,) of a clip of `samples` in whole samples, int64."""
+    return (fractions.double() * samples).round_().long()
+
+
 def to_device(values: Tensor, waveforms: Tensor) -> Tensor:
     """Moves values (B,) to the device of the waveforms, as a column (B, 1)."""
     return values.to(waveforms.device, non_blocking=True).unsqueeze(1)
 
 
-__all__ = ["Augmentation", "check_range", "draw_seeds", "to_device", "uniform"]
+def sent_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Copies of CPU tensors of one dtype on a device, in a single transfer."""
+    if device.type == "cpu":
+        return list(tensors)
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    flat = (flat.pin_memory() if device.type == "cuda" else flat).to(device, non_blocking=True)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def counting(count: int, device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
+    """0, 1, ..., `count` - 1, (count,); a view that must not be modified."""
+    return _counting(1 << (count - 1).bit_length() if count > 1 else 1, device, dtype)[:count]
+
+
+@lru_cache(maxsize=64)
+def _counting(count: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.arange(count, dtype=dtype, device=device)
+
+
+__all__ = [
+    "Augmentation",
+    "check_range",
+    "counting",
+    "draw_seeds",
+    "samples_of",
+    "sent_together",
+    "to_device",
+    "uniform",
+]

@@ -4,12 +4,12 @@ Shapes: B clips, S samples, P periods of the output, K input samples of a row of
 """
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .base import to_device
+from .base import counting, sent_together
 
 GRID = 1024  # ratios are multiples of 1 / GRID: after GRID outputs, positions between samples repeat
 ROW = 64  # outputs from the same input samples
@@ -35,60 +35,106 @@ def resample(waveforms: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         Clips (B, longest), whose sample t is the input at t * step / GRID, and zeros after each clip's new length; and
         the new lengths, (B,) int64 on the CPU.
     """
-    lengths = (waveforms.shape[1] * GRID + steps - 1) // steps
-    clips = waveforms.new_zeros(len(waveforms), int(lengths.max()))
-    # The rounding of a product depends on its shape. So clips share a shape only with similar ratios, and the result
-    # of a clip depends on no other clip.
-    half_octaves = (2 * (steps / GRID).log2()).ceil().int()
-    for half_octave in half_octaves.unique().tolist():
-        group = torch.nonzero(half_octaves == half_octave).squeeze(1)
-        slowest, fastest = (int(GRID * 2 ** (bound / 2)) for bound in (half_octave - 1, half_octave))
-        rows = group.to(waveforms.device, non_blocking=True)
-        outputs = _resample_alike(waveforms[rows], steps[group], max(slowest, 1), fastest)[:, : clips.shape[1]]
-        clips[rows, : outputs.shape[1]] = outputs
-    beyond = torch.arange(clips.shape[1], device=waveforms.device) >= to_device(lengths, waveforms)
-    return clips.masked_fill_(beyond, 0), lengths
+    if (steps.diff() < 0).any():
+        order = steps.argsort()
+        clips, lengths = resample(waveforms[order.to(waveforms.device, non_blocking=True)], steps[order])
+        back = order.argsort()
+        return clips[back.to(waveforms.device, non_blocking=True)], lengths[back]
+    (batch, samples), device = waveforms.shape, waveforms.device
+    lengths = (samples * GRID + steps - 1) // steps
+    groups = _groups(steps, device)
+    reach, width = max(group.reach for group in groups), max(group.width for group in groups)
+    stride = samples + 2 * reach + width
+    # A faster clip needs a lower cutoff and so a longer filter; an unchanged clip needs none.
+    cutoffs = torch.where(steps == GRID, 1.0, CUTOFF * GRID / steps.clamp(min=GRID).double()).unsqueeze(1)
+    rows = steps.unsqueeze(1) * torch.arange(ROWS)  # (B, ROWS): first positions of rows, in 1 / ROWS samples
+    first = torch.arange(batch).unsqueeze(1) * stride
+    integers = [first + rows // ROWS, first + samples + reach, steps.unsqueeze(1), lengths.unsqueeze(1)]
+    begins, ends, periods, behind = sent_together(integers, device)
+    # Positions as entries of the filter's table: that of the first output of a row, and the distance to the next.
+    numbers = [FINENESS * cutoffs * (rows % ROWS / ROWS) + (CROSSINGS * FINENESS + 0.5)]
+    numbers += [FINENESS / GRID * cutoffs * steps.unsqueeze(1), FINENESS * cutoffs, cutoffs]
+    phases, spacings, fineness, cutoffs = sent_together([number.float() for number in numbers], device)
+
+    padded = waveforms.new_zeros(batch, stride)
+    torch.mul(waveforms, cutoffs, out=padded[:, reach : reach + samples])
+    places = torch.addcmul(phases.unsqueeze(2), counting(ROW, device, torch.float32), spacings.unsqueeze(2))
+    clips = waveforms.new_zeros(batch, max(group.periods(samples) for group in groups) * GRID)
+    for group in groups:
+        own, count = group.clips, group.periods(samples)
+        position = torch.addcmul(begins[own].unsqueeze(2), counting(count, device), periods[own].unsqueeze(2))
+        position = position.minimum(ends[own].unsqueeze(2))  # (B, ROWS, P); only zeros follow there
+        around = padded.flatten()[reach + 1 - group.reach :].unfold(0, group.width, 1)
+        inputs = around.index_select(0, position.flatten()).view(-1, count, group.width)
+        outputs = torch.bmm(inputs, _filters(places[own], fineness[own], group)).view(-1, ROWS, count, ROW)
+        clips[own].unflatten(1, (-1, ROWS, ROW))[:, :count].copy_(outputs.transpose(1, 2))
+    clips = clips[:, : int(lengths.max())]
+    return clips.masked_fill_(counting(clips.shape[1], device) >= behind, 0), lengths  # the filter rings after the end
 
 
-def _resample_alike(waveforms: Tensor, steps: Tensor, slowest: int, fastest: int) -> Tensor:
-    # Clips (B, P * GRID) with steps from `slowest` to `fastest`; the filter rings after their ends.
-    batch, samples = waveforms.shape
-    periods = -(-samples // slowest)
-    reach = int(CROSSINGS / CUTOFF * max(1, fastest / GRID)) + 1  # samples of the input on either side of a position
-    width = ROW * fastest // GRID + 2 + 2 * reach
+class _Group(NamedTuple):
+    """Clips with similar steps, from `slowest` to `fastest`."""
 
-    padded = F.pad(waveforms, (reach - 1, width))
-    rows = torch.arange(periods * ROWS, device=waveforms.device).view(periods, ROWS).t()
-    rows = rows * to_device(steps, waveforms).unsqueeze(2)  # (B, ROWS, P), in 1 / ROWS samples
-    begins = (rows // ROWS).clamp_(max=samples + reach - 1)  # only zeros follow there
-    begins += torch.arange(batch, device=waveforms.device).view(-1, 1, 1) * padded.shape[1]
-    inputs = padded.flatten().unfold(0, width, 1).index_select(0, begins.flatten())
-    inputs = inputs.view(batch * ROWS, periods, width)
-    outputs = torch.bmm(inputs, _filters(steps, reach, width, waveforms.device))  # (B * ROWS, P, ROW)
-    return outputs.unflatten(0, (batch, ROWS)).transpose(1, 2).flatten(1)  # (B, P * ROWS * ROW)
+    clips: slice
+    slowest: int
+    fastest: int
+
+    @property
+    def reach(self) -> int:
+        """Samples of the input on either side of a position."""
+        return int(CROSSINGS / CUTOFF * max(1, self.fastest / GRID)) + 1
+
+    @property
+    def width(self) -> int:
+        """Samples of the input for a row."""
+        return ROW * self.fastest // GRID + 2 + 2 * self.reach
+
+    def periods(self, samples: int) -> int:
+        """Periods of the output of clips of `samples`."""
+        return -(-samples // self.slowest)
 
 
-def _filters(steps: Tensor, reach: int, width: int, device: torch.device) -> Tensor:
-    # (B * ROWS, K, ROW): weights of K samples in each output of a row. Distances are exact in float32. A faster clip
-    # needs a lower cutoff and so a longer filter; an unchanged clip needs none.
-    steps = steps.float().to(device, non_blocking=True).view(-1, 1, 1, 1)
-    first = (torch.arange(ROWS, device=device).view(-1, 1, 1) * steps).remainder_(ROWS).mul_(GRID // ROWS)
-    places = torch.arange(ROW, device=device) * steps + first  # (B, ROWS, 1, ROW), in 1 / GRID samples
-    samples = GRID * (torch.arange(width, device=device).unsqueeze(1) - (reach - 1))  # (K, 1)
-    cutoffs = torch.where(steps == GRID, 1.0, CUTOFF * GRID / steps.clamp(min=GRID))
-    entries = (places - samples).abs_().mul_(cutoffs * (FINENESS / GRID)).round_()  # (B, ROWS, K, ROW)
-    entries = entries.clamp_(max=CROSSINGS * FINENESS).int()
-    return _windowed_sinc(device).index_select(0, entries.flatten()).view(entries.shape).mul_(cutoffs).flatten(0, 1)
+def _groups(steps: Tensor, device: torch.device) -> list[_Group]:
+    # Groups of ascending `steps`. The rounding of a product depends on its shape. So on a CPU, clips share a shape
+    # only with similar ratios, and the result of a clip depends on no other clip. A GPU needs few, large products: one
+    # for clips that become longer, and one for those that become shorter; other clips change the last bits there.
+    on_cpu = device.type == "cpu"
+    kinds = (2 * (steps / GRID).log2()).ceil().int() if on_cpu else (steps > GRID).int()
+    groups, begin = [], 0
+    for kind, count in zip(*(part.tolist() for part in kinds.unique_consecutive(return_counts=True)), strict=True):
+        own = slice(begin, begin + count)
+        bounds = (GRID * 2 ** (kind / 2 - 0.5), GRID * 2 ** (kind / 2)) if on_cpu else (steps[begin], steps[own][-1])
+        groups.append(_Group(own, max(int(bounds[0]), 1), int(bounds[1])))
+        begin += count
+    return groups
+
+
+def _filters(places: Tensor, fineness: Tensor, group: _Group) -> Tensor:
+    # (B * ROWS, K, ROW): weights of K samples in each output of a row.
+    taps = _integers(1 - group.reach, 1 - group.reach + group.width, places.device) * fineness  # (B, K)
+    entries = places.unsqueeze(2) - taps[:, None, :, None]  # (B, ROWS, K, ROW)
+    entries = entries.clamp_(0, 2 * CROSSINGS * FINENESS).int()
+    return _windowed_sinc(places.device).index_select(0, entries.flatten()).view(-1, group.width, ROW)
+
+
+def _integers(first: int, behind: int, device: torch.device) -> Tensor:
+    limit = 1 << max(-first, behind).bit_length()
+    return _integers_around_zero(limit, device)[limit + first : limit + behind]
+
+
+@lru_cache(maxsize=16)
+def _integers_around_zero(limit: int, device: torch.device) -> Tensor:
+    return torch.arange(-limit, limit, dtype=torch.float32, device=device)
 
 
 @lru_cache(maxsize=8)
 def _windowed_sinc(device: torch.device) -> Tensor:
-    # (CROSSINGS * FINENESS + 1,): the filter at distances of 1 / FINENESS zero crossings, 0 at the end.
+    # (2 * CROSSINGS * FINENESS + 1,): the filter at distances of 1 / FINENESS zero crossings, 0 at both ends.
     distance = torch.arange(CROSSINGS * FINENESS + 1, dtype=torch.float64) / FINENESS
     kaiser = torch.i0(BETA * (1 - (distance / CROSSINGS).square()).sqrt())
     values = torch.sinc(distance) * kaiser / kaiser[0]
     values[-1] = 0
-    return values.float().to(device)
+    return torch.cat([values.flip(0), values[1:]]).float().to(device)
 
 
 __all__ = ["GRID", "resample"]

@@ -4,12 +4,14 @@ Source: Heggan et al., "MT-SLVR" (Interspeech 2023), section 3.3; Al-Tahan and M
 parameters are uniform, continuous ones (semitones too) over the whole range. Shapes: B clips, S samples.
 """
 
+from abc import abstractmethod
 from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .base import Augmentation, check_range, draw_seeds, to_device, uniform
+from .base import Augmentation, check_range, counting, draw_seeds, samples_of, to_device, uniform
 from .noise import colored_noise, mean_power, white_noise
 from .resampling import GRID, resample
 from .vocoder import phase_vocoder
@@ -17,7 +19,35 @@ from .vocoder import phase_vocoder
 FADE_SHAPES = ("linear", "logarithmic", "exponential")
 
 
-class PitchShift(Augmentation):
+class VocoderInput(NamedTuple):
+    """Arguments of `phase_vocoder`."""
+
+    waveforms: Tensor
+    rates: Tensor
+    lengths: Tensor
+    num_samples: int
+
+
+class VocoderAugmentation(Augmentation):
+    """Augmentation that is a phase vocoder with something before and behind it."""
+
+    n_fft: int
+
+    @abstractmethod
+    def prepare(self, waveforms: Tensor, parameters: dict[str, Tensor]) -> VocoderInput:
+        """Input of the phase vocoder for `waveforms` (B, S)."""
+
+    def finish(self, vocoded: Tensor, samples: int, parameters: dict[str, Tensor]) -> Tensor:
+        """Clips (B, `samples`) from the output of the phase vocoder (B, num_samples or more)."""
+        return vocoded
+
+    def transform(self, waveforms: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        ready = self.prepare(waveforms, parameters)
+        vocoded = phase_vocoder([ready.waveforms], ready.rates, ready.lengths, ready.num_samples, self.n_fft)
+        return self.finish(vocoded, waveforms.shape[1], parameters)
+
+
+class PitchShift(VocoderAugmentation):
     """Pitch shift with length and tempo kept: resampling, then the phase vocoder back to the clip's length.
 
     Parameters drawn: `semitones`. Frequencies above half the sampling rate are filtered out.
@@ -44,10 +74,10 @@ class PitchShift(Augmentation):
     def sample_parameters(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"semitones": uniform(self.min_semitones, self.max_semitones, n, generator)}
 
-    def transform(self, waveforms: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+    def prepare(self, waveforms: Tensor, parameters: dict[str, Tensor]) -> VocoderInput:
         steps = torch.exp2(parameters["semitones"].double() / 12).mul_(GRID).round_().long().clamp_(min=1)
         resampled, lengths = resample(waveforms, steps)
-        return phase_vocoder(resampled, GRID / steps.double(), lengths, waveforms.shape[1], self.n_fft)
+        return VocoderInput(resampled, GRID / steps.double(), lengths, waveforms.shape[1])
 
 
 def _check_n_fft(n_fft: int) -> None:
@@ -55,7 +85,7 @@ def _check_n_fft(n_fft: int) -> None:
         raise ValueError(f"n_fft must be a positive multiple of 16, got {n_fft}.")
 
 
-class TimeStretch(Augmentation):
+class TimeStretch(VocoderAugmentation):
     """Time stretch with pitch kept; a faster clip is repeated to its old length, a slower clip is cut at its end.
 
     Parameters drawn: `rate`; > 1 is faster. Differs from the authors' code as PitchShift does.
@@ -81,15 +111,20 @@ class TimeStretch(Augmentation):
     def sample_parameters(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"rate": uniform(self.min_rate, self.max_rate, n, generator)}
 
-    def transform(self, waveforms: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+    def prepare(self, waveforms: Tensor, parameters: dict[str, Tensor]) -> VocoderInput:
         batch, samples = waveforms.shape
-        rates = parameters["rate"].double()
-        lengths = (samples / rates).round_().long().clamp_(1, samples)
-        stretched = phase_vocoder(waveforms, rates, torch.full((batch,), samples), int(lengths.max()), self.n_fft)
+        longest = int(self._lengths(parameters, samples).max())
+        return VocoderInput(waveforms, parameters["rate"].double(), torch.full((batch,), samples), longest)
+
+    def finish(self, vocoded: Tensor, samples: int, parameters: dict[str, Tensor]) -> Tensor:
+        lengths = self._lengths(parameters, samples)
         if lengths.min() == samples:
-            return stretched
-        index = torch.arange(samples, device=waveforms.device) % to_device(lengths, waveforms)  # (B, S)
-        return stretched.gather(1, index)
+            return vocoded
+        index = counting(samples, vocoded.device) % to_device(lengths, vocoded)  # (B, S)
+        return vocoded.gather(1, index)
+
+    def _lengths(self, parameters: dict[str, Tensor], samples: int) -> Tensor:
+        return (samples / parameters["rate"].double()).round_().long().clamp_(1, samples)
 
 
 class Fade(Augmentation):
@@ -122,7 +157,7 @@ class Fade(Augmentation):
         output = waveforms.clone()
         shapes = to_device(parameters["shape"], waveforms)
         for key, backwards in (("in_fraction", False), ("out_fraction", True)):
-            lengths = _samples_of(parameters[key], waveforms)
+            lengths = samples_of(parameters[key], waveforms.shape[1])
             gains = _fade_gains(lengths, shapes, int(lengths.max()))  # (B, longest fade)
             longest = gains.shape[1]
             if backwards:
@@ -130,11 +165,6 @@ class Fade(Augmentation):
             else:
                 output[:, :longest] *= gains
         return output
-
-
-def _samples_of(fractions: Tensor, waveforms: Tensor) -> Tensor:
-    # Fractions of a clip in whole samples: (B,) int64 on the CPU.
-    return (fractions.double() * waveforms.shape[1]).round_().long()
 
 
 def _fade_gains(lengths: Tensor, shapes: Tensor, longest: int) -> Tensor:
@@ -145,6 +175,30 @@ def _fade_gains(lengths: Tensor, shapes: Tensor, longest: int) -> Tensor:
     logarithmic = (time + 0.1).log10_().add_(1).clamp_(0, 1)
     exponential = (time - 1).exp2_().mul_(time)
     return torch.where(shapes == 0, time, torch.where(shapes == 1, logarithmic, exponential))
+
+
+def fade_gains(parameters: dict[str, Tensor], starts: Tensor, like: Tensor) -> Tensor:
+    """Gains (B, S) of fades, rolled, for rows `like` (..., S).
+
+    Args:
+        parameters: Those of `Fade`, sorted by shape, on the CPU.
+        starts: (B,) int64, the sample of each clip whose gain comes first, on the CPU.
+    """
+    samples, device = like.shape[-1], like.device
+    lengths = torch.stack([samples_of(parameters[key], samples) for key in ("in_fraction", "out_fraction")])
+    none, spans = (lengths == 0).float(), (lengths - 1).clamp_(min=1).float()  # (2, B)
+    columns = torch.stack([starts.float(), none[0], none[1] + samples - 1, *spans]).unsqueeze(2)
+    start, before, after, *_ = columns = columns.to(device, non_blocking=True)  # (5, B, 1)
+    place = (counting(samples, device, torch.float32) + start).remainder_(samples)
+    gains = place.new_empty(2, *place.shape)  # of fade-in and fade-out
+    torch.add(place, before, out=gains[0])
+    torch.sub(after, place, out=gains[1])
+    gains.div_(columns[3:]).clamp_(max=1)
+    linear, logarithmic, _ = torch.bincount(parameters["shape"], minlength=len(FADE_SHAPES)).tolist()
+    gains[:, linear : linear + logarithmic].add_(0.1).log10_().add_(1).clamp_(0, 1)
+    exponential = gains[:, linear + logarithmic :]
+    exponential.mul_((exponential - 1).exp2_())
+    return gains[0].mul_(gains[1])
 
 
 class ColoredNoise(Augmentation):
@@ -252,8 +306,7 @@ class TimeMasking(Augmentation):
 
     def transform(self, waveforms: Tensor, parameters: dict[str, Tensor]) -> Tensor:
         samples, device = waveforms.shape[1], waveforms.device
-        starts = _samples_of(parameters["start_fraction"], waveforms)
-        lengths = torch.minimum(_samples_of(parameters["length_fraction"], waveforms), samples - starts)
+        starts, lengths = mask_bounds(parameters, samples)
         longest = int(lengths.max())
         columns = torch.arange(longest, device=device)
         index = (columns + to_device(starts, waveforms)) % samples  # (B, longest); after a clip's mask: unchanged
@@ -261,6 +314,12 @@ class TimeMasking(Augmentation):
         filling = white_noise(parameters["noise_seed"], longest, device) * level
         filling = torch.where(columns < to_device(lengths, waveforms), filling, waveforms.gather(1, index))
         return waveforms.scatter(1, index, filling)
+
+
+def mask_bounds(parameters: dict[str, Tensor], samples: int) -> tuple[Tensor, Tensor]:
+    """First samples and lengths of time masks in clips of `samples`, (B,) int64 each, on the CPU."""
+    starts = samples_of(parameters["start_fraction"], samples)
+    return starts, torch.minimum(samples_of(parameters["length_fraction"], samples), samples - starts)
 
 
 class TimeShift(Augmentation):
@@ -286,20 +345,35 @@ class TimeShift(Augmentation):
         return {"shift_fraction": uniform(self.min_shift_fraction, self.max_shift_fraction, n, generator)}
 
     def transform(self, waveforms: Tensor, parameters: dict[str, Tensor]) -> Tensor:
-        batch, samples = waveforms.shape
-        starts = -_samples_of(parameters["shift_fraction"], waveforms) % samples
-        twice = torch.cat([waveforms, waveforms], dim=1)  # (B, 2 S): a roll is a slice of it
-        rows = torch.arange(batch, device=waveforms.device)
-        return twice.unfold(1, samples, 1)[rows, starts.to(waveforms.device, non_blocking=True)]
+        samples = waveforms.shape[1]
+        return rolled(waveforms, -samples_of(parameters["shift_fraction"], samples) % samples)
+
+
+def rolled(waveforms: Tensor, starts: Tensor) -> Tensor:
+    """Clips (B, S) rolled so that they begin at their samples `starts` (B,), on the CPU."""
+    return slices_of_twice(waveforms, slices_for(starts, waveforms.shape[1]).to(waveforms.device, non_blocking=True))
+
+
+def slices_for(starts: Tensor, samples: int) -> Tensor:
+    """Slices (B,) for `slices_of_twice`, on the CPU: clips of `samples` that begin at their samples `starts` (B,)."""
+    return starts + 2 * samples * torch.arange(len(starts))
+
+
+def slices_of_twice(waveforms: Tensor, slices: Tensor) -> Tensor:
+    """Rolled clips (B, S), which are slices of the clips twice in a row; `slices` on the clips' device."""
+    twice = torch.cat([waveforms, waveforms], dim=1).flatten()
+    return twice.unfold(0, waveforms.shape[1], 1).index_select(0, slices)
 
 
 __all__ = [
     "FADE_SHAPES",
+    "ColoredNoise",
     "Fade",
     "MixedNoise",
     "PitchShift",
     "TimeMasking",
     "TimeShift",
     "TimeStretch",
+    "VocoderAugmentation",
     "WhiteNoise",
 ]

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..configuration_mtslvr import AUGMENTATIONS
-from .base import Augmentation
+from .base import DEVICE_BLOCK, Augmentation
+from .rounds import apply_in_rounds
 from .transforms import Fade, MixedNoise, PitchShift, TimeMasking, TimeShift, TimeStretch, WhiteNoise
 
 _CLASSES: dict[str, type[Augmentation]] = {
@@ -144,16 +145,30 @@ class TwoViewAugmentation:
 
     @torch.no_grad()
     def apply(self, waveforms: Tensor, drawn: AugmentationDraw) -> Tensor:
-        """Views (B, 2, S) of waveforms, (B, S) or (B, 2, S), by a draw of B clips."""
+        """Views (B, 2, S) of waveforms, (B, S) or (B, 2, S), by a draw of B clips.
+
+        A CPU takes the clips that need the same augmentation next as a group, so that intermediate results stay in its
+        cache. Other devices take all clips at once, because there each operator costs more than its computation.
+        """
         views = waveforms.float()
-        views = views.unsqueeze(1).repeat(1, 2, 1) if views.dim() == 2 else views.clone()  # (B, 2, S)
+        views = views.unsqueeze(1) if views.dim() == 2 else views
+        views = views.expand(-1, 2, -1).clone(memory_format=torch.contiguous_format)
+        if views.device.type == "cpu":
+            self._apply_in_groups(views, drawn)
+            return views
+        clips = max(1, DEVICE_BLOCK // (2 * views.shape[2]))
+        with torch.autocast(views.device.type, enabled=False):
+            for begin in range(0, len(views), clips):
+                part = drawn.clips(begin, begin + clips)
+                apply_in_rounds(views[begin : begin + clips], part.order, part.values, self.augmentations)
+        return views
+
+    def _apply_in_groups(self, views: Tensor, drawn: AugmentationDraw) -> None:
         for position, clips in self._groups(drawn.order):
             augmentation = self.augmentations[position]
             parameters = {key: value[clips].flatten() for key, value in drawn.values[augmentation.name].items()}
-            clips = clips.to(views.device, non_blocking=True)
             augmented = augmentation.apply(views[clips].flatten(0, 1), parameters)
             views[clips] = augmented.unflatten(0, (-1, 2))
-        return views
 
     def _groups(self, order: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Yields an augmentation's position and the clips (n,) that need it next, until `order` (B, A) is done.
@@ -190,7 +205,7 @@ class TwoViewAugmentation:
         Raises:
             ValueError: If the waveforms have another shape, or the clips are not inside the whole batch.
         """
-        if waveforms.dim() != 2 and (waveforms.dim() != 3 or waveforms.shape[1] != 2):
+        if waveforms.dim() not in (2, 3) or waveforms.shape[1:-1] not in ((), (2,)) or waveforms.shape[-1] == 0:
             raise ValueError(
                 f"Waveforms must be (batch, samples) or (batch, 2, samples), got {tuple(waveforms.shape)}."
             )

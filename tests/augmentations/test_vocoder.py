@@ -97,7 +97,7 @@ def test_time_stretch_repeats_a_fast_clip_and_cuts_a_slow_one():
     fast, slow = TimeStretch().apply(clips, {"rate": torch.tensor([1.25, 0.5])})
     length = round(RATE / 1.25)
     assert torch.equal(fast[length:], fast[: RATE - length])
-    longer = phase_vocoder(clips[1:], torch.tensor([0.5]).double(), torch.tensor([RATE]), 2 * RATE, 1280)[0]
+    longer = phase_vocoder([clips[1:]], torch.tensor([0.5]).double(), torch.tensor([RATE]), 2 * RATE, 1280)[0]
     assert torch.equal(slow, longer[:RATE])
 
 
@@ -175,7 +175,7 @@ def slow_phase_vocoder(waveform, rate, num_samples, n_fft):
 def test_phase_vocoder_equals_a_slow_version(rate):
     clips = chord_in_noise(3, seconds=0.5)
     lengths = torch.full((3,), clips.shape[1])
-    fast = phase_vocoder(clips, torch.full((3,), rate, dtype=torch.float64), lengths, 6000, 256)
+    fast = phase_vocoder([clips], torch.full((3,), rate, dtype=torch.float64), lengths, 6000, 256)
     for clip, expected in zip(fast, clips, strict=True):
         slow = slow_phase_vocoder(expected.numpy(), rate, 6000, 256)
         np.testing.assert_allclose(clip.numpy(), slow, rtol=0, atol=2e-4)
