@@ -906,7 +906,7 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         return_timestamps: bool = False,
         convert_to: Literal["numpy", "torch"] = "numpy",
         on_error: Literal["raise", "skip"] = "raise",
-        num_workers: int = 2,
+        num_workers: int | None = None,
         compile: bool = False,
         show_progress_bar: bool | None = None,
         channels_first: bool = False,
@@ -931,13 +931,14 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
             feature_extractor: Sets normalization, sampling rate and `do_resample`. Default: the one saved with the
                 model's weights; for a model that was not loaded, the standard one.
             tasks: Tasks of the embedding, in its order. Default: the model's active ones.
-            batch_size: Windows that go through the network at once. Default: 32.
+            batch_size: Windows that go through the network at once. Default: 32; on a CPU at most 80 seconds of audio.
             normalize: Give embeddings the L2 norm 1. Default: False.
             return_timestamps: Return embeddings over time. Default: False.
             convert_to: `"numpy"` (default), or `"torch"` for tensors on the CPU.
             on_error: `"raise"` (default), or `"skip"`: a bad item's row is NaN (with timestamps: no frames), with a
                 warning.
-            num_workers: Threads that decode ahead; 0 decodes between batches. Default: 2.
+            num_workers: Threads that decode ahead; 0 decodes between batches. On a CPU, as many threads run the
+                network, each on one core. Default: one for each core of the process; 2 for an accelerator.
             compile: Compile the network with `torch.compile`, once for this `batch_size`: takes about ten seconds,
                 saves more over thousands of windows. Needs a C++ compiler on a CPU. Default: False.
             show_progress_bar: Default: on a terminal, for more than 10 items or an unknown number.
