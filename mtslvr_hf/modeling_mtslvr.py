@@ -1482,19 +1482,20 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         with torch.device("meta"):
             merged = type(self)(config)
         dtype, device = self.dtype, self.device
-        state: dict[str, Tensor] = self.heads.state_dict(prefix="heads.")
-        modules: dict[str, Any] = dict(copy.deepcopy(self.encoder).cpu().named_modules())  # not all devices: float64
-        folded: dict[str, tuple[Tensor, Tensor]] = {}
+        encoder = self.encoder if device.type == "cpu" else copy.deepcopy(self.encoder).cpu()  # for float64
+        modules: dict[str, Any] = dict(encoder.named_modules())
+        state = {name: tensor.clone() for name, tensor in self.heads.state_dict(prefix="heads.").items()}
         for name, module in merged.encoder.named_modules():
+            folded: dict[str, tuple[Tensor, Tensor]] = {}
             if isinstance(module, MTSLVRMergedConvLayer):
-                folded |= {f"{name}.convs.{task}": modules[name].folded(task, MERGE_DTYPE) for task in module.convs}
+                folded = {f"{name}.convs.{task}": modules[name].folded(task, MERGE_DTYPE) for task in module.convs}
             elif isinstance(module, MTSLVRMergedNorm):
-                folded[name] = _as_affine(modules[name], MERGE_DTYPE)
-        for name, (weight, bias) in folded.items():
-            layout = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
-            state[f"encoder.{name}.weight"] = weight.to(dtype).contiguous(memory_format=layout)
-            state[f"encoder.{name}.bias"] = bias.to(dtype)
-        state = {name: state[name].clone() for name in merged.state_dict()}
+                folded = {name: _as_affine(modules[name], MERGE_DTYPE)}
+            for place, (weight, bias) in folded.items():
+                layout = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
+                state[f"encoder.{place}.weight"] = weight.to(dtype, copy=True, memory_format=layout)
+                state[f"encoder.{place}.bias"] = bias.to(dtype, copy=True)
+        state = {name: state[name] for name in merged.state_dict()}
         merged.load_state_dict(state, assign=True)
         merged.frontend = copy.deepcopy(self.frontend)
         return merged.requires_grad_(False).eval().to(device)
