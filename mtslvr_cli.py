@@ -309,7 +309,7 @@ def _pooling(options: argparse.Namespace) -> dict[str, Any]:
 def _embed(options: argparse.Namespace) -> None:
     from transformers import AutoModel
 
-    from mtslvr_hf.embedding.embed_dataset import embed_dataset
+    from mtslvr_hf.embedding import embed_dataset
     from mtslvr_hf.shards.run import process_state
 
     _check_model(options.model)
