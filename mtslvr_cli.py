@@ -229,7 +229,11 @@ def _add_embed(commands: argparse._SubParsersAction) -> None:
     _add_pooling_options(parser)
     parser.add_argument("--normalize", action="store_true", help="give embeddings L2 norm 1")
     parser.add_argument("--batch-size", type=int, default=32, help="windows embedded at once (default: %(default)s)")
-    parser.add_argument("--num-workers", type=int, default=2, help="decoding threads (default: %(default)s)")
+    parser.add_argument(
+        "--num-workers",
+        type=int,
+        help="threads that decode and, on a CPU, run the network (default: one per core; 2 for an accelerator)",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one, else cpu)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="data type (default: the model's)")
     parser.add_argument("--compile", action="store_true", help="compile the network first, which takes some seconds")
@@ -305,7 +309,7 @@ def _pooling(options: argparse.Namespace) -> dict[str, Any]:
 def _embed(options: argparse.Namespace) -> None:
     from transformers import AutoModel
 
-    from mtslvr_hf.embedding.embed_dataset import embed_dataset
+    from mtslvr_hf.embedding import embed_dataset
     from mtslvr_hf.shards.run import process_state
 
     _check_model(options.model)

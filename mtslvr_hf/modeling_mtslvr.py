@@ -65,7 +65,9 @@ FRONTEND_SAMPLES = 2**19  # of a part of a batch on a CPU; its spectra take 2 MB
 MERGE_DTYPE = torch.float64  # for the merge of adapters
 PROJECTORS = r"^(contrastive|predictive|parameter)_(projector|predictor)\."  # weights of pre-training alone
 
-_inference_networks: weakref.WeakKeyDictionary[MTSLVRModel, tuple[Any, MTSLVRModel]] = weakref.WeakKeyDictionary()
+_inference_networks: weakref.WeakKeyDictionary[MTSLVRModel, tuple[Any, _Weights, MTSLVRModel]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 @dataclass
@@ -969,7 +971,7 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
         return_timestamps: bool = False,
         convert_to: Literal["numpy", "torch"] = "numpy",
         on_error: Literal["raise", "skip"] = "raise",
-        num_workers: int = 2,
+        num_workers: int | None = None,
         compile: bool = False,
         show_progress_bar: bool | None = None,
         channels_first: bool = False,
@@ -994,13 +996,14 @@ class MTSLVRPreTrainedModel(PreTrainedModel):
             feature_extractor: Sets normalization, sampling rate and `do_resample`. Default: the one saved with the
                 model's weights; for a model that was not loaded, the standard one.
             tasks: Tasks of the embedding, in its order. Default: the model's active ones.
-            batch_size: Windows that go through the network at once. Default: 32.
+            batch_size: Windows that go through the network at once. Default: 32; on a CPU at most 80 seconds of audio.
             normalize: Give embeddings the L2 norm 1. Default: False.
             return_timestamps: Return embeddings over time. Default: False.
             convert_to: `"numpy"` (default), or `"torch"` for tensors on the CPU.
             on_error: `"raise"` (default), or `"skip"`: a bad item's row is NaN (with timestamps: no frames), with a
                 warning.
-            num_workers: Threads that decode ahead; 0 decodes between batches. Default: 2.
+            num_workers: Threads that decode ahead; 0 decodes between batches. On a CPU, as many threads run the
+                network, each on one core. Default: one for each core of the process; 2 for an accelerator.
             compile: Compile the network with `torch.compile`, once for this `batch_size`: takes about ten seconds,
                 saves more over thousands of windows. Needs a C++ compiler on a CPU. Default: False.
             show_progress_bar: Default: on a terminal, for more than 10 items or an unknown number.
@@ -1338,6 +1341,42 @@ def _clip_lengths(attention_mask: Tensor, shape: torch.Size) -> Tensor:
     return lengths
 
 
+class _Weights:
+    """State of parameters and buffers, to find out later whether they are the same, without a look at all values.
+
+    Version counters show all changes but those through `.data`. For these, it holds a sample of the values: all of a
+    vector, and of other tensors one of each row (the first axis) and one of each column (the other axes).
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]):
+        self.counters = self._counters(tensors)
+        floating = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+        self.whole = [tensor.flatten() for tensor in floating if tensor.ndim < 2]  # views, as all of these
+        self.parts = [self._part(tensor) for tensor in floating if tensor.ndim >= 2]
+        self.sample = self._sample()
+
+    def are_those_of(self, tensors: Sequence[Tensor]) -> bool:
+        return self._counters(tensors) == self.counters and torch.equal(self._sample(), self.sample)
+
+    @staticmethod
+    def _counters(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
+        return [(t.data_ptr(), -1 if t.is_inference() else t._version) for t in tensors]
+
+    @staticmethod
+    def _part(tensor: Tensor) -> Tensor:
+        """View of values at equal distances in memory."""
+        flat = tensor.permute(sorted(range(tensor.ndim), key=tensor.stride, reverse=True))
+        rows, columns = len(tensor), tensor.numel() // len(tensor)
+        # If step and columns have no common divisor, `columns` steps meet each column.
+        step = next(step for step in range(min(rows, columns), 0, -1) if math.gcd(step, columns) == 1)
+        return flat.view(-1)[::step] if flat.is_contiguous() else tensor
+
+    def _sample(self) -> Tensor:
+        """Bits of the sample, so that NaN equals itself."""
+        sample = torch.cat([torch.cat(self.whole), *map(torch.flatten, self.parts)])
+        return sample.view({8: torch.int64, 4: torch.int32, 2: torch.int16}[sample.element_size()])
+
+
 class MTSLVRModel(MTSLVRPreTrainedModel):
     """MT-SLVR from audio to embeddings: frontend, ResNet with adapters, heads, mean over a clip's windows.
 
@@ -1508,19 +1547,20 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         with torch.device("meta"):
             merged = type(self)(config)
         dtype, device = self.dtype, self.device
-        state: dict[str, Tensor] = self.heads.state_dict(prefix="heads.")
-        modules: dict[str, Any] = dict(copy.deepcopy(self.encoder).cpu().named_modules())  # not all devices: float64
-        folded: dict[str, tuple[Tensor, Tensor]] = {}
+        encoder = self.encoder if device.type == "cpu" else copy.deepcopy(self.encoder).cpu()  # for float64
+        modules: dict[str, Any] = dict(encoder.named_modules())
+        state = {name: tensor.clone() for name, tensor in self.heads.state_dict(prefix="heads.").items()}
         for name, module in merged.encoder.named_modules():
+            folded: dict[str, tuple[Tensor, Tensor]] = {}
             if isinstance(module, MTSLVRMergedConvLayer):
-                folded |= {f"{name}.convs.{task}": modules[name].folded(task, MERGE_DTYPE) for task in module.convs}
+                folded = {f"{name}.convs.{task}": modules[name].folded(task, MERGE_DTYPE) for task in module.convs}
             elif isinstance(module, MTSLVRMergedNorm):
-                folded[name] = _as_affine(modules[name], MERGE_DTYPE)
-        for name, (weight, bias) in folded.items():
-            layout = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
-            state[f"encoder.{name}.weight"] = weight.to(dtype).contiguous(memory_format=layout)
-            state[f"encoder.{name}.bias"] = bias.to(dtype)
-        state = {name: state[name].clone() for name in merged.state_dict()}
+                folded = {name: _as_affine(modules[name], MERGE_DTYPE)}
+            for place, (weight, bias) in folded.items():
+                layout = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
+                state[f"encoder.{place}.weight"] = weight.to(dtype, copy=True, memory_format=layout)
+                state[f"encoder.{place}.bias"] = bias.to(dtype, copy=True)
+        state = {name: state[name] for name in merged.state_dict()}
         merged.load_state_dict(state, assign=True)
         merged.frontend = copy.deepcopy(self.frontend)
         return merged.requires_grad_(False).eval().to(device)
@@ -1528,7 +1568,9 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
     def inference_network(self, tasks: Sequence[str] | str | None = None, compile: bool = False) -> MTSLVRModel:
         """Merged copy that `encode` runs, cached until a parameter or a statistic changes.
 
-        A model with layers of PEFT is copied as it is, at each call: these may change without their weights.
+        A change through `.data`, which torch does not count, is noticed if it affects a channel of a kernel, a row or
+        column of a matrix, or any value of a vector; change single values under `torch.no_grad()` instead. A model
+        with layers of PEFT is copied as it is, at each call: these may change without their weights.
 
         Args:
             tasks: Tasks to compute; default: the active tasks.
@@ -1536,30 +1578,27 @@ class MTSLVRModel(MTSLVRPreTrainedModel):
         """
         tasks = self.config.resolve_tasks(tasks)
         merged = self.config.merged_adapters is not None
-        if any(is_wrapped(module) for module in self.modules()):
+        modules: list[nn.Module] = [self]
+        for module in modules:  # grows; several times faster than `self.modules()`, which makes names
+            modules += filter(None, module._modules.values())
+        if any(map(is_wrapped, modules)):
             network = copy.deepcopy(self).requires_grad_(False).eval()
             if compile:
                 network.compile()
             return network
         if merged and not compile:
             return self
-        key = (tasks, compile, copy.copy(self.config.embedding_scale), self._state_key())
+        key = (tasks, compile, copy.copy(self.config.embedding_scale))
+        held = (tensor for module in modules for tensor in (*module._parameters.values(), *module._buffers.values()))
+        tensors = [tensor for tensor in held if tensor is not None]
         cached = _inference_networks.get(self)
-        if cached is None or cached[0] != key:
+        if cached is None or cached[0] != key or not cached[1].are_those_of(tensors):
+            weights = _Weights(tensors)
             network = copy.deepcopy(self) if merged else self.merged_copy(tasks)
             if compile:
                 network.compile()
-            _inference_networks[self] = cached = (key, network)
-        return cached[1]
-
-    @torch.no_grad()
-    def _state_key(self) -> tuple[Any, ...]:
-        """Version counters of all parameters and statistics, and sums of their bits, since `.data` has no counter."""
-        tensors = [tensor for tensor in (*self.parameters(), *self.buffers()) if tensor.numel()]
-        versions = [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
-        integers = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
-        sums = [tensor.detach().view(integers[tensor.element_size()]).sum() for tensor in tensors]
-        return (*[(t.data_ptr(), t.dtype) for t in tensors], *versions, *torch.stack(sums).tolist())
+            _inference_networks[self] = cached = (key, weights, network)
+        return cached[2]
 
     def frame_embeddings(self, last_hidden_state: Tensor, tasks: Sequence[str] | None = None) -> Tensor:
         """Embeddings of frames, (batch, frames, D) in the order of `pooler_output`.

@@ -145,13 +145,29 @@ def test_merging_keeps_the_dtype():
     [
         lambda model: model.encoder.layer4[1].conv2.adapters["predictive"].norm.running_var.add_(0.1),
         lambda model: model.encoder.stem.conv.weight.data.mul_(1.01),
+        lambda model: model.encoder.layer3[0].conv2.conv.weight.data[5].zero_(),
+        lambda model: model.encoder.layer3[0].conv2.conv.weight.data[:, 6, 1, 2].add_(0.5),
+        lambda model: model.heads["predictive"].weight.data[:, 31].add_(1.0),
+        lambda model: model.heads["predictive"].bias.data[1:2].add_(1.0),
+        lambda model: model.encoder.layer2[0].conv1.adapters["predictive"].norm.running_mean.data[3:4].add_(1.0),
         lambda model: model.heads["contrastive"].load_state_dict({"weight": torch.ones(4, 32), "bias": torch.ones(4)}),
         lambda model: model.encoder.layer1[0].conv1.conv.register_parameter(
             "weight", torch.nn.Parameter(model.encoder.layer1[0].conv1.conv.weight * 2)
         ),
         lambda model: model.double(),
     ],
-    ids=["statistic", "data", "load_state_dict", "new parameter", "dtype"],
+    ids=[
+        "statistic",
+        "data",
+        "channel",
+        "tap",
+        "column",
+        "value",
+        "statistic's value",
+        "load_state_dict",
+        "new parameter",
+        "dtype",
+    ],
 )
 def test_inference_network_follows_the_weights(change):
     model = settled()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
-STOP_SECONDS = 1.0  # longest wait for a busy thread when no more results are needed
+STOP_SECONDS = 1.0  # longest wait for busy threads when no more results are needed
 
 
 class ReadAhead:
@@ -22,13 +23,24 @@ class ReadAhead:
         work: Yields an item's results.
         num_workers: Number of threads; 0 works in the caller's thread.
         limit: Number of results.
+        prepare: Called in each thread before it works.
     """
 
-    def __init__(self, items: Iterable[Any], work: Callable[[int, Any], Iterator[Any]], num_workers: int, limit: int):
+    def __init__(
+        self,
+        items: Iterable[Any],
+        work: Callable[[int, Any], Iterator[Any]],
+        num_workers: int,
+        limit: int,
+        prepare: Callable[[], object] | None = None,
+    ):
         self.items = iter(items)
         self.work = work
         self.num_workers = num_workers
         self.limit = limit
+        self.prepare = prepare
+        self._threads: list[threading.Thread] = []
+        self._prepared = threading.Semaphore(0)
         self._taking = threading.Lock()
         self._changed = threading.Condition()  # guards the fields below
         self._queues: dict[int, deque[tuple[Any, BaseException | bool]]] = {}  # by item: results, and the end or error
@@ -43,9 +55,7 @@ class ReadAhead:
                 for result in self.work(number, item):
                     yield number, result
             return
-        threads = [threading.Thread(target=self._run, daemon=True) for _ in range(self.num_workers)]
-        for thread in threads:
-            thread.start()
+        self.start()
         try:
             while (entry := self._next()) is not None:
                 result, end = entry
@@ -54,17 +64,43 @@ class ReadAhead:
                 if not end:
                     yield self._turn, result
         finally:
-            with self._changed:
-                self._ended, self._turn = True, -1
-                self._changed.notify_all()
-            for thread in threads:
-                thread.join(STOP_SECONDS)
+            self.stop()
+            self.join()
+
+    def start(self) -> None:
+        """Starts the threads, and returns when all are prepared; the iteration does it if nothing else did."""
+        if self._threads or self.stopped:
+            return
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(self.num_workers)]
+        for thread in self._threads:
+            thread.start()
+        for _ in self._threads:
+            self._prepared.acquire()
+
+    def stop(self) -> None:
+        """Ends the iteration, also in another thread that waits for a result, and lets the threads end."""
+        with self._changed:
+            self._ended, self._turn = True, -1
+            self._changed.notify_all()
+
+    def join(self) -> None:
+        """Waits for the threads to end, but not for one that is blocked."""
+        deadline = time.monotonic() + STOP_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    @property
+    def stopped(self) -> bool:
+        """True if no more results are needed."""
+        return self._turn < 0
 
     def _next(self) -> tuple[Any, BaseException | bool] | None:
-        """Waits for the next entry of the item that is read; None after the last item."""
+        """Waits for the next entry of the item that is read; None after the last item, or once it is stopped."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queues.get(self._turn) or (self._ended and self._turn >= self._taken))
-            if self._turn >= self._taken:
+            self._changed.wait_for(
+                lambda: self.stopped or self._queues.get(self._turn) or (self._ended and self._turn >= self._taken)
+            )
+            if self.stopped or self._turn >= self._taken:
                 return None
             entry = self._queues[self._turn].popleft()
             self._waiting -= 1
@@ -80,15 +116,20 @@ class ReadAhead:
             queue = self._queues[number]
             self._changed.wait_for(
                 lambda: (
-                    self._turn < 0 or self._waiting < self.limit or (self._turn == number and len(queue) < self.limit)
+                    self.stopped or self._waiting < self.limit or (self._turn == number and len(queue) < self.limit)
                 )
             )
             queue.append((result, end))
             self._waiting += 1
             self._changed.notify_all()
-            return self._turn >= 0
+            return not self.stopped
 
     def _run(self) -> None:
+        try:
+            if self.prepare is not None:
+                self.prepare()
+        finally:
+            self._prepared.release()
         while self._work_on_next():
             pass
 
@@ -114,6 +155,8 @@ class ReadAhead:
                 self._changed.notify_all()
         if end:
             return end is not True and self._put(number, end=end)
+        if self.stopped:  # while it waited for the item
+            return False
         try:
             for result in self.work(number, item):
                 if not self._put(number, result):

@@ -1,15 +1,20 @@
 """Embeddings of audio of any kind and length: decoding in threads, windows, full batches.
 
+On a CPU, threads run the network, too, each on one core. Within one batch, OpenMP's threads would wait for each other
+in a loop that takes the cores from decoding threads and from other processes.
+
 Shapes: W windows in a batch, S samples of a window, N frames of a window, D embedding size.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import os
 import sys
-from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -22,6 +27,7 @@ from ..audio.errors import BadClipError
 from ..audio.prefetch import ReadAhead
 from ..feature_extraction_mtslvr import AudioInput, MTSLVRFeatureExtractor
 from ..modeling_mtslvr import MTSLVRModel, MTSLVRPreTrainedModel, feature_extractor_of
+from ..workers import usable_cores
 from .inputs import items_of
 from .windows import Ending, WindowReader
 
@@ -29,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 PROGRESS_FROM = 11  # items
 FEWEST_ROWS = 16  # of the table of embeddings, which doubles
+CPU_BATCH_SECONDS = 80.0  # of audio at most in a batch on a CPU: feature maps of more leave the caches
+MOST_MESSAGES = 4  # for each window of a round: of many bad items
+DECODERS = 2  # default number of threads that decode for an accelerator
 _process = os.getpid()  # that imported this module; a forked one has another
 
 
@@ -74,7 +83,7 @@ def encode(
     return_timestamps: bool = False,
     convert_to: Literal["numpy", "torch"] = "numpy",
     on_error: Literal["raise", "skip"] = "raise",
-    num_workers: int = 2,
+    num_workers: int | None = None,
     compile: bool = False,
     show_progress_bar: bool | None = None,
     channels_first: bool = False,
@@ -129,14 +138,15 @@ def encode_items(
     batch_size: int = 32,
     normalize: bool = False,
     return_timestamps: bool = False,
-    num_workers: int = 2,
+    num_workers: int | None = None,
     compile: bool = False,
     channels_first: bool = False,
     on_truncated: Literal["error", "keep"] = "error",
 ) -> Generator[Encoded, None, None]:
     """Iterator of `Encoded`, one for each item in their order, as soon as its last window has been embedded.
 
-    Bad items have an `error`; they raise nothing. About three times `batch_size` windows wait decoded.
+    Bad items have an `error`; they raise nothing. About three times `batch_size` windows wait decoded; on a CPU, as
+    many for each thread. There, windows are embedded when there are `batch_size` for each thread, or no more.
 
     Args:
         items: Iterable of items, read a little ahead (in other threads, unless `num_workers` is 0). A list of numbers
@@ -154,42 +164,77 @@ def encode_items(
         )
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
+    on_cpu = model.device.type == "cpu"
+    if num_workers is None:
+        num_workers = usable_cores() if on_cpu else DECODERS
     if num_workers < 0:
         raise ValueError(f"num_workers is {num_workers}; expected at least 0.")
     _use_one_thread_if_forked()
     config = model.config
+    if on_cpu:
+        batch_size = min(batch_size, max(1, int(CPU_BATCH_SECONDS / config.window_seconds)))
     if tasks is not None:
         tasks = config.resolve_tasks(tasks)
     feature_extractor = feature_extractor_of(model, feature_extractor)
     reader = WindowReader(feature_extractor, sampling_rate, config.window_samples, channels_first, on_truncated)
     inference_network = model.base_model.inference_network(tasks, compile)
-    network = _Network(inference_network, tasks, return_timestamps, batch_size if compile else 1)
-    messages = ReadAhead(items, reader.read, num_workers, limit=2 * batch_size)
-    return _embed(messages, network, batch_size, normalize)
+    network = _Network(inference_network, tasks, return_timestamps, batch_size, compile)
+    threads = num_workers if on_cpu else 0  # that run the network; 0: the caller's
+    decoders = min(num_workers, len(items)) if isinstance(items, Sized) else num_workers
+    messages = ReadAhead(items, reader.read, decoders, limit=batch_size * max(2, threads))
+    return _embed(messages, network, threads, normalize)
+
+
+class _Embedded(NamedTuple):
+    """Embedding of a window (D,) and, `with_frames`, of its frames (N, D)."""
+
+    embedding: np.ndarray
+    frames: np.ndarray | None
+
+
+_Messages = list[tuple[int, np.ndarray | Ending]]  # index of an item, and its next window or its end
+_Results = list[tuple[int, _Embedded | Ending]]  # the same, with embeddings of the windows
 
 
 class _Network:
     """Network from windows (W, S) to embeddings (W, D) and, `with_frames`, to embeddings over time (W, N, D).
 
-    Fewer than `least` windows are filled up with silence: the network would be compiled again for another shape.
+    If it is `compiled`, batches of fewer than `batch_size` windows are filled up with silence: it would be compiled
+    again for another shape.
     """
 
-    def __init__(self, network: MTSLVRModel, tasks: list[str] | None, with_frames: bool, least: int):
+    def __init__(
+        self, network: MTSLVRModel, tasks: list[str] | None, with_frames: bool, batch_size: int, compiled: bool
+    ):
         self.network = network
         self.tasks = tasks
         self.with_frames = with_frames
-        self.least = least
+        self.batch_size = batch_size
+        self.compiled = compiled
+        self._compiling = threading.Lock()
+        self._has_run = False
+
+    def embed(self, messages: _Messages) -> _Results:
+        """Messages of a batch, with embeddings in the place of windows."""
+        windows = [message for _, message in messages if not isinstance(message, Ending)]
+        if self.compiled:
+            with self._compiling:  # in one thread for all
+                if windows and not self._has_run:
+                    self._run(windows)
+                    self._has_run = True
+        embedded = self._run(windows) if windows else iter(())
+        return [(index, message if isinstance(message, Ending) else next(embedded)) for index, message in messages]
 
     @torch.inference_mode()
-    def embed(self, windows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
-        filling = [np.zeros_like(windows[0])] * (self.least - len(windows))
+    def _run(self, windows: Sequence[np.ndarray]) -> Iterator[_Embedded]:
+        filling = [np.zeros_like(windows[0])] * (self.batch_size - len(windows) if self.compiled else 0)
         batch = torch.from_numpy(np.stack([*windows, *filling])).to(self.network.device)  # (W, S)
         output = self.network(batch, tasks=self.tasks)
-        frames = None
+        frames: Iterable[np.ndarray | None] = itertools.repeat(None)
         if self.with_frames:
             frames = self.network.frame_embeddings(output.last_hidden_state, self.tasks).float().cpu().numpy()
         # As arrays: tensors of inference mode could not be used in training.
-        return output.pooler_output.float().cpu().numpy(), frames
+        return map(_Embedded, output.pooler_output.float().cpu().numpy(), frames)
 
     def frame_seconds(self, windows: int, frames: int) -> np.ndarray:
         """Times of the centers of all frames of an item in seconds, (windows x frames,) float64."""
@@ -203,56 +248,116 @@ class _Pending:
     """Item whose windows are not all embedded."""
 
     index: int
-    ending: Ending | None = None
     windows: int = 0
-    embedded: int = 0  # windows with an embedding
     total: np.ndarray | float = 0.0  # (D,) float64: sum of the embeddings
     frames: list[np.ndarray] = field(default_factory=list)
 
-    def add(self, embedding: np.ndarray, frames: np.ndarray | None) -> None:
-        self.embedded += 1
-        self.total = self.total + embedding.astype(np.float64)
-        if frames is not None:
-            self.frames.append(frames)
-
-    @property
-    def finished(self) -> bool:
-        return self.ending is not None and (self.ending.error is not None or self.embedded == self.windows)
+    def add(self, embedded: _Embedded) -> None:
+        self.windows += 1
+        self.total = self.total + embedded.embedding.astype(np.float64)
+        if embedded.frames is not None:
+            self.frames.append(embedded.frames)
 
 
-def _embed(messages: ReadAhead, network: _Network, batch_size: int, normalize: bool) -> Generator[Encoded, None, None]:
-    """Embeds windows of all items in full batches, and yields items when they are complete."""
-    pending: deque[_Pending] = deque()
-    batch: list[tuple[_Pending, np.ndarray]] = []
-    with closing(iter(messages)) as results:
-        for index, message in results:
-            if not pending or pending[-1].index != index:
-                pending.append(_Pending(index))
-            if isinstance(message, Ending):
-                pending[-1].ending = message
+def _embed(messages: ReadAhead, network: _Network, threads: int, normalize: bool) -> Generator[Encoded, None, None]:
+    """Embeds windows of all items in batches, and yields items when they are complete."""
+    item = _Pending(-1)
+    with closing(_results(messages, network, threads)) as results:
+        for index, result in results:
+            if index != item.index:
+                item = _Pending(index)
+            if isinstance(result, Ending):
+                yield _encoded(item, result, network, normalize)
             else:
-                pending[-1].windows += 1
-                batch.append((pending[-1], message))
-            if len(batch) == batch_size:
-                _embed_batch(network, batch)
-                batch = []
-            while pending and pending[0].finished:
-                yield _encoded(pending.popleft(), network, normalize)
-    if batch:
-        _embed_batch(network, batch)
-    for item in pending:
-        yield _encoded(item, network, normalize)
+                item.add(result)
 
 
-def _embed_batch(network: _Network, batch: list[tuple[_Pending, np.ndarray]]) -> None:
-    embeddings, frames = network.embed([window for _, window in batch])
-    for number, (item, _) in enumerate(batch):
-        item.add(embeddings[number], None if frames is None else frames[number])
+def _results(
+    messages: ReadAhead, network: _Network, threads: int
+) -> Generator[tuple[int, _Embedded | Ending], None, None]:
+    """Messages in order, with embeddings in the place of windows.
+
+    `threads` batches at a time form a round, so that the last windows are divided evenly.
+    """
+    rounds = _cut(messages, network.batch_size * max(1, threads))
+    embedded: ReadAhead | None = None
+    try:
+        current = next(rounds, None)
+        # Fewer windows than threads: the caller's thread alone uses all cores, by OpenMP.
+        while current is not None and _count_windows(current) < max(1, threads):
+            yield from network.embed(current)
+            current = next(rounds, None)
+        if current is None:
+            return
+        batches = _batches(itertools.chain([current], rounds), network, threads)
+        del current
+        work = lambda _, batch: iter((network.embed(batch),))  # noqa: E731
+        embedded = ReadAhead(batches, work, threads, limit=threads, prepare=_preparation())
+        if threads:
+            embedded.start()
+            torch.set_num_threads(torch.get_num_threads())  # for threads that others start: the last setting counts
+        for _, results in embedded:
+            yield from results
+    finally:
+        ahead = [messages] if embedded is None else [embedded, messages]
+        for each in ahead:  # all of them before the wait, since one waits for the other
+            each.stop()
+        for each in ahead:
+            each.join()
 
 
-def _encoded(item: _Pending, network: _Network, normalize: bool) -> Encoded:
-    assert item.ending is not None  # the item is finished, or no messages are left
-    error = item.ending.error
+def _preparation() -> Callable[[], None]:
+    """Function that lets a thread compute on one core, with autocast as in the caller's thread."""
+    enabled, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+    def prepare() -> None:
+        torch.get_num_threads()  # or the first computation of the thread would undo the setting
+        torch.set_num_threads(1)
+        torch.set_autocast_enabled("cpu", enabled)
+        torch.set_autocast_dtype("cpu", dtype)
+
+    return prepare
+
+
+def _batches(rounds: Iterable[_Messages], network: _Network, threads: int) -> Iterator[_Messages]:
+    """Batches of rounds; a round with fewer windows is divided evenly among the threads."""
+    for messages in rounds:
+        share = math.ceil(_count_windows(messages) / max(1, threads))
+        yield from _cut(messages, network.batch_size if network.compiled else max(1, share))
+
+
+def _cut(messages: Iterable[tuple[int, Any]], windows: int) -> Iterator[_Messages]:
+    """Parts of a number of windows each, with the ends of items that follow; the last part, or many ends, with fewer.
+
+    An error of the messages comes behind the part before it.
+    """
+    part: _Messages = []
+    count, error = 0, None
+    try:
+        for message in messages:
+            is_window = not isinstance(message[1], Ending)
+            if is_window and count == windows:
+                yield part
+                part, count = [], 0
+            part.append(message)
+            count += is_window
+            if not is_window and (count == windows or len(part) > MOST_MESSAGES * windows):
+                yield part
+                part, count = [], 0
+    except Exception as failure:
+        error = failure
+    if part:
+        yield part
+    if error is not None:
+        raise error
+
+
+def _count_windows(messages: _Messages) -> int:
+    return sum(not isinstance(message, Ending) for _, message in messages)
+
+
+def _encoded(item: _Pending, ending: Ending, network: _Network, normalize: bool) -> Encoded:
+    error = ending.error
     if error is None and not np.isfinite(item.total).all():
         error = BadClipError(
             "non_finite",
@@ -262,7 +367,7 @@ def _encoded(item: _Pending, network: _Network, normalize: bool) -> Encoded:
     if error is not None:
         return Encoded(item.index, None, None, 0.0, 0, error)
     config = network.network.config
-    seconds = item.ending.samples / config.sampling_rate
+    seconds = ending.samples / config.sampling_rate
     embedding = torch.from_numpy(np.asarray(item.total / item.windows, dtype=np.float32))  # (D,)
     if normalize:
         embedding = torch.nn.functional.normalize(embedding, dim=-1)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from functools import partial
 from numbers import Real
 from typing import Any, NamedTuple
 
-import datasets
 import numpy as np
 import torch
-from datasets.arrow_dataset import Column
 
 from ..audio.errors import DECODE_ERRORS, BadClipError, summary
 from ..audio.libsndfile import BLOCK_SAMPLES
 from ..audio.recording import OnTruncated, Recording, decoder_recording, open_recording
-from ..data.sources import audio_rows, check_dataset
 from ..feature_extraction_mtslvr import (
     check_shape,
     encoded_file,
@@ -26,9 +24,6 @@ from ..feature_extraction_mtslvr import (
     to_float,
     waveform_from_array,
 )
-
-NUMBERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "float16", "float32", "float64")
-ARRAY_FEATURES = (datasets.List, datasets.LargeList, datasets.Array2D)
 
 
 class Items(NamedTuple):
@@ -46,15 +41,12 @@ def items_of(audio: Any, channels_first: bool = False) -> Items:
         TypeError: If it is neither, or a dictionary of splits.
         ValueError: If it is a data set with several audio columns or none, or an array of a wrong or ambiguous shape.
     """
-    if isinstance(audio, (datasets.DatasetDict, datasets.IterableDatasetDict)):
-        check_dataset(audio)
-    if isinstance(audio, (datasets.Dataset, datasets.IterableDataset)):
-        return Items(_rows(audio), False, len(audio) if isinstance(audio, datasets.Dataset) else None)
-    if isinstance(audio, Column) and isinstance(audio.source, datasets.Dataset):
-        feature = audio.source.features[audio.column_name]
-        if _is_array(feature):
-            column = audio.source.with_format(None)[audio.column_name]
-            return Items((_typed_clip(clip, feature) for clip in column), False, len(audio))
+    if "datasets" in sys.modules:  # else there are no objects of it, and the import would take a second
+        from .dataset_items import items_of_dataset
+
+        items = items_of_dataset(audio)
+        if items is not None:
+            return Items(items, False, len(audio) if isinstance(audio, Sized) else None)
     clips, single = split_audio(audio, channels_first)
     return Items(clips, single, len(clips) if isinstance(clips, Sized) else None)
 
@@ -96,46 +88,6 @@ def open_item(
         samples, rate = _samples_and_rate(item, name)
         rate = _agreed_rate(rate, sampling_rate, name)
         yield _array_recording(samples, rate, number, name, channels_first or samples is not item)
-
-
-def _rows(dataset: datasets.Dataset | datasets.IterableDataset) -> Iterator[Any]:
-    """Undecoded audio of a data set, or its arrays in the column's type; unchanged rows if its columns are unknown."""
-    features = dataset.features
-    transformed = isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom"
-    if features is None or (transformed and "array" in features):
-        return iter(dataset)
-    dataset = dataset.with_format(None)
-    if "array" in features:
-        return ({**row, "array": _typed(row["array"], features["array"])} for row in dataset)
-    of_files = any(isinstance(feature, datasets.Audio) for feature in features.values())
-    of_arrays = [name for name, feature in features.items() if _is_array(feature)]
-    of_arrays = [name for name in of_arrays if name == "audio"] or [
-        name for name in of_arrays if isinstance(features[name], dict)
-    ]
-    if len(of_arrays) == 1 and not of_files:
-        (name,) = of_arrays
-        return (_typed_clip(row[name], features[name]) for row in dataset.select_columns(of_arrays))
-    return (row["audio"] for row in audio_rows(dataset, hint="choose one with `dataset.select_columns`"))
-
-
-def _is_array(feature: Any) -> bool:
-    """True for a column of arrays, or of dictionaries with `array`."""
-    return "array" in feature if isinstance(feature, dict) else isinstance(feature, ARRAY_FEATURES)
-
-
-def _typed_clip(clip: Any, feature: Any) -> Any:
-    """Array of a clip, or dictionary with it, in the type of the column."""
-    if not isinstance(feature, dict):
-        return _typed(clip, feature)
-    return clip if clip is None else {**clip, "array": _typed(clip["array"], feature["array"])}
-
-
-def _typed(samples: Any, feature: Any) -> Any:
-    """Array of a list of samples, in the type of its column: `datasets` returns lists of Python numbers."""
-    while isinstance(feature, (datasets.List, datasets.LargeList)):
-        feature = feature.feature
-    dtype = getattr(feature, "dtype", None)
-    return samples if samples is None or dtype not in NUMBERS else np.asarray(samples, dtype=dtype)
 
 
 def _audio_of_row(row: Mapping[str, Any], number: int) -> Any:

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from ..modeling_mtslvr import MTSLVRPreTrainedModel, feature_extractor_of
 from ..shards.folder import DATA, MANIFEST, SETTINGS, ShardFolder
-from .embed_dataset import embed_dataset, extractor_facts, model_facts
 from .encode import encode
+from .whole_dataset import embed_dataset, extractor_facts, model_facts
 
 
 class Neighbor(NamedTuple):

@@ -1,5 +1,6 @@
 """Threads that read ahead: order, bound and errors."""
 
+import threading
 import time
 
 import numpy as np
@@ -49,3 +50,26 @@ class TestReadAhead:
         assert [next(results) for _ in range(4)] == [(n, n) for n in range(4)]
         with pytest.raises(ZeroDivisionError, match="three"):
             next(results)
+
+    def test_threads_are_prepared_before_they_work(self):
+        prepared, seen = set(), []
+
+        def work(number, item):
+            seen.append(threading.get_ident() in prepared)
+            yield item
+
+        ahead = ReadAhead(range(9), work, 3, 2, prepare=lambda: prepared.add(threading.get_ident()))
+        ahead.start()
+        assert len(prepared) == 3
+        assert len(list(ahead)) == 9 and all(seen)
+
+    def test_stop_ends_an_iteration_that_waits_in_another_thread(self):
+        comes, results = threading.Event(), []
+        ahead = ReadAhead([comes], lambda number, item: iter([item.wait(20)]), 1, 2)
+        reader = threading.Thread(target=lambda: results.extend(ahead))
+        reader.start()
+        ahead.start()
+        ahead.stop()
+        reader.join(10)
+        assert not reader.is_alive() and not results
+        comes.set()

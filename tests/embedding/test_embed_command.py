@@ -12,7 +12,7 @@ from interrupted_runs import contents
 from transformers import AutoModel
 
 from mtslvr_cli import main
-from mtslvr_hf.embedding.embed_dataset import embed_dataset
+from mtslvr_hf.embedding import embed_dataset
 from mtslvr_hf.shards import run
 
 ROOT = Path(__file__).parents[2]

@@ -28,8 +28,7 @@ from embed_runs import (
 from interrupted_runs import contents
 
 from mtslvr_hf import MTSLVRForPreTraining
-from mtslvr_hf.embedding import encode
-from mtslvr_hf.embedding.embed_dataset import embed_dataset
+from mtslvr_hf.embedding import embed_dataset, encode
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,7 +37,7 @@ import os
 from huggingface_hub import HfApi
 from transformers import AutoModel
 import mtslvr_hf
-from mtslvr_hf.embedding.embed_dataset import embed_dataset
+from mtslvr_hf.embedding import embed_dataset
 
 api = HfApi()
 api.create_repo("tester/sounds", repo_type="dataset")

@@ -12,7 +12,7 @@ import torch
 from embed_runs import SIZE, make_model, manifest_of, rows_in, save_model, shard_files, wav
 from interrupted_runs import contents
 
-from mtslvr_hf.embedding.embed_dataset import embed_dataset
+from mtslvr_hf.embedding import embed_dataset
 
 
 def test_manifest_counts_and_checksums(model, sounds, out):

@@ -10,7 +10,7 @@ from embed_runs import make_model, rows_in, save_model, shard_files, wav, write_
 from interrupted_runs import contents, interrupt, kill
 
 from mtslvr_hf import MTSLVRFeatureExtractor
-from mtslvr_hf.embedding.embed_dataset import embed_dataset
+from mtslvr_hf.embedding import embed_dataset
 
 OPTIONS = {"rows_per_shard": 2, "columns": ["label"]}
 

@@ -94,6 +94,69 @@ class TestAgainstTheForward:
             assert_close(encode(model, clips, RATE, **options), by_forward(model, clips))
 
 
+class TestThreads:
+    @pytest.fixture
+    def batches(self, model):
+        """Number of windows of each batch, with the threads of torch that computed it and autocast's state."""
+        seen = []
+        hook = model.inference_network().register_forward_pre_hook(
+            lambda _, inputs: seen.append((len(inputs[0]), torch.get_num_threads(), torch.is_autocast_enabled("cpu")))
+        )
+        yield seen
+        hook.remove()
+
+    @pytest.fixture
+    def three(self):
+        before = torch.get_num_threads()
+        torch.set_num_threads(3)
+        yield
+        torch.set_num_threads(before)
+
+    def test_each_runs_the_network_on_one_core(self, model, batches, three):
+        clips = [noise(RATE, seed=seed) for seed in range(14)]
+        embeddings = encode(model, clips, RATE, batch_size=4, num_workers=2)
+        assert sorted(batches) == [(3, 1, False)] * 2 + [(4, 1, False)] * 2  # the last six are divided
+        assert_close(embeddings, by_forward(model, clips))
+
+    def test_the_caller_runs_it_with_all_cores(self, model, batches, three):
+        encode(model, [noise(RATE)], RATE, num_workers=2)  # fewer windows than threads
+        encode(model, [noise(RATE)] * 5, RATE, batch_size=4, num_workers=0)
+        assert batches == [(1, 3, False), (4, 3, False), (1, 3, False)]
+
+    def test_other_threads_keep_theirs(self, model, three):
+        for count in (1, 9):
+            encode(model, [noise(RATE)] * count, RATE, batch_size=2, num_workers=2)
+        others = []
+        thread = threading.Thread(target=lambda: others.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert (torch.get_num_threads(), others) == (3, [3])
+
+    def test_batches_hold_80_seconds_at_most(self, model, batches):
+        encode(model, [noise(RATE * 100)], RATE, batch_size=1000, num_workers=0)
+        assert [windows for windows, *_ in batches] == [80, 20]
+
+    def test_autocast_is_that_of_the_caller(self, model, batches):
+        with torch.autocast("cpu", torch.bfloat16):
+            encode(model, [noise(RATE)] * 9, RATE, batch_size=2, num_workers=2)
+        assert all(autocast for *_, autocast in batches)
+
+    def test_the_end_does_not_wait_for_an_item_that_does_not_come(self, model):
+        """A thread that runs the network waits for a thread that decodes, which waits for the items."""
+        comes = threading.Event()
+
+        def items():
+            yield from [noise(RATE)] * 4
+            comes.wait(20)
+
+        results = encode_items(model, items(), RATE, batch_size=1, num_workers=2)
+        assert next(results).index == 0
+        started = threading.active_count()
+        results.close()
+        assert threading.active_count() <= started - 2  # all but the decoding ones, which wait for the item
+        comes.set()
+
+
 class TestOverTime:
     def test_frames_of_a_long_clip(self, model):
         clip = noise(int(3.6 * RATE))
@@ -305,7 +368,8 @@ class TestMemoryAndTime:
         assert [next(results).index for _ in range(5)] == list(range(5))
         results.close()
         assert threading.active_count() == before
-        assert 5 <= len(taken) <= 5 + 3 * 4 // 2 + 2 + 2  # waiting windows, items in work, the batch
+        # A round of two batches of two items: returned, gathered, in work and, twice, waiting; then items in work.
+        assert 5 <= len(taken) <= 6 * 4 + 2
 
     def test_threads_end_with_an_error(self, model):
         before = threading.active_count()

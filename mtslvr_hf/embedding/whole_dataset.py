@@ -59,7 +59,7 @@ def embed_dataset(
     feature_extractor: MTSLVRFeatureExtractor | None = None,
     batch_size: int = 32,
     rows_per_shard: int = 1000,
-    num_workers: int = 2,
+    num_workers: int | None = None,
     compile: bool = False,
     faiss: bool = False,
     verify: bool = False,
@@ -76,7 +76,7 @@ def embed_dataset(
     stream, or `rows_per_shard` rows).
 
     Args:
-        model, tasks, batch_size, normalize, compile: As for `encode`.
+        model, tasks, batch_size, normalize, num_workers, compile: As for `encode`.
         source: A folder of audio files at any depth, of parquet or of tar shards; a parquet or tar file; the name of a
             data set on the Hub; or a data set object.
         output: The folder to write, new or of an earlier run with the same settings.
@@ -88,7 +88,6 @@ def embed_dataset(
         id_column: Column that names the rows; default: the path that is stored with the audio, or the position.
         feature_extractor: Sets the normalization; default: the one saved with the model's weights.
         rows_per_shard: Largest number of rows in a parquet file. A stream's shards are not joined.
-        num_workers: Threads that decode ahead.
         faiss: Also write an index for `get_nearest_examples`, by inner product if `normalize`, else by Euclidean
             distance.
         verify: Also compare the checksums of finished shards, which reads all of them, and recompute damaged ones.
