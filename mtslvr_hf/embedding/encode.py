@@ -227,6 +227,9 @@ class _Network:
         embedded = self._run(windows) if windows else iter(())
         return [(index, message if isinstance(message, Ending) else next(embedded)) for index, message in messages]
 
+    def embed_batch(self, _: int, messages: _Messages) -> Iterator[_Results]:
+        yield self.embed(messages)
+
     @torch.inference_mode()
     def _run(self, windows: Sequence[np.ndarray]) -> Iterator[_Embedded]:
         filling = [np.zeros_like(windows[0])] * (self.batch_size - len(windows) if self.compiled else 0)
@@ -283,21 +286,22 @@ def _results(
 
     `shares` batches at a time form a round, so that the last windows are divided evenly into as many.
     """
-    rounds = _cut(messages, network.batch_size * max(1, shares))
+    size = network.batch_size * max(1, shares)
+    rounds = _cut(messages, size)
     embedded: ReadAhead | None = None
     try:
         current = next(rounds, None)
-        # Fewer windows than threads: the caller's thread alone uses all cores, by OpenMP. (For another number of cores,
-        # torch would compile the network again.)
-        while current is not None and _count_windows(current) < threads and not network.compiled:
+        # Not even a window for each thread, and no more to come: the caller's thread alone uses all cores, by OpenMP.
+        # (Torch would compile the network again for another number of cores.)
+        few = 0 if network.compiled else min(threads, size)
+        while current is not None and _count_windows(current) < few:
             yield from network.embed(current)
             current = next(rounds, None)
         if current is None:
             return
         batches = _batches(itertools.chain([current], rounds), max(1, shares))
         del current
-        work = lambda _, batch: iter((network.embed(batch),))  # noqa: E731
-        embedded = ReadAhead(batches, work, threads, limit=threads, prepare=_preparation())
+        embedded = ReadAhead(batches, network.embed_batch, threads, limit=threads, prepare=_preparation())
         if threads:
             embedded.start()
             torch.set_num_threads(torch.get_num_threads())  # for threads that others start: the last setting counts

@@ -123,6 +123,10 @@ class TestThreads:
         encode(model, iter([noise(RATE)] * 14), RATE, batch_size=4, num_workers=num_workers)
         assert sorted(windows for windows, *_ in batches) == [2, 4, 4, 4]
 
+    def test_batches_of_fewer_windows_than_threads_run_in_threads(self, model, batches, three):
+        encode(model, iter([noise(RATE)] * 4), RATE, batch_size=2, num_workers=4)
+        assert batches == [(2, 1, False)] * 2
+
     def test_the_caller_runs_it_with_all_cores(self, model, batches, three):
         encode(model, [noise(RATE)], RATE, num_workers=2)  # fewer windows than threads
         encode(model, [noise(RATE)] * 5, RATE, batch_size=4, num_workers=0)
