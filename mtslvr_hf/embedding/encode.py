@@ -146,7 +146,8 @@ def encode_items(
     """Iterator of `Encoded`, one for each item in their order, as soon as its last window has been embedded.
 
     Bad items have an `error`; they raise nothing. About three times `batch_size` windows wait decoded; on a CPU, as
-    many for each thread. There, windows are embedded when there are `batch_size` for each thread, or no more.
+    many for each thread. The last windows of a list are divided evenly among these; the batches of an iterator, and so
+    the last bits of its embeddings, do not depend on the number of threads.
 
     Args:
         items: Iterable of items, read a little ahead (in other threads, unless `num_workers` is 0). A list of numbers
@@ -180,9 +181,10 @@ def encode_items(
     inference_network = model.base_model.inference_network(tasks, compile)
     network = _Network(inference_network, tasks, return_timestamps, batch_size, compile)
     threads = num_workers if on_cpu else 0  # that run the network; 0: the caller's
+    is_list = isinstance(items, Sized)
     decoders = min(num_workers, len(items)) if isinstance(items, Sized) else num_workers
     messages = ReadAhead(items, reader.read, decoders, limit=batch_size * max(2, threads))
-    return _embed(messages, network, threads, normalize)
+    return _embed(messages, network, threads, threads if is_list and not compile else 1, normalize)
 
 
 class _Embedded(NamedTuple):
@@ -225,6 +227,9 @@ class _Network:
         embedded = self._run(windows) if windows else iter(())
         return [(index, message if isinstance(message, Ending) else next(embedded)) for index, message in messages]
 
+    def embed_batch(self, _: int, messages: _Messages) -> Iterator[_Results]:
+        yield self.embed(messages)
+
     @torch.inference_mode()
     def _run(self, windows: Sequence[np.ndarray]) -> Iterator[_Embedded]:
         filling = [np.zeros_like(windows[0])] * (self.batch_size - len(windows) if self.compiled else 0)
@@ -259,10 +264,12 @@ class _Pending:
             self.frames.append(embedded.frames)
 
 
-def _embed(messages: ReadAhead, network: _Network, threads: int, normalize: bool) -> Generator[Encoded, None, None]:
+def _embed(
+    messages: ReadAhead, network: _Network, threads: int, shares: int, normalize: bool
+) -> Generator[Encoded, None, None]:
     """Embeds windows of all items in batches, and yields items when they are complete."""
     item = _Pending(-1)
-    with closing(_results(messages, network, threads)) as results:
+    with closing(_results(messages, network, threads, shares)) as results:
         for index, result in results:
             if index != item.index:
                 item = _Pending(index)
@@ -273,26 +280,28 @@ def _embed(messages: ReadAhead, network: _Network, threads: int, normalize: bool
 
 
 def _results(
-    messages: ReadAhead, network: _Network, threads: int
+    messages: ReadAhead, network: _Network, threads: int, shares: int
 ) -> Generator[tuple[int, _Embedded | Ending], None, None]:
     """Messages in order, with embeddings in the place of windows.
 
-    `threads` batches at a time form a round, so that the last windows are divided evenly.
+    `shares` batches at a time form a round, so that the last windows are divided evenly into as many.
     """
-    rounds = _cut(messages, network.batch_size * max(1, threads))
+    size = network.batch_size * max(1, shares)
+    rounds = _cut(messages, size)
     embedded: ReadAhead | None = None
     try:
         current = next(rounds, None)
-        # Fewer windows than threads: the caller's thread alone uses all cores, by OpenMP.
-        while current is not None and _count_windows(current) < max(1, threads):
+        # Not even a window for each thread, and no more to come: the caller's thread alone uses all cores, by OpenMP.
+        # (Torch would compile the network again for another number of cores.)
+        few = 0 if network.compiled else min(threads, size)
+        while current is not None and _count_windows(current) < few:
             yield from network.embed(current)
             current = next(rounds, None)
         if current is None:
             return
-        batches = _batches(itertools.chain([current], rounds), network, threads)
+        batches = _batches(itertools.chain([current], rounds), max(1, shares))
         del current
-        work = lambda _, batch: iter((network.embed(batch),))  # noqa: E731
-        embedded = ReadAhead(batches, work, threads, limit=threads, prepare=_preparation())
+        embedded = ReadAhead(batches, network.embed_batch, threads, limit=threads, prepare=_preparation())
         if threads:
             embedded.start()
             torch.set_num_threads(torch.get_num_threads())  # for threads that others start: the last setting counts
@@ -319,11 +328,10 @@ def _preparation() -> Callable[[], None]:
     return prepare
 
 
-def _batches(rounds: Iterable[_Messages], network: _Network, threads: int) -> Iterator[_Messages]:
-    """Batches of rounds; a round with fewer windows is divided evenly among the threads."""
+def _batches(rounds: Iterable[_Messages], shares: int) -> Iterator[_Messages]:
+    """Batches of rounds, each divided evenly into `shares`."""
     for messages in rounds:
-        share = math.ceil(_count_windows(messages) / max(1, threads))
-        yield from _cut(messages, network.batch_size if network.compiled else max(1, share))
+        yield from _cut(messages, max(1, math.ceil(_count_windows(messages) / shares)))
 
 
 def _cut(messages: Iterable[tuple[int, Any]], windows: int) -> Iterator[_Messages]:

@@ -118,6 +118,15 @@ class TestThreads:
         assert sorted(batches) == [(3, 1, False)] * 2 + [(4, 1, False)] * 2  # the last six are divided
         assert_close(embeddings, by_forward(model, clips))
 
+    @pytest.mark.parametrize("num_workers", [1, 2, 5])
+    def test_batches_of_an_iterator_do_not_depend_on_their_number(self, model, batches, num_workers):
+        encode(model, iter([noise(RATE)] * 14), RATE, batch_size=4, num_workers=num_workers)
+        assert sorted(windows for windows, *_ in batches) == [2, 4, 4, 4]
+
+    def test_batches_of_fewer_windows_than_threads_run_in_threads(self, model, batches, three):
+        encode(model, iter([noise(RATE)] * 4), RATE, batch_size=2, num_workers=4)
+        assert batches == [(2, 1, False)] * 2
+
     def test_the_caller_runs_it_with_all_cores(self, model, batches, three):
         encode(model, [noise(RATE)], RATE, num_workers=2)  # fewer windows than threads
         encode(model, [noise(RATE)] * 5, RATE, batch_size=4, num_workers=0)
@@ -368,7 +377,7 @@ class TestMemoryAndTime:
         assert [next(results).index for _ in range(5)] == list(range(5))
         results.close()
         assert threading.active_count() == before
-        # A round of two batches of two items: returned, gathered, in work and, twice, waiting; then items in work.
+        # Two batches of two items are returned; as many are gathered, in work and, twice, waiting.
         assert 5 <= len(taken) <= 6 * 4 + 2
 
     def test_threads_end_with_an_error(self, model):
