@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import soxr
 
-from .errors import DECODE_ERRORS, BadClipError, summary
+from .errors import BadClipError, decode_errors, summary
 from .hashing import hash_integers
 from .recording import MAX_SECONDS, OnTruncated, Recording, open_recording
 
@@ -108,7 +108,7 @@ def _fit(mono: np.ndarray, rate: int, lead: int, clip_seconds: float, sampling_r
     if rate != sampling_rate:
         try:
             mono = soxr.resample(mono, rate, sampling_rate, quality="HQ")
-        except DECODE_ERRORS as error:
+        except decode_errors() as error:
             raise BadClipError("unreadable", f"{name}: {rate} Hz: {summary(error)}") from error
         mono = mono[round(lead * sampling_rate / rate) :]
     if len(mono) == 0:

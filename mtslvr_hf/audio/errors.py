@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 
-import aiohttp
 from huggingface_hub.errors import HfHubHTTPError
 
 REASONS = ("unreadable", "missing_codec", "truncated", "empty", "non_finite", "silent", "unreadable_shard")
@@ -13,12 +13,25 @@ MAX_ERROR_LENGTH = 200
 URL_USER = re.compile(r"://[^/@\s'\"]*@")
 URL_QUERY = re.compile(r"(://[^?\s'\"]*)\?[^\s'\")]+")
 Exceptions = tuple[type[BaseException], ...]
-# Reading, also over a network. The Hub client's HTTPError and fsspec's (aiohttp's) ClientError are no OSErrors; nor is
-# a timeout of fsspec before Python 3.11.
-READ_ERRORS: Exceptions = (*HfHubHTTPError.__bases__, aiohttp.ClientError, asyncio.TimeoutError, EOFError)
-# libsndfile raises RuntimeErrors. Bad headers also cause ValueError (NumPy, soxr), TypeError (no format) and, with
-# wrong sizes, MemoryError, OverflowError and ZeroDivisionError.
-DECODE_ERRORS: Exceptions = (*READ_ERRORS, RuntimeError, ValueError, TypeError, MemoryError, ArithmeticError)
+
+
+def read_errors(*others: type[BaseException]) -> Exceptions:
+    """Exceptions of reading, also over a network, and others.
+
+    Asked for when one was raised: aiohttp, which is slow to import, is there by then if it raised it.
+    """
+    # The Hub client's HTTPError and fsspec's (aiohttp's) ClientError are no OSErrors; nor is a timeout of fsspec
+    # before Python 3.11.
+    aiohttp = sys.modules.get("aiohttp")
+    of_fsspec = () if aiohttp is None else (aiohttp.ClientError,)
+    return (*HfHubHTTPError.__bases__, *of_fsspec, asyncio.TimeoutError, EOFError, *others)
+
+
+def decode_errors(*others: type[BaseException]) -> Exceptions:
+    """Exceptions of reading and decoding, and others; see `read_errors`."""
+    # libsndfile raises RuntimeErrors. Bad headers also cause ValueError (NumPy, soxr), TypeError (no format) and, with
+    # wrong sizes, MemoryError, OverflowError and ZeroDivisionError.
+    return read_errors(RuntimeError, ValueError, TypeError, MemoryError, ArithmeticError, *others)
 
 
 class BadClipError(ValueError):
@@ -46,4 +59,4 @@ def summary(error: BaseException) -> str:
     return text[:MAX_ERROR_LENGTH] or type(error).__name__
 
 
-__all__ = ["DECODE_ERRORS", "READ_ERRORS", "REASONS", "BadClipError", "Exceptions", "mask_secrets", "summary"]
+__all__ = ["REASONS", "BadClipError", "Exceptions", "decode_errors", "mask_secrets", "read_errors", "summary"]

@@ -15,12 +15,10 @@ import numpy as np
 
 from ..files import open_regular
 from ..installation import install_hint
-from .errors import DECODE_ERRORS, READ_ERRORS, BadClipError, Exceptions, mask_secrets, summary
+from .errors import BadClipError, decode_errors, mask_secrets, read_errors, summary
 
 MAX_FILE_BYTES = 2 * 10**9  # of a file in a tar archive or at a URL
 COPY_BYTES = 2**18
-URL_ERRORS: Exceptions = (*READ_ERRORS, ValueError, ImportError)  # fsspec: unknown protocols, missing packages
-TORCHCODEC_ERRORS: Exceptions = (*DECODE_ERRORS, ImportError)
 REFUSED = b"mtslvr refused: "  # begins the bytes of a row that a source did not read; the reason follows
 
 
@@ -158,7 +156,7 @@ def copy_url(url: str, destination: IO[bytes], name: str) -> None:
         destination.flush()
     except BadClipError:
         raise
-    except URL_ERRORS as error:
+    except read_errors(ValueError, ImportError) as error:  # unknown protocols and missing packages of fsspec, too
         raise BadClipError(
             "unreadable",
             f"{name}: the URL cannot be read ({type(error).__name__}: {summary(error)}); check the address, the "
@@ -187,7 +185,7 @@ def torchcodec_decoder(path: str, name: str) -> Any:
             return AudioDecoder(unnamed if os.path.exists(unnamed) else f"file:{os.path.abspath(path)}")
         finally:
             os.close(descriptor)  # FFmpeg has opened the file itself
-    except TORCHCODEC_ERRORS as error:
+    except decode_errors(ImportError) as error:
         # Without FFmpeg's libraries, torchcodec may fail only at its first use.
         if not isinstance(error, (ImportError, OSError)) and "load libtorchcodec" not in str(error):
             raise BadClipError("unreadable", f"{name}: no audio that torchcodec reads: {summary(error)}") from error

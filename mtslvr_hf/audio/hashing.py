@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import READ_ERRORS, BadClipError, summary
+from .errors import BadClipError, read_errors, summary
 from .files import describe, open_audio
 
 KEY_BYTES = 4096  # of a file's head and tail
@@ -26,7 +26,7 @@ def row_key(audio: Mapping[str, Any]) -> int:
             head = file.read(KEY_BYTES)
             file.seek(max(0, length - KEY_BYTES))
             tail = file.read(KEY_BYTES)
-    except READ_ERRORS as error:
+    except read_errors() as error:
         raise BadClipError("unreadable", f"{describe(audio)}: {type(error).__name__}: {summary(error)}") from error
     return _hash(b"%d," % length + head + tail)
 

@@ -87,7 +87,7 @@ def open_sounds(path: str, name: str, whole: bool = True) -> Iterator[Sequence[S
             files are taken for the first of them.
 
     Raises:
-        soundfile.LibsndfileError, OSError and others of `DECODE_ERRORS`: If libsndfile cannot read it.
+        soundfile.LibsndfileError, OSError and others of `decode_errors`: If libsndfile cannot read it.
     """
     with ExitStack() as stack:
         file = stack.enter_context(open(path, "rb", buffering=0))

@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 import soxr
 
-from .errors import DECODE_ERRORS, BadClipError, summary
+from .errors import BadClipError, decode_errors, summary
 from .files import describe, mix_down, needs_torchcodec, path_of, torchcodec_decoder
 from .libsndfile import FORMATS, Sound, open_sounds
 
@@ -60,7 +60,7 @@ class Recording:
         if self.rate != sampling_rate:
             try:
                 resampler = soxr.ResampleStream(self.rate, sampling_rate, 1, dtype="float32", quality="HQ")
-            except DECODE_ERRORS as error:
+            except decode_errors() as error:
                 message = f"{self.name}: {self.rate} Hz cannot be resampled to {sampling_rate} Hz: {error}"
                 raise BadClipError("unreadable", message) from error
         given, level = 0, None  # mean of the first block
@@ -182,7 +182,7 @@ def open_recording(
         with ExitStack() as stack:
             try:
                 sounds = stack.enter_context(open_sounds(path, name, whole))
-            except DECODE_ERRORS as error:
+            except decode_errors() as error:
                 yield _second_try(path, name, magic, on_truncated, error)
                 return
             yield _sound_recording(sounds, name, on_truncated)
@@ -223,7 +223,7 @@ def decoder_recording(decoder: Any, name: str, exact: bool = False, on_truncated
     """
     try:
         stated = decoder.metadata.sample_rate
-    except DECODE_ERRORS as error:
+    except decode_errors() as error:
         raise BadClipError("unreadable", f"{name}: torchcodec finds no audio in it: {summary(error)}") from error
     if not stated:
         raise BadClipError("unreadable", f"{name}: torchcodec finds no audio in it; leave it out.")
@@ -312,7 +312,7 @@ def _range(decoder: Any, begin: float, end: float) -> Any:
     """Samples in a range of seconds; None if there are none; an error of the decoder."""
     try:
         samples = decoder.get_samples_played_in_range(begin, end)
-    except DECODE_ERRORS as error:
+    except decode_errors() as error:
         return None if NO_MORE_FRAMES in str(error) else error
     return samples if samples.data.shape[-1] else None
 
@@ -383,7 +383,7 @@ def _mixed(
             yield mix_down(block)
     except BadClipError:
         raise
-    except DECODE_ERRORS as error:
+    except decode_errors() as error:
         failure = summary(error)
     if on_truncated == "error" and (failure is not None or (expected is not None and read < max(1, expected))):
         stated = (begin + expected) / rate if expected and expected > read else None

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..audio.hashing import hash_integers
 from ..audio.prefetch import ReadAhead
-from .sources import SHARD_ERRORS
+from .sources import shard_errors
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class ShuffledReader:
                         yield Row(place, index, batch["audio"][0], None)
                     index += 1
                     retries.reset()
-            except SHARD_ERRORS as error:
+            except shard_errors() as error:
                 text = f"shard {shard} at row {index}: {type(error).__name__}: {error}"
                 if retries.wait(error, text):
                     continue

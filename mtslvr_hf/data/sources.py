@@ -14,7 +14,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet as pq
 
-from ..audio.errors import READ_ERRORS
+from ..audio.errors import Exceptions, read_errors
 from ..audio.files import MAX_FILE_BYTES, refused_bytes, too_large
 from ..files import open_regular
 from .encoded import EncodedAudio, folder_roots, repository_roots, roots_of_files
@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 FOLDER_SHARDS = 256
 FEW_SHARDS = 16  # fewer files than this are divided into their row groups, which opens each file once
-SHARD_ERRORS = (*READ_ERRORS, pyarrow.ArrowException, tarfile.TarError, zlib.error)  # corrupt or unreachable shards
 
 
 def load_audio(
@@ -94,7 +93,7 @@ class OpenedStream(NamedTuple):
             return self.stated_rows
         try:
             return sum(pq.read_metadata(file).num_rows for file in self.files) or None
-        except SHARD_ERRORS:  # the reader reports the same error
+        except shard_errors():  # the reader reports the same error
             return None
 
 
@@ -176,7 +175,7 @@ def _divide_into_shards(dataset: datasets.IterableDataset) -> datasets.IterableD
         return dataset
     try:
         return dataset.reshard()
-    except SHARD_ERRORS as error:
+    except shard_errors() as error:
         logger.warning("A shard cannot be read, so none is divided: %s: %s", type(error).__name__, error)
         return dataset
 
@@ -308,6 +307,11 @@ def _member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return file.read()
 
 
+def shard_errors() -> Exceptions:
+    """Exceptions of corrupt or unreachable shards; see `read_errors`."""
+    return read_errors(pyarrow.ArrowException, tarfile.TarError, zlib.error)
+
+
 def _list_files(shards: list[list[str | None]]) -> Iterator[dict[str, Any]]:
     for paths in shards:
         for path in paths:
@@ -324,5 +328,6 @@ __all__ = [
     "load_whole",
     "open_stream",
     "open_tars",
+    "shard_errors",
     "undecoded",
 ]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..audio.errors import DECODE_ERRORS, BadClipError, summary
+from ..audio.errors import BadClipError, decode_errors, summary
 from ..audio.libsndfile import BLOCK_SAMPLES
 from ..audio.recording import OnTruncated, Recording, decoder_recording, open_recording
 from ..feature_extraction_mtslvr import (
@@ -119,7 +119,7 @@ def _samples_and_rate(item: Any, name: str) -> tuple[Any, Any]:
         return item, None
     try:
         decoded = item.get_all_samples()
-    except DECODE_ERRORS as error:
+    except decode_errors() as error:
         raise BadClipError("unreadable", f"{name}: it cannot be decoded: {summary(error)}") from error
     return decoded.data, decoded.sample_rate
 

@@ -19,7 +19,7 @@ import torch
 from datasets.exceptions import DatasetsError
 from tqdm.auto import tqdm
 
-from ..audio.errors import READ_ERRORS
+from ..audio.errors import read_errors
 from ..audio.pieces import Cuts, cut_clip
 from ..data import BadClipError, LabelledAudio, decode_clip, find_audio_files, load_labelled_audio
 from ..data.folders import readable_name
@@ -187,7 +187,7 @@ def _open_benchmark(benchmark: Benchmark, root: str | Path | None) -> Evaluation
             group_column=benchmark.group_column,
             revision=benchmark.revision,
         )
-    except (*READ_ERRORS, ValueError, DatasetsError) as error:  # no network, or changed contents
+    except read_errors(ValueError, DatasetsError) as error:  # no network, or changed contents
         raise DataNotReachableError(f"{benchmark.name}: {place} cannot be opened: {error}") from error
     return _of_audio(audio, benchmark.name, place, benchmark)
 

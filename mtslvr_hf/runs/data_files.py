@@ -15,7 +15,7 @@ from typing import NamedTuple
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 
-from ..audio.errors import READ_ERRORS, Exceptions
+from ..audio.errors import read_errors
 from ..data.local import TORCHCODEC_SUFFIXES, find_audio_files, local_path, look_into
 from ..installation import install_hint
 
@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 FOOTER_BYTES = 2**16  # parquet's footer has the statistics and offsets of all row groups
 HUB_SECONDS = 10.0
-HUB_ERRORS: Exceptions = (*READ_ERRORS, HFValidationError)
 
 
 class LocalFiles(NamedTuple):
@@ -71,7 +70,7 @@ def data_fingerprint(
         return None
     try:
         return HfApi().dataset_info(name, revision=revision, timeout=HUB_SECONDS).sha
-    except HUB_ERRORS:
+    except read_errors(HFValidationError):
         return None
 
 

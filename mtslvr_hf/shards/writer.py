@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from ..audio.errors import BadClipError, summary
-from ..data.sources import SHARD_ERRORS
+from ..data.sources import shard_errors
 from .folder import ShardFolder, ShardRecord
 from .partitions import Partition, SourceRow
 
@@ -151,7 +151,7 @@ class _PartitionRows:
             return self._ahead.pop()
         try:
             return next(self._rows, None)
-        except SHARD_ERRORS as error:
+        except shard_errors() as error:
             self.failure = f"cannot be read on after row {self._position}: {type(error).__name__}: {summary(error)}"
             return None
 
