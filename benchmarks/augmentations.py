@@ -4,6 +4,7 @@ pip install torch-audiomentations
 python benchmarks/augmentations.py
 python benchmarks/augmentations.py --profile    # time of the pipeline by torch operator
 python benchmarks/augmentations.py --launches   # kernels of two views on a GPU, counted without one
+python benchmarks/augmentations.py --share --base-width 16 --seconds 2 --batch-size 64 --threads 1    # of the step
 
 The floor (lower bound) of an augmentation is the time of its Fourier transforms, of the multiplications of its
 resampler at the speed of a large matrix product, and of one copy of the clip, in the same run.
@@ -20,6 +21,7 @@ from launches import LaunchCounter, count_launches
 from scipy.fft import next_fast_len
 from torch import Tensor
 
+from mtslvr_hf import MTSLVRConfig, MTSLVRForPreTraining
 from mtslvr_hf.augmentations import Augmentation, TwoViewAugmentation
 from mtslvr_hf.augmentations.resampling import CROSSINGS, CUTOFF
 from mtslvr_hf.augmentations.rounds import apply_in_rounds
@@ -38,6 +40,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--profile", action="store_true", help="print the operators of the pipeline by time instead")
     parser.add_argument("--launches", action="store_true", help="count kernels on a GPU instead, without one")
+    parser.add_argument("--share", action="store_true", help="print the share of the views in a step instead")
+    parser.add_argument("--base-width", type=int, default=64, help="of the network of --share")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.launches:
@@ -45,6 +49,9 @@ def main() -> None:
         return
     waveforms = 0.1 * torch.randn(arguments.batch_size, round(arguments.seconds * RATE))
     print(f"{arguments.batch_size} clips of {arguments.seconds} s; {machine()}\n")
+    if arguments.share:
+        print_share(waveforms, arguments.base_width, arguments.rounds, arguments.steps)
+        return
     if arguments.profile:
         pipeline, steps = TwoViewAugmentation(), iter(range(10**9))
         print_operators(lambda: pipeline(waveforms, next(steps)), arguments.steps, len(waveforms))
@@ -70,6 +77,29 @@ def launches_of_a_step(batch: int, samples: int, step: int) -> LaunchCounter:
     pipeline = TwoViewAugmentation()
     drawn, views = pipeline.draw(batch, step), torch.empty(batch, 2, samples, device="meta")
     return count_launches(lambda: apply_in_rounds(views, drawn.order, drawn.values, pipeline.augmentations))
+
+
+def print_share(waveforms: Tensor, base_width: int, rounds: int, steps: int) -> None:
+    """Prints the share of the views in a step of a network: views, forward, backward, Adam."""
+    torch.manual_seed(0)
+    model = MTSLVRForPreTraining(MTSLVRConfig(window_seconds=waveforms.shape[1] / RATE, base_width=base_width))
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-5, fused=True)
+    pipeline = TwoViewAugmentation()
+    views, labels, _ = pipeline(waveforms, step=0)
+
+    def network() -> None:
+        model(views, augmentation_labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    functions = {
+        "two views": lambda: [pipeline(waveforms, step) for step in range(steps)],
+        "network": lambda: [network() for _ in range(steps)],
+    }
+    seconds = {name: value / steps for name, value in seconds_each(functions, rounds).items()}
+    print("| part | ms a clip | share of the step |\n| --- | --- | --- |")
+    for name, value in seconds.items():
+        print(f"| {name} | {1e3 * value / len(waveforms):.2f} | {value / sum(seconds.values()):.0%} |")
 
 
 def print_each(waveforms: Tensor, rounds: int) -> None:
