@@ -133,11 +133,16 @@ class Augmentation(ABC):
         clips = max(1, (self.cpu_block if waveforms.device.type == "cpu" else DEVICE_BLOCK) // samples)
         if batch <= clips:
             return self.transform(waveforms, parameters)
-        order = torch.arange(batch) if self.sort_by is None else parameters[self.sort_by].argsort()
         output = torch.empty_like(waveforms)
-        for block in order.split(clips):
+        if self.sort_by is None:
+            own = {key: value.split(clips) for key, value in parameters.items()}
+            for n, (block, result) in enumerate(zip(waveforms.split(clips), output.split(clips), strict=True)):
+                result.copy_(self.transform(block, {key: value[n] for key, value in own.items()}))
+            return output
+        for block in parameters[self.sort_by].argsort().split(clips):
             rows = block.to(waveforms.device, non_blocking=True)
-            output[rows] = self.transform(waveforms[rows], {key: value[block] for key, value in parameters.items()})
+            own = {key: value[block] for key, value in parameters.items()}
+            output.index_copy_(0, rows, self.transform(waveforms.index_select(0, rows), own))
         return output
 
 

@@ -61,9 +61,10 @@ def gaussian_pairs(device: torch.device, *draws: tuple[Tensor, int]) -> list[Ten
     for start, (seeds, count), part in zip(starts, draws, bits.split(sizes), strict=True):
         torch.add(start, _counter(count, device), out=part.view(len(seeds), count))
     _mix(bits)
-    angle = (bits & 0xFFFF) * (2 * math.pi * 2**-16)
-    radius = bits.bitwise_right_shift_(16).bitwise_and_(0xFFFF) + 0.5
-    pairs = torch.polar(radius.mul_(2**-16).log_().mul_(-2).sqrt_(), angle)
+    angle = (bits & 0xFFFF).float().mul_(2 * math.pi * 2**-16)
+    radius = bits.bitwise_right_shift_(16).bitwise_and_(0xFFFF).float()
+    radius.add_(0.5).mul_(2**-16).log_().mul_(-2).sqrt_()
+    pairs = torch.complex(angle.cos().mul_(radius), angle.sin_().mul_(radius))  # torch.polar is slow on a CPU
     return [part.view(len(seeds), count) for (seeds, count), part in zip(draws, pairs.split(sizes), strict=True)]
 
 

@@ -14,6 +14,7 @@ from .base import counting, sent_together
 GRID = 1024  # ratios are multiples of 1 / GRID: after GRID outputs, positions between samples repeat
 ROW = 64  # outputs from the same input samples
 ROWS = GRID // ROW  # rows in a period
+SHAPES = 4  # shapes of matrices for the ratios of an octave, on a CPU
 CROSSINGS = 38  # zero crossings of the filter on either side
 CUTOFF = 0.95  # of the highest frequency: -6 dB there, -60 dB at the highest frequency
 BETA = 6.17  # of the Kaiser window
@@ -59,7 +60,7 @@ def resample(waveforms: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
     padded = waveforms.new_zeros(batch, stride)
     torch.mul(waveforms, cutoffs, out=padded[:, reach : reach + samples])
     places = torch.addcmul(phases.unsqueeze(2), counting(ROW, device, torch.float32), spacings.unsqueeze(2))
-    clips = waveforms.new_zeros(batch, max(group.periods(samples) for group in groups) * GRID)
+    clips = waveforms.new_empty(batch, max(group.periods(samples) for group in groups) * GRID)
     for group in groups:
         own, count = group.clips, group.periods(samples)
         position = torch.addcmul(begins[own].unsqueeze(2), counting(count, device), periods[own].unsqueeze(2))
@@ -68,8 +69,10 @@ def resample(waveforms: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         inputs = around.index_select(0, position.flatten()).view(-1, count, group.width)
         outputs = torch.bmm(inputs, _filters(places[own], fineness[own], group)).view(-1, ROWS, count, ROW)
         clips[own].unflatten(1, (-1, ROWS, ROW))[:, :count].copy_(outputs.transpose(1, 2))
-    clips = clips[:, : int(lengths.max())]
-    return clips.masked_fill_(counting(clips.shape[1], device) >= behind, 0), lengths  # the filter rings after the end
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    beyond = counting(longest, device)[shortest:] >= behind  # the filter rings there
+    clips[:, shortest:longest].masked_fill_(beyond, 0)
+    return clips[:, :longest], lengths
 
 
 class _Group(NamedTuple):
@@ -99,12 +102,15 @@ def _groups(steps: Tensor, device: torch.device) -> list[_Group]:
     # only with similar ratios, and the result of a clip depends on no other clip. A GPU needs few, large products: one
     # for clips that become longer, and one for those that become shorter; other clips change the last bits there.
     on_cpu = device.type == "cpu"
-    kinds = (2 * (steps / GRID).log2()).ceil().int() if on_cpu else (steps > GRID).int()
+    kinds = (SHAPES * (steps / GRID).log2()).ceil().int() if on_cpu else (steps > GRID).int()
     groups, begin = [], 0
     for kind, count in zip(*(part.tolist() for part in kinds.unique_consecutive(return_counts=True)), strict=True):
         own = slice(begin, begin + count)
-        bounds = (GRID * 2 ** (kind / 2 - 0.5), GRID * 2 ** (kind / 2)) if on_cpu else (steps[begin], steps[own][-1])
-        groups.append(_Group(own, max(int(bounds[0]), 1), int(bounds[1])))
+        if on_cpu:
+            slowest, fastest = (int(GRID * 2 ** (bound / SHAPES)) for bound in (kind - 1, kind))
+            groups.append(_Group(own, max(slowest, 1), fastest))
+        else:
+            groups.append(_Group(own, int(steps[begin]), int(steps[own][-1])))
         begin += count
     return groups
 

@@ -58,7 +58,7 @@ class PitchShift(VocoderAugmentation):
     parameter_names = ("semitones",)
     effort = 3
     sort_by = "semitones"
-    cpu_block = 5 * 2**17
+    cpu_block = 2**18
 
     def __init__(self, min_semitones: float = -15.0, max_semitones: float = 15.0, n_fft: int = 1280):
         check_range("PitchShift", "semitones", min_semitones, max_semitones)
@@ -95,7 +95,7 @@ class TimeStretch(VocoderAugmentation):
     parameter_names = ("rate",)
     effort = 2
     sort_by = "rate"
-    cpu_block = 5 * 2**17
+    cpu_block = 2**18
 
     def __init__(self, min_rate: float = 0.5, max_rate: float = 1.5, n_fft: int = 1280):
         check_range("TimeStretch", "rate", min_rate, max_rate, smallest=1e-3)
@@ -135,6 +135,7 @@ class Fade(Augmentation):
 
     name = "fade"
     parameter_names = ("in_fraction", "out_fraction", "shape")
+    cpu_block = 2**19
 
     def __init__(self, max_in_fraction: float = 0.5, max_out_fraction: float = 0.5):
         check_range("Fade", "in_fraction", 0, max_in_fraction)
@@ -209,6 +210,7 @@ class ColoredNoise(Augmentation):
     """
 
     parameter_names = ("snr_db", "exponent", "noise_seed")
+    cpu_block = 2**19
 
     def __init__(
         self, min_snr_db: float, max_snr_db: float, min_exponent: float, max_exponent: float, sampling_rate: int

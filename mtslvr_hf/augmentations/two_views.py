@@ -167,8 +167,8 @@ class TwoViewAugmentation:
         for position, clips in self._groups(drawn.order):
             augmentation = self.augmentations[position]
             parameters = {key: value[clips].flatten() for key, value in drawn.values[augmentation.name].items()}
-            augmented = augmentation.apply(views[clips].flatten(0, 1), parameters)
-            views[clips] = augmented.unflatten(0, (-1, 2))
+            augmented = augmentation.apply(views.index_select(0, clips).flatten(0, 1), parameters)
+            views.index_copy_(0, clips, augmented.unflatten(0, (-1, 2)))
 
     def _groups(self, order: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Yields an augmentation's position and the clips (n,) that need it next, until `order` (B, A) is done.

@@ -121,7 +121,8 @@ def _synthesize(spectra: Tensor, floors: Tensor, rotations: Tensor, start: Tenso
     # Overwrites `spectra`.
     (frames, batch), hop = start.shape, len(window) // OVERLAP
     bins = spectra[..., :-1]
-    rotation = rotations[start, counting(batch, start.device)].conj_physical_()
+    reference = torch.add(counting(batch, start.device), start, alpha=batch)  # (N, B), in flattened `rotations`
+    rotation = rotations.flatten(0, 1).index_select(0, reference.flatten()).view_as(rotations).conj_physical_()
     rotation.mul_(rotations).mul_(bins)
     by_power = _Neighbors(bins.shape, PEAK_REACH, start.device)
     torch.mul(rotation, bins.conj(), out=by_power.values)
