@@ -319,7 +319,8 @@ class MTSLVRAdapter(nn.Module):
         if not own_kernel or not self.norm.training or self._is_wrapped(conv):
             return None
         kernel, device = self.kernel(conv.weight), conv.weight.device.type
-        return kernel.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else kernel
+        casts = device != "meta" and torch.is_autocast_enabled(device)  # which does not know `meta`
+        return kernel.to(torch.get_autocast_dtype(device)) if casts else kernel
 
     def unfolded(self, conv: nn.Conv1d | nn.Conv2d, hidden_states: Tensor) -> Tensor:
         """Output of trunk and adapter before batch normalization, each layer by its own forward, as for PEFT.

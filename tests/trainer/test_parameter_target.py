@@ -112,7 +112,8 @@ def test_labels_alone_log_what_they_logged(tmp_path):
 @pytest.mark.parametrize(
     "changes", [{"predictive_target": "parameters", "tasks": ["predictive"]}, {"predictive_target": "both"}]
 )
-def test_accumulated_batches_in_bfloat16(tmp_path, changes):
+def test_accumulated_batches_in_bfloat16(tmp_path, monkeypatch, changes):
+    monkeypatch.setattr("mtslvr_hf.trainer.trainer.bfloat16_is_faster", lambda *arguments: True)
     model = make_model(contrastive_method="simsiam", adapter_type="none", **changes)
     trainer = make_trainer(tmp_path, model=model, max_steps=2, gradient_accumulation_steps=2, bf16=True)
     trainer.train()

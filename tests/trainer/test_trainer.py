@@ -447,3 +447,21 @@ def test_states_of_another_memory_layout_are_laid_out_as_the_weights(tmp_path, o
         step(optimizer, model, 2)
     assert models[0].mtslvr.encoder.stem.conv.weight.is_contiguous(memory_format=torch.channels_last)
     assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters()))
+
+
+def test_the_optimizer_steps_as_one_of_contiguous_weights(tmp_path):
+    """torch's fused Adam must read weights, gradients and moments in channels last in one order."""
+    trainer = make_trainer(tmp_path, model=make_model(base_width=4))
+    weights = list(trainer.model.parameters())
+    plain = [torch.nn.Parameter(w.detach().clone(memory_format=torch.contiguous_format)) for w in weights]
+    args = trainer.args
+    optimizers = [trainer.create_optimizer()]
+    optimizers.append(torch.optim.Adam(plain, lr=args.learning_rate, weight_decay=args.weight_decay))
+    for _ in range(3):
+        for weight, other in zip(weights, plain):
+            gradient = torch.randn(weight.shape)
+            weight.grad, other.grad = torch.empty_like(weight).copy_(gradient), gradient
+        for optimizer in optimizers:
+            optimizer.step()
+    for weight, other in zip(weights, plain):
+        assert torch.allclose(weight, other, rtol=1e-5, atol=1e-6)
