@@ -7,7 +7,7 @@ import inspect
 import multiprocessing
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import connection
 from typing import Any, cast
@@ -20,6 +20,7 @@ from ..data import AudioStream
 from ..data.shuffling import Retries
 from ..resumable import WorkerSignals
 
+Then = Callable[[Iterator[dict[str, Any]]], Iterable[dict[str, Any]]]
 WORKER_SECONDS = 30.0  # of pauses without a batch, until workers that die end the run
 ENDING_SECONDS = 2.0  # in which a worker whose connection was lost ends
 
@@ -33,18 +34,24 @@ class StreamLoader(DataLoader):
     Args:
         stream: The stream.
         num_workers: Number of workers.
+        then: Further work on the iterator of the batches, such as `ViewsAhead`.
         options: Other options of DataLoader.
 
     Raises:
         ChildProcessError: During iteration, if workers die again and again without giving a batch.
     """
 
-    def __init__(self, stream: AudioStream, num_workers: int, **options: Any):
+    def __init__(self, stream: AudioStream, num_workers: int, then: Then | None = None, **options: Any):
         options["generator"] = torch.Generator()
         super().__init__(stream, batch_size=None, num_workers=num_workers, **options)
+        self._then = then
         self._options = options
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]  # a generator has no len()
+        batches = self._batches()
+        return batches if self._then is None else iter(self._then(batches))
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
         if not self.num_workers:
             yield from super().__iter__()
             return

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from ..data import AudioStream, SkippedRows, usable_workers
 from .arguments import MTSLVRTrainingArguments
-from .stream_loader import StreamLoader
+from .stream_loader import StreamLoader, Then
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +33,17 @@ class StreamProgress:
         self.all_skipped = SkippedRows()  # of all processes, since `merge_processes`
         self._last_records: dict[int, Mapping[str, Any]] = {}  # by worker
 
-    def dataloader(self, pin_memory: bool = False, prefetch_factor: int | None = None) -> DataLoader:
-        """DataLoader of the batches from here on.
+    def dataloader(
+        self, pin_memory: bool = False, prefetch_factor: int | None = None, then: Then | None = None
+    ) -> DataLoader:
+        """DataLoader of the batches from here on, with further work `then` on their iterator.
 
         Each worker decodes at most `prefetch_factor` batches ahead (default: 2; 256 clips of 10 s take 82 MB).
         """
         return StreamLoader(
             self.stream,
             self.num_workers,
+            then,
             pin_memory=pin_memory,
             prefetch_factor=prefetch_factor if self.num_workers else None,
         )

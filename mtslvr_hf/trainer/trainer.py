@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -38,6 +38,7 @@ from .metrics import LOSSES, PREDICTIVE_LOSSES, TASKS, StepAverages, Stopwatch
 from .precision import bfloat16_is_faster
 from .probe import Probe
 from .stream_state import StreamProgress, check_stream, kind_of
+from .views_ahead import ViewsAhead, threads_for_views
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +221,19 @@ class MTSLVRTrainer(ResumableTrainer):
         return self.progress.dataloader(
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             prefetch_factor=self.args.dataloader_prefetch_factor,
+            then=self._views_ahead,
         )
+
+    def _views_ahead(self, batches: Iterator[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+        """Batches from the present step on, on several cores of a CPU with the views of the next ones."""
+        threads = threads_for_views(self.model.config, torch.get_num_threads())
+        if self.args.device.type != "cpu" or threads < 1:
+            return batches
+
+        def make(batch: Mapping[str, Any], draw: int) -> TwoViews:
+            return self.make_views(batch["input_values"], draw, "train", batch["scales"])
+
+        return ViewsAhead(batches, make, self.state.global_step * self.args.gradient_accumulation_steps, threads)
 
     def get_eval_dataloader(self, eval_dataset: str | torch.Tensor | Dataset | None = None) -> DataLoader:
         """Full batches of this process's evaluation clips, the same number in every process.
@@ -358,7 +371,9 @@ class MTSLVRTrainer(ResumableTrainer):
         step, batch = self._micro_step
         self._names = [*(self._names if batch else ()), *inputs["stream"]["names"]]
         draw = step * self.args.gradient_accumulation_steps + batch
-        views = self.make_views(inputs["input_values"], draw, "train", inputs["scales"])
+        views = inputs["views"] if inputs.get("draw") == draw else None
+        if views is None:
+            views = self.make_views(inputs["input_values"], draw, "train", inputs["scales"])
         # Trainer would move the batch to the device and wait for it, so the views are made first.
         return super().training_step(model, self._model_inputs(views), num_items_in_batch)
 
