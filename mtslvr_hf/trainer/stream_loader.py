@@ -22,7 +22,8 @@ from ..resumable import WorkerSignals
 
 Then = Callable[[Iterator[dict[str, Any]]], Iterable[dict[str, Any]]]
 WORKER_SECONDS = 30.0  # of pauses without a batch, until workers that die end the run
-ENDING_SECONDS = 2.0  # in which a worker whose connection was lost ends
+ENDING_SECONDS = 30.0  # in which a worker whose connection was lost ends
+OF_READING = "in DataLoader worker process"  # in the text of an error that a worker reports
 
 
 class StreamLoader(DataLoader):
@@ -66,8 +67,9 @@ class StreamLoader(DataLoader):
                     records[batch["stream"]["worker"]] = batch["stream"]
                     yield batch
             except (RuntimeError, OSError, EOFError) as error:
-                # Connections of a killed process are reset before it counts as ended.
-                connection.wait([worker.sentinel for worker in workers], timeout=ENDING_SECONDS)
+                if not isinstance(error, RuntimeError) and OF_READING not in str(error):
+                    # Connections of a killed process are reset before it counts as ended.
+                    connection.wait([worker.sentinel for worker in workers], timeout=ENDING_SECONDS)
                 codes = [worker.exitcode for worker in workers if not worker.is_alive()]
                 if not codes:
                     raise  # of reading

@@ -17,6 +17,12 @@ from mtslvr_hf.data import AudioStream, load_audio
 from mtslvr_hf.trainer.stream_loader import StreamLoader
 
 
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    """torch looks every 5 s for workers that have ended."""
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.5)
+
+
 @pytest.fixture(scope="module")
 def rows():
     return make_rows(good=24, bad=1)
@@ -78,19 +84,21 @@ def test_a_worker_may_die_behind_another_dataloader(rows, monkeypatch):
 def test_workers_that_die_again_and_again_end_the_run(rows, monkeypatch):
     pauses = []
     monkeypatch.setattr("mtslvr_hf.data.shuffling.time.sleep", pauses.append)
-    monkeypatch.setattr("mtslvr_hf.trainer.stream_loader.WORKER_SECONDS", 3.0)  # torch needs 5 s to see each
+    monkeypatch.setattr("mtslvr_hf.trainer.stream_loader.WORKER_SECONDS", 3.0)
     monkeypatch.setattr(AudioStream, "_decode", lambda self, row, epoch: os._exit(3))
     with pytest.raises(ChildProcessError, match=r"A DataLoader worker ended \(exit code 3\) again and again"):
         next(iter(StreamLoader(make_stream(rows), 1)))
     assert pauses == [1, 2]
 
 
-def test_errors_of_reading_are_not_those_of_a_dead_worker(rows, monkeypatch):
+@pytest.mark.parametrize("kind", [RuntimeError, ConnectionResetError, EOFError])
+def test_errors_of_reading_are_not_those_of_a_dead_worker(rows, monkeypatch, kind):
     def fail(self, row, epoch):
-        raise RuntimeError("of reading")
+        raise kind("of reading")
 
     monkeypatch.setattr(AudioStream, "_decode", fail)
-    with pytest.raises(RuntimeError, match="of reading"):
+    monkeypatch.setattr("mtslvr_hf.trainer.stream_loader.connection", None)  # it does not wait
+    with pytest.raises(kind, match="of reading"):
         next(iter(StreamLoader(make_stream(rows), 1)))
 
 
