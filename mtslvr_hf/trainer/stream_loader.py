@@ -68,8 +68,11 @@ class StreamLoader(DataLoader):
                     yield batch
             except (RuntimeError, OSError, EOFError) as error:
                 if not isinstance(error, RuntimeError) and OF_READING not in str(error):
-                    # Connections of a killed process are reset before it counts as ended.
-                    connection.wait([worker.sentinel for worker in workers], timeout=ENDING_SECONDS)
+                    # Connections of a killed process are reset, and its sentinel is ready, before it counts as ended.
+                    ending = connection.wait([worker.sentinel for worker in workers], timeout=ENDING_SECONDS)
+                    for worker in workers:
+                        if worker.sentinel in ending:
+                            worker.join()
                 codes = [worker.exitcode for worker in workers if not worker.is_alive()]
                 if not codes:
                     raise  # of reading
