@@ -21,7 +21,7 @@ def random_clips(generator, window):
     return [generator.standard_normal(length).astype(np.float32) * generator.uniform(0.01, 1) for length in lengths]
 
 
-@pytest.fixture(scope="module", params=["mel_stft", "waveform"])
+@pytest.fixture(scope="module", params=["mel_stft", pytest.param("waveform", marks=pytest.mark.slow)])
 def model(request):
     torch.manual_seed(0)
     config = MTSLVRConfig(frontend=request.param, base_width=8, window_seconds=0.5, embedding_size=32)

@@ -221,7 +221,11 @@ def test_the_readme_names_files_and_fields_that_exist(tmp_path):
 # Runs
 
 
-@pytest.mark.parametrize("script", [[TRAINING / "pretrain.py"], ["-m", "mtslvr_hf.pretrain"]], ids=["file", "module"])
+@pytest.mark.parametrize(
+    "script",
+    [[TRAINING / "pretrain.py"], pytest.param(["-m", "mtslvr_hf.pretrain"], marks=pytest.mark.slow)],
+    ids=["file", "module"],
+)
 def test_accelerate_launch_trains_and_the_folder_loads(script, run_file, tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
     command += [*script, run_file, "--output_dir", "out", "--max_steps", "2"]
@@ -339,9 +343,10 @@ def signal_at(monkeypatch, method, step, number):
     ("method", "step", "number", "checkpoint"),
     [
         ("training_step", 4, signal.SIGTERM, 5),  # in a step, in the middle of a logging window
-        ("training_step", 3, signal.SIGINT, 4),  # the step's evaluation is due
+        pytest.param("training_step", 3, signal.SIGINT, 4, marks=pytest.mark.slow),  # the step's evaluation is due
         ("evaluation_loop", 2, signal.SIGUSR1, 2),  # in an evaluation
-        ("_get_num_items_in_batch", 5, signal.SIGTERM, 5),  # between two steps, as while waiting for data
+        # Between two steps, as while waiting for data.
+        pytest.param("_get_num_items_in_batch", 5, signal.SIGTERM, 5, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_saves_a_checkpoint_and_the_run_ends_as_if_it_had_not_come(

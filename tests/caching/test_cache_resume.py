@@ -139,6 +139,7 @@ def test_mistakes(source, out, tmp_path, capsys):
     assert "--rows-per-shard" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # as embeddings do, by the same code
 @pytest.mark.ddp
 def test_two_processes_write_what_one_writes(source, whole, out, tmp_path):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "mtslvr_cli"]

@@ -239,7 +239,12 @@ class TestFiles:
         assert max(compare(path, model, batches, ["predictive"])) < 1e-4
 
     @pytest.mark.parametrize(
-        "pooling", [{"pooling": "bands", "use_heads": False}, {"pooling": "mean_max"}, {"use_heads": False}]
+        "pooling",
+        [
+            {"pooling": "bands", "use_heads": False},
+            pytest.param({"pooling": "mean_max"}, marks=pytest.mark.slow),
+            pytest.param({"use_heads": False}, marks=pytest.mark.slow),
+        ],
     )
     def test_poolings(self, pooling, tmp_path, onnx):
         from mtslvr_hf.export.onnx import compare, export_onnx
@@ -254,6 +259,7 @@ class TestFiles:
             assert facts[f"mtslvr.{name}"] == getattr(model.config, name)
         assert facts["mtslvr.normalization"] == "global" and facts["mtslvr.std"] == EXTRACTOR.std
 
+    @pytest.mark.slow  # test_poolings and test_command
     def test_command_with_another_pooling(self, tmp_path, capsys):
         tiny(frontend="mel", window_seconds=0.5).save_pretrained(tmp_path / "model")
         MTSLVRFeatureExtractor().save_pretrained(tmp_path / "model")

@@ -81,6 +81,7 @@ def test_two_processes_have_the_loss_and_every_gradient_of_one(tmp_path):
             assert expected.norm() < 1e-6 or error < 1e-5, (name, parameter, error)
 
 
+@pytest.mark.slow  # test_launchers starts two processes by accelerate
 def test_two_processes_train_through_the_script(tmp_path):
     (tmp_path / "audio").mkdir()
     for number in range(40):

@@ -99,6 +99,7 @@ pretrain.run_command(pretrain.main, [*sys.argv[1:], "--output_dir", f"out{os.env
 """
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_machines_that_do_not_share_the_output_folder_are_refused(run_file, tmp_path):
     (tmp_path / "apart.py").write_text(APART)

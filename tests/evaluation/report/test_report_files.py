@@ -103,7 +103,8 @@ class TestLogMelStatistics:
 MODELS = ("runs/a", "runs-a", "Runs-A", "犬", "猫", f"lr-0.0001/{'x' * 300}", "outputs/own")
 
 
-def test_one_heat_map_for_each_model_whatever_it_is_called(tmp_path):
+def test_one_heat_map_for_each_model_whatever_it_is_called(tmp_path, monkeypatch):
+    monkeypatch.setattr("mtslvr_hf.evaluation.report.plots.DPI", 8)
     names = heat_map_names(MODELS)
     assert list(names) == list(MODELS)
     assert len({name.lower() for name in names.values()}) == len(MODELS)
