@@ -1,4 +1,4 @@
-"""Numbers of CPU cores and of DataLoader workers of a process."""
+"""Numbers of CPU cores and of DataLoader workers of a process; threads on one core."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 import os
 import sys
 from pathlib import Path
+
+import torch
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of Linux's control groups, version 2: "microseconds period"
 
@@ -25,6 +27,12 @@ def _quota() -> int:
         return sys.maxsize
 
 
+def use_one_core() -> None:
+    """Lets torch compute on one core in this thread, whatever other threads do."""
+    torch.get_num_threads()  # or the first computation of the thread would undo the setting
+    torch.set_num_threads(1)
+
+
 def default_workers(on_cpu: bool) -> int:
     """Number of DataLoader workers of a training process.
 
@@ -35,4 +43,4 @@ def default_workers(on_cpu: bool) -> int:
     return max(1, cores // 8 if on_cpu else cores - 1)
 
 
-__all__ = ["default_workers", "usable_cores"]
+__all__ = ["default_workers", "usable_cores", "use_one_core"]

@@ -27,7 +27,7 @@ from ..audio.errors import BadClipError
 from ..audio.prefetch import ReadAhead
 from ..feature_extraction_mtslvr import AudioInput, MTSLVRFeatureExtractor
 from ..modeling_mtslvr import MTSLVRModel, MTSLVRPreTrainedModel, feature_extractor_of
-from ..workers import usable_cores
+from ..workers import usable_cores, use_one_core
 from .inputs import items_of
 from .windows import Ending, WindowReader
 
@@ -320,8 +320,7 @@ def _preparation() -> Callable[[], None]:
     enabled, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
 
     def prepare() -> None:
-        torch.get_num_threads()  # or the first computation of the thread would undo the setting
-        torch.set_num_threads(1)
+        use_one_core()
         torch.set_autocast_enabled("cpu", enabled)
         torch.set_autocast_dtype("cpu", dtype)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from ..audio.prefetch import ReadAhead
 from ..augmentations import TwoViews
 from ..configuration_mtslvr import MTSLVRConfig
+from ..workers import use_one_core
 
 # Time of forward and backward of a ResNet-18 of this width, relative to that of the views, both on one core; it grows
 # a little slower than the number of operations. Printed by benchmarks/training_step.py.
@@ -49,20 +51,16 @@ class ViewsAhead:
         first = list(itertools.islice(batches, 1))  # here, since a DataLoader should start its workers in this thread
         cores = torch.get_num_threads()
         ahead = ReadAhead(
-            itertools.chain(first, batches), work, self.threads, limit=self.threads, prepare=_use_one_core
+            itertools.chain(first, batches), work, self.threads, limit=self.threads, prepare=use_one_core
         )
         try:
             ahead.start()
             torch.set_num_threads(cores - self.threads)  # the last setting also counts for threads that others start
-            for _, batch in ahead:
-                yield batch
+            with closing(iter(ahead)) as made:
+                for _, batch in made:
+                    yield batch
         finally:
             torch.set_num_threads(cores)
-
-
-def _use_one_core() -> None:
-    torch.get_num_threads()  # or the first computation of the thread would undo the setting
-    torch.set_num_threads(1)
 
 
 def threads_for_views(config: MTSLVRConfig, cores: int) -> int:
