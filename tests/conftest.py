@@ -1,7 +1,13 @@
-"""Profiles of hypothesis: few examples, the same in every run; `--hypothesis-profile=thorough` tries many new ones."""
+"""What holds for all tests: no request leaves the machine; profiles of hypothesis.
 
+Its examples are few and the same in every run; `--hypothesis-profile=thorough` tries many new ones.
+"""
+
+import os
 import tempfile
 from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: its answers depend on the machine's network
 
 from hypothesis import settings
 from hypothesis.configuration import set_hypothesis_home_dir

@@ -328,13 +328,13 @@ def test_what_is_wrong_is_said_and_nothing_written(folder, capsys):
     assert not Path("model/results.json").exists()
 
 
-def test_a_card_that_cannot_be_updated_is_refused_before_the_work(folder, capsys, monkeypatch):
+def test_a_card_that_cannot_be_updated_is_refused_before_the_work(made, folder, capsys, monkeypatch):
     monkeypatch.setattr("mtslvr_hf.evaluation.evaluate", lambda *arguments, **options: pytest.fail("evaluated"))
     shutil.copytree("model", "other")
-    assert main(["evaluate", "--model", "model", "--data", "sounds", "--update-card", "other"]) == 1
+    assert main(["evaluate", "--model", "model", "--data", str(made / "sounds"), "--update-card", "other"]) == 1
     assert "--update-card other is not one of the models (model)" in capsys.readouterr().err
     Path("model/README.md").unlink()
-    assert main(["evaluate", "--model", "model", "--data", "sounds", "--update-card", "model"]) == 1
+    assert main(["evaluate", "--model", "model", "--data", str(made / "sounds"), "--update-card", "model"]) == 1
     assert "There is no model/README.md" in capsys.readouterr().err
 
 

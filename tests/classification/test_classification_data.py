@@ -8,6 +8,7 @@ import pytest
 import soundfile
 import torch
 from classifier_runs import HERTZ, RATE, make_rows, tone, write_folder
+from small_models import assert_close
 from transformers import TrainingArguments
 
 from mtslvr_hf import MTSLVRConfig, MTSLVRFeatureExtractor, MTSLVRModel
@@ -195,4 +196,4 @@ def test_embeddings_of_all_clips_are_those_of_each(tmp_path):
     for index in range(6):
         inputs = extractor(clips[index]["waveform"], sampling_rate=RATE, return_tensors="pt")
         with torch.no_grad():
-            assert torch.allclose(model(**inputs).pooler_output[0], embedded.embeddings[index], atol=1e-5)
+            assert_close(model(**inputs).pooler_output[0], embedded.embeddings[index])

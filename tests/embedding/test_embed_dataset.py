@@ -26,6 +26,7 @@ from embed_runs import (
     write_sounds,
 )
 from interrupted_runs import contents
+from small_models import assert_close
 
 from mtslvr_hf import MTSLVRForPreTraining
 from mtslvr_hf.embedding import embed_dataset, encode
@@ -51,7 +52,7 @@ for change in (lambda: None, lambda: None, lambda: os.remove("out/data/embedding
 
 
 def assert_embeddings(rows, expected):
-    assert np.allclose([row["embedding"] for row in rows], expected, atol=1e-5, rtol=1e-5)
+    assert_close(np.float32([row["embedding"] for row in rows]), np.float32(expected))
 
 
 class TestFolderOfAudio:
@@ -111,7 +112,7 @@ class TestDataSets:
         assert loaded["kind"][:] == [row["kind"] for row in rows]
         assert loaded["tags"][:] == [row["tags"] for row in rows]
         expected = encode(model, [row["audio"] for row in rows])
-        assert np.allclose(loaded.with_format("numpy")["embedding"][:], expected, atol=1e-5)
+        assert_close(loaded.with_format("numpy")["embedding"][:], expected)
 
     def test_folders_of_one_name_are_not_taken_for_each_other(self, model, tmp_path, monkeypatch):
         """datasets keeps what it loaded by the folder's name and README's header."""

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 from embed_runs import RATE, make_model
+from small_models import assert_close
 
 from mtslvr_hf import MTSLVRFeatureExtractor
 from mtslvr_hf.embedding import encode
@@ -48,7 +49,7 @@ SAME = {
 def test_a_clip_is_scaled_by_its_type(kind, embed):
     right = prepare(FLOATS)
     torch.testing.assert_close(prepare(SAME[kind]), right)
-    np.testing.assert_allclose(embed(SAME[kind], RATE), embed(FLOATS, RATE), rtol=1e-4, atol=1e-5)
+    assert_close(embed(SAME[kind], RATE), embed(FLOATS, RATE))
 
 
 def test_data_sets_keep_the_type_of_their_column(embed):
@@ -64,9 +65,9 @@ def test_data_sets_keep_the_type_of_their_column(embed):
     ):
         given = () if "label" in made.features or "array" in made.features else (RATE,)
         for dataset in (made, made.with_format("numpy"), made.with_format("torch"), made.to_iterable_dataset()):
-            np.testing.assert_allclose(embed(dataset, *given), right, rtol=1e-4, atol=1e-5)
+            assert_close(embed(dataset, *given), right)
         if "audio" in made.features:
-            np.testing.assert_allclose(embed(made["audio"], *given), right, rtol=1e-4, atol=1e-5)
+            assert_close(embed(made["audio"], *given), right)
 
 
 @pytest.mark.parametrize("form", [None, "numpy", "torch"])
@@ -76,9 +77,9 @@ def test_a_batch_of_rows_is_several_clips(form, embed):
     made = datasets.Dataset.from_dict({"audio": clips, "label": ["a", "b"]}).with_format(form)
     flat = datasets.Dataset.from_dict({"array": [FLOATS] * 2, "sampling_rate": [RATE] * 2}).with_format(form)
     for rows in (made[:2], flat[:2]):
-        np.testing.assert_allclose(embed(rows), right, rtol=1e-4, atol=1e-5)
+        assert_close(embed(rows), right)
         assert prepare(rows, None).shape == (2, 6000)
-    np.testing.assert_allclose(embed(made[0]), right[0], rtol=1e-4, atol=1e-5)
+    assert_close(embed(made[0]), right[0])
 
 
 REFUSED = {

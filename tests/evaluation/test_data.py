@@ -147,7 +147,7 @@ def test_a_suite_goes_on_without_what_cannot_be_reached(sounds, tmp_path):
     columns = {"category": [f"class {n}" for n in np.repeat(range(4), 8)], "src_file": [str(n) for n in range(32)]}
     write_table(tmp_path / "up/data/train-0.parquet", sounds, **columns)
     with HubServer() as hub:
-        environment = {**os.environ, **hub.environment(tmp_path / "home")}
+        environment = hub.environment(tmp_path / "home")
         command = [sys.executable, "-c", textwrap.dedent(SUITE), str(tmp_path / "up")]
         result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert result.returncode == 0, result.stderr

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small_models import assert_close
 from transformers import AutoFeatureExtractor, AutoModel
 
 from mtslvr_hf.harnesses import hear
@@ -31,7 +32,7 @@ def test_scene_embeddings(model):
     inputs = model.feature_extractor(list(audio), sampling_rate=16_000, return_tensors="pt")
     with torch.no_grad():
         expected = model.model(**inputs).pooler_output
-    torch.testing.assert_close(embeddings, expected, rtol=1e-4, atol=1e-4)
+    assert_close(embeddings, expected)
     assert torch.equal(model(audio), embeddings)
 
 
@@ -73,7 +74,7 @@ def test_timestamp_embedding_is_that_of_the_second_around_it(model):
     for place, window in ((number, normalized[1, 24_800 - 8000 : 24_800 + 8000]), (0, normalized[1, :8000].repeat(2))):
         with torch.no_grad():
             expected = model.model(window[None]).pooler_output[0]
-        torch.testing.assert_close(embeddings[1, place], expected, rtol=1e-4, atol=1e-4)
+        assert_close(embeddings[1, place], expected)
 
 
 def test_an_event_shows_when_it_happens(model):
@@ -91,7 +92,7 @@ def test_a_sound_does_not_depend_on_the_batch(folder, model):
     one_by_one.batch_size = 7
     for embed in (hear.get_scene_embeddings, lambda *args: hear.get_timestamp_embeddings(*args)[0]):
         together = embed(audio, model)
-        torch.testing.assert_close(embed(audio[1:2], one_by_one)[0], together[1], rtol=1e-4, atol=1e-4)
+        assert_close(embed(audio[1:2], one_by_one)[0], together[1])
 
 
 def test_very_short_sound(model):

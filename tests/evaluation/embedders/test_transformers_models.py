@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from small_models import assert_close
 from transformers import (
     ASTConfig,
     ASTFeatureExtractor,
@@ -126,7 +127,7 @@ def test_embeddings_depend_on_nothing_but_the_clip(name, tmp_path):
     assert together.shape == (5, 16) and together.dtype == torch.float32 and torch.isfinite(together).all()
     assert (together[1] - together[2]).abs().max() > 1e-4  # it hears something
     for other in (backwards, alone):
-        torch.testing.assert_close(other, together, rtol=1e-4, atol=1e-5)
+        assert_close(other, together, 1e-4)
 
 
 @pytest.mark.parametrize("name", ["wav2vec2", "wav2vec2 with layer norm", "hubert", "wavlm", "sew"])
@@ -135,7 +136,7 @@ def test_speech_models_mean_over_all_positions(name):
     values = torch.from_numpy((clip - clip.mean()) / np.sqrt(clip.var() + 1e-7))
     with torch.no_grad():
         expected = embedder.family.network(values[None]).last_hidden_state.mean(1)
-    torch.testing.assert_close(embedder.embed_waveforms(torch.from_numpy(clip)[None])[""], expected)
+    assert_close(embedder.embed_waveforms(torch.from_numpy(clip)[None])[""], expected)
 
 
 def test_spectrogram_transformer_means_over_patches_of_audio():
@@ -150,7 +151,7 @@ def test_spectrogram_transformer_means_over_patches_of_audio():
         bands, times = (32 - 16) // config.frequency_stride + 1, (64 - 16) // config.time_stride + 1
         of_audio = [2 + band * times + time for band in range(bands) for time in range(times) if time * 10 < frames]
         expected = tokens[of_audio].mean(0)
-        torch.testing.assert_close(embedder.embed_waveforms(torch.from_numpy(clip)[None])[""][0], expected)
+        assert_close(embedder.embed_waveforms(torch.from_numpy(clip)[None])[""][0], expected)
 
 
 def test_patches_of_padding_are_told_from_patches_of_audio():
@@ -171,7 +172,7 @@ def test_whisper_means_over_positions_of_audio():
     with torch.no_grad():
         hidden = embedder.family.network(inputs["input_features"]).last_hidden_state
     expected = hidden[:, :16].mean(1)  # 0.02 s each
-    torch.testing.assert_close(embedder.embed_waveforms(torch.from_numpy(clip)[None])[""], expected)
+    assert_close(embedder.embed_waveforms(torch.from_numpy(clip)[None])[""], expected)
 
 
 @pytest.mark.parametrize("name", ["clap", "clap with fusion"])
@@ -182,7 +183,7 @@ def test_clap_is_the_audio_towers_own_mean(name, tmp_path):
     inputs["is_longer"] = torch.zeros_like(inputs["is_longer"])
     with torch.no_grad():
         expected = embedder.family.network(**inputs).pooler_output
-    torch.testing.assert_close(embedder.embed(rows(tmp_path, [0.4], 32_000))[""], expected)
+    assert_close(embedder.embed(rows(tmp_path, [0.4], 32_000))[""], expected)
 
 
 @pytest.mark.parametrize("name", ["wav2vec2", "ast", "whisper", "clap"])
@@ -193,7 +194,7 @@ def test_long_clip_is_the_mean_of_its_windows(name, tmp_path):
     (row,) = rows(tmp_path, [seconds], rate)
     parts = np.array_split(noise(seconds, rate), 3)
     expected = torch.stack([embedder._embed_clips([part])[0] for part in parts]).mean(0)
-    torch.testing.assert_close(embedder.embed([row])[""][0], expected, rtol=1e-4, atol=1e-5)
+    assert_close(embedder.embed([row])[""][0], expected, 1e-4)
 
 
 def test_waveforms_are_resampled_to_the_models_rate(tmp_path):
@@ -201,7 +202,7 @@ def test_waveforms_are_resampled_to_the_models_rate(tmp_path):
     clip = noise(0.5, 16_000)
     soundfile.write(tmp_path / "clip.wav", clip, 16_000, subtype="FLOAT")
     from_file = embedder.embed([{"bytes": None, "path": str(tmp_path / "clip.wav")}])[""]
-    torch.testing.assert_close(embedder.embed_waveforms(torch.from_numpy(clip)[None])[""], from_file)
+    assert_close(embedder.embed_waveforms(torch.from_numpy(clip)[None])[""], from_file)
 
 
 @pytest.mark.parametrize("name", ["wav2vec2", "ast", "whisper", "clap"])
