@@ -1,6 +1,5 @@
 """Evaluation data and the registry."""
 
-import os
 import subprocess
 import sys
 import textwrap
