@@ -11,14 +11,16 @@ from torch import Tensor
 
 from .base import counting, sent_together
 
-GRID = 1024  # ratios are multiples of 1 / GRID: after GRID outputs, positions between samples repeat
+GRID_BITS = 10
+GRID = 1 << GRID_BITS  # ratios are multiples of 1 / GRID: after GRID outputs, positions between samples repeat
 ROW = 64  # outputs from the same input samples
 ROWS = GRID // ROW  # rows in a period
-SHAPES = 4  # shapes of matrices for the ratios of an octave, on a CPU
+SHAPES = 4  # shapes of matrices for an octave of ratios up to 1, on a CPU
+LEVELS = 16  # cutoffs for an octave of ratios above 1
+LEVELS_TOGETHER = 4  # on a GPU, the highest level of a product is a multiple, so that there are few banks
 CROSSINGS = 38  # zero crossings of the filter on either side
 CUTOFF = 0.95  # of the highest frequency: -6 dB there, -60 dB at the highest frequency
 BETA = 6.17  # of the Kaiser window
-FINENESS = 2048  # entries of the filter table between two zero crossings: rounding errors below -70 dB
 
 
 def resample(waveforms: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,7 +28,9 @@ def resample(waveforms: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
 
     The filter is a Kaiser-windowed sinc at exact positions, as matrix products: the ROW outputs of a row are a product
     of the samples around them and a band of filter values, and all periods of a clip share the matrices of their ROWS
-    rows. The bands hold many zeros, but it is several times as fast as to gather the samples of each output.
+    rows. The bands hold many zeros, but it is several times as fast as to gather the samples of each output. Positions
+    between samples are multiples of 1 / GRID, so that bands are copies from a bank of filters for all clips. A clip
+    that becomes shorter has the cutoff of the next higher ratio 2 ** (n / LEVELS).
 
     Args:
         waveforms: (B, S).
@@ -43,31 +47,33 @@ def resample(waveforms: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         return clips[back.to(waveforms.device, non_blocking=True)], lengths[back]
     (batch, samples), device = waveforms.shape, waveforms.device
     lengths = (samples * GRID + steps - 1) // steps
-    groups = _groups(steps, device)
+    levels = _levels(steps)
+    groups = _groups(steps, levels, device)
     reach, width = max(group.reach for group in groups), max(group.width for group in groups)
     stride = samples + 2 * reach + width
-    # A faster clip needs a lower cutoff and so a longer filter; an unchanged clip needs none.
-    cutoffs = torch.where(steps == GRID, 1.0, CUTOFF * GRID / steps.clamp(min=GRID).double()).unsqueeze(1)
-    rows = steps.unsqueeze(1) * torch.arange(ROWS)  # (B, ROWS): first positions of rows, in 1 / ROWS samples
-    first = torch.arange(batch).unsqueeze(1) * stride
-    integers = [first + rows // ROWS, first + samples + reach, steps.unsqueeze(1), lengths.unsqueeze(1)]
-    begins, ends, periods, behind = sent_together(integers, device)
-    # Positions as entries of the filter's table: that of the first output of a row, and the distance to the next.
-    numbers = [FINENESS * cutoffs * (rows % ROWS / ROWS) + (CROSSINGS * FINENESS + 0.5)]
-    numbers += [FINENESS / GRID * cutoffs * steps.unsqueeze(1), FINENESS * cutoffs, cutoffs]
-    phases, spacings, fineness, cutoffs = sent_together([number.float() for number in numbers], device)
+    first = torch.arange(batch) * stride
+    filters = torch.cat([group.padding + (levels[group.clips] - group.lowest) * GRID * group.stride for group in groups])
+    integers = [first, filters, first + samples + reach, steps, lengths]
+    begins, filters, ends, periods, behind = sent_together([column.unsqueeze(1) for column in integers], device)
 
     padded = waveforms.new_zeros(batch, stride)
-    torch.mul(waveforms, cutoffs, out=padded[:, reach : reach + samples])
-    places = torch.addcmul(phases.unsqueeze(2), counting(ROW, device, torch.float32), spacings.unsqueeze(2))
+    padded[:, reach : reach + samples].copy_(waveforms)
+    positions = (counting(GRID, device) * periods).unflatten(1, (ROWS, ROW))  # of a period's outputs, in 1 / GRID
+    whole = positions >> GRID_BITS
+    phases = positions.bitwise_and_(GRID - 1)
+    rows = whole[:, :, :1]  # (B, ROWS, 1)
+    filters = (rows + filters.unsqueeze(2)).sub(whole)  # (B, ROWS, ROW), in a bank, without the phase
+    begins = rows + begins.unsqueeze(2)
     clips = waveforms.new_empty(batch, max(group.periods(samples) for group in groups) * GRID)
     for group in groups:
         own, count = group.clips, group.periods(samples)
-        position = torch.addcmul(begins[own].unsqueeze(2), counting(count, device), periods[own].unsqueeze(2))
+        position = torch.addcmul(begins[own], counting(count, device), periods[own].unsqueeze(2))
         position = position.minimum(ends[own].unsqueeze(2))  # (B, ROWS, P); only zeros follow there
         around = padded.flatten()[reach + 1 - group.reach :].unfold(0, group.width, 1)
         inputs = around.index_select(0, position.flatten()).view(-1, count, group.width)
-        outputs = torch.bmm(inputs, _filters(places[own], fineness[own], group)).view(-1, ROWS, count, ROW)
+        bank = _bank(group.lowest, group.highest, device).unfold(0, group.width, 1)
+        bands = bank.index_select(0, torch.add(filters[own], phases[own], alpha=group.stride).flatten())
+        outputs = torch.bmm(inputs, bands.view(-1, ROW, group.width).mT).view(-1, ROWS, count, ROW)
         clips[own].unflatten(1, (-1, ROWS, ROW))[:, :count].copy_(outputs.transpose(1, 2))
     shortest, longest = int(lengths.min()), int(lengths.max())
     beyond = counting(longest, device)[shortest:] >= behind  # the filter rings there
@@ -76,71 +82,101 @@ def resample(waveforms: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Group(NamedTuple):
-    """Clips with similar steps, from `slowest` to `fastest`."""
+    """Clips with similar steps, between `slowest` and `fastest`, and levels, between `lowest` and `highest`."""
 
     clips: slice
     slowest: int
     fastest: int
+    lowest: int
+    highest: int
 
     @property
     def reach(self) -> int:
         """Samples of the input on either side of a position."""
-        return int(CROSSINGS / CUTOFF * max(1, self.fastest / GRID)) + 1
+        return _reach(self.highest)
 
     @property
     def width(self) -> int:
         """Samples of the input for a row."""
         return ROW * self.fastest // GRID + 2 + 2 * self.reach
 
+    @property
+    def padding(self) -> int:
+        """Zeros between two filters of its bank."""
+        return _padding(self.highest)
+
+    @property
+    def stride(self) -> int:
+        """Values from one filter of its bank to the next."""
+        return self.padding + 2 * self.reach
+
     def periods(self, samples: int) -> int:
         """Periods of the output of clips of `samples`."""
         return -(-samples // self.slowest)
 
 
-def _groups(steps: Tensor, device: torch.device) -> list[_Group]:
+def _groups(steps: Tensor, levels: Tensor, device: torch.device) -> list[_Group]:
     # Groups of ascending `steps`. The rounding of a product depends on its shape. So on a CPU, clips share a shape
     # only with similar ratios, and the result of a clip depends on no other clip. A GPU needs few, large products: one
     # for clips that become longer, and one for those that become shorter; other clips change the last bits there.
     on_cpu = device.type == "cpu"
-    kinds = (SHAPES * (steps / GRID).log2()).ceil().int() if on_cpu else (steps > GRID).int()
+    shapes = (SHAPES * (steps / GRID).log2()).ceil().int().clamp_(max=0) if on_cpu else torch.zeros_like(levels)
+    kinds = torch.where(levels < 2, shapes, levels if on_cpu else 2)
     groups, begin = [], 0
     for kind, count in zip(*(part.tolist() for part in kinds.unique_consecutive(return_counts=True)), strict=True):
         own = slice(begin, begin + count)
-        if on_cpu:
-            slowest, fastest = (int(GRID * 2 ** (bound / SHAPES)) for bound in (kind - 1, kind))
-            groups.append(_Group(own, max(slowest, 1), fastest))
-        else:
-            groups.append(_Group(own, int(steps[begin]), int(steps[own][-1])))
         begin += count
+        slowest, fastest = int(steps[own][0]), int(steps[own][-1])
+        lowest, highest = (kind, kind) if kind > 0 else (0, 1)
+        if not on_cpu:
+            highest = 1 + -(-(int(levels[own][-1]) - 1) // LEVELS_TOGETHER) * LEVELS_TOGETHER if kind else 1
+        elif kind > 0:
+            slowest, fastest = _fastest(kind - 1), _fastest(kind)
+        else:
+            slowest, fastest = (int(GRID * 2 ** (bound / SHAPES)) for bound in (kind - 1, kind))
+        groups.append(_Group(own, max(slowest, 1), fastest, lowest, highest))
     return groups
 
 
-def _filters(places: Tensor, fineness: Tensor, group: _Group) -> Tensor:
-    # (B * ROWS, K, ROW): weights of K samples in each output of a row.
-    taps = _integers(1 - group.reach, 1 - group.reach + group.width, places.device) * fineness  # (B, K)
-    entries = places.unsqueeze(2) - taps[:, None, :, None]  # (B, ROWS, K, ROW)
-    entries = entries.clamp_(0, 2 * CROSSINGS * FINENESS).int()
-    return _windowed_sinc(places.device).index_select(0, entries.flatten()).view(-1, group.width, ROW)
+def _levels(steps: Tensor) -> Tensor:
+    # Levels of the cutoff: 0 for an unchanged clip, which needs no filter, and 1 for those that become longer. Others
+    # need a lower cutoff, and so a longer filter.
+    levels = (LEVELS * (steps.clamp(min=GRID).double() / GRID).log2()).ceil().long().add_(1)
+    return levels.masked_fill_(steps == GRID, 0)
 
 
-def _integers(first: int, behind: int, device: torch.device) -> Tensor:
-    limit = 1 << max(-first, behind).bit_length()
-    return _integers_around_zero(limit, device)[limit + first : limit + behind]
+def _cutoff(level: int) -> float:
+    return CUTOFF * 2 ** ((1 - level) / LEVELS) if level else 1.0
 
 
-@lru_cache(maxsize=16)
-def _integers_around_zero(limit: int, device: torch.device) -> Tensor:
-    return torch.arange(-limit, limit, dtype=torch.float32, device=device)
+def _fastest(level: int) -> int:
+    return int(GRID * 2 ** (max(level - 1, 0) / LEVELS))
 
 
-@lru_cache(maxsize=8)
-def _windowed_sinc(device: torch.device) -> Tensor:
-    # (2 * CROSSINGS * FINENESS + 1,): the filter at distances of 1 / FINENESS zero crossings, 0 at both ends.
-    distance = torch.arange(CROSSINGS * FINENESS + 1, dtype=torch.float64) / FINENESS
-    kaiser = torch.i0(BETA * (1 - (distance / CROSSINGS).square()).sqrt())
-    values = torch.sinc(distance) * kaiser / kaiser[0]
-    values[-1] = 0
-    return torch.cat([values.flip(0), values[1:]]).float().to(device)
+def _reach(level: int) -> int:
+    return int(CROSSINGS / _cutoff(level)) + 1
+
+
+def _padding(level: int) -> int:
+    return ROW * _fastest(level) // GRID + 2
+
+
+@lru_cache(maxsize=64)
+def _bank(lowest: int, highest: int, device: torch.device) -> Tensor:
+    # Filters of all levels, and of all positions n / GRID between two samples, one behind the other, with zeros
+    # before, between and behind them: (values,).
+    reach = _reach(highest)
+    taps = torch.arange(1 - reach, reach + 1, dtype=torch.float64)
+    distance = torch.arange(GRID, dtype=torch.float64).unsqueeze(1) / GRID - taps
+    filters = []
+    for cutoff in map(_cutoff, range(lowest, highest + 1)):
+        crossings = cutoff * distance
+        kaiser = torch.i0(BETA * (1 - (crossings / CROSSINGS).square()).clamp_(min=0).sqrt())
+        values = torch.sinc(crossings) * kaiser * (cutoff / kaiser.max())
+        filters.append(values.masked_fill_(crossings.abs() >= CROSSINGS, 0))
+    padding = _padding(highest)
+    values = torch.nn.functional.pad(torch.cat(filters).float(), (padding, 0)).flatten()
+    return torch.nn.functional.pad(values, (0, padding)).to(device)
 
 
 __all__ = ["GRID", "resample"]
