@@ -52,7 +52,7 @@ def resample(waveforms: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
     reach, width = max(group.reach for group in groups), max(group.width for group in groups)
     stride = samples + 2 * reach + width
     first = torch.arange(batch) * stride
-    filters = torch.cat([group.padding + (levels[group.clips] - group.lowest) * GRID * group.stride for group in groups])
+    filters = torch.cat([group.first_filters(levels) for group in groups])
     integers = [first, filters, first + samples + reach, steps, lengths]
     begins, filters, ends, periods, behind = sent_together([column.unsqueeze(1) for column in integers], device)
 
@@ -109,6 +109,10 @@ class _Group(NamedTuple):
     def stride(self) -> int:
         """Values from one filter of its bank to the next."""
         return self.padding + 2 * self.reach
+
+    def first_filters(self, levels: Tensor) -> Tensor:
+        """Places of the first filters of its clips, those at phase 0, in its bank."""
+        return self.padding + (levels[self.clips] - self.lowest) * GRID * self.stride
 
     def periods(self, samples: int) -> int:
         """Periods of the output of clips of `samples`."""

@@ -31,9 +31,8 @@ import sys
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from pretraining_runs import make_clips, make_model
-from test_distributed import CLIPS, VARIANTS, gradients_of
-from mtslvr_hf.augmentations import TwoViewAugmentation
+from pretraining_runs import make_model
+from test_distributed import CLIPS, VARIANTS, gradients_of, views_of
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
@@ -42,17 +41,28 @@ share = CLIPS // processes
 results = {"processes": processes}
 for name, changes in VARIANTS.items():
     model = DistributedDataParallel(make_model(**changes).eval())
-    clips = make_clips(CLIPS)[rank * share : (rank + 1) * share]
-    views = TwoViewAugmentation(seed=1)(clips, step=3, offset=rank * share, total=CLIPS)
-    loss, gradients = gradients_of(model, views)
+    loss, gradients = gradients_of(model, views_of(rank, share))
     dist.all_reduce(loss)
     results[name] = {"loss": loss / processes, "gradients": gradients}
+name, changes = next(iter(VARIANTS.items()))
+parallel = DistributedDataParallel(make_model(**changes).eval())
+model = torch.compile(parallel, backend="aot_eager")
+with parallel.no_sync():  # the first half of an accumulated step
+    gradients_of(model, views_of(rank, share))
+_, gradients = gradients_of(model, views_of(rank, share))
+results["compiled, accumulated"] = {key.removeprefix("_orig_mod.module."): grad for key, grad in gradients.items()}
 if rank == 0:
     torch.save(results, sys.argv[1])
 dist.barrier()
 dist.destroy_process_group()
 os._exit(0)  # PyTorch 2.14's gloo threads abort one in thirty interpreters that shut down after this
 """
+
+
+def views_of(rank, share):
+    """Views of the clips of a process with a share of the batch."""
+    clips = make_clips(CLIPS)[rank * share : (rank + 1) * share]
+    return TwoViewAugmentation(seed=1)(clips, step=3, offset=rank * share, total=CLIPS)
 
 
 def gradients_of(model, views):
@@ -73,12 +83,14 @@ def test_two_processes_have_the_loss_and_every_gradient_of_one(tmp_path):
     results = torch.load(tmp_path / "results.pt")
     assert results["processes"] == 2
     for name, changes in VARIANTS.items():
-        views = TwoViewAugmentation(seed=1)(make_clips(CLIPS), step=3)
-        loss, gradients = gradients_of(make_model(**changes).eval(), views)
+        loss, gradients = gradients_of(make_model(**changes).eval(), views_of(0, CLIPS))
         assert torch.allclose(results[name]["loss"], loss, rtol=1e-5)
         for parameter, expected in gradients.items():
             error = (results[name]["gradients"][parameter] - expected).norm() / expected.norm().clamp(min=1e-12)
             assert expected.norm() < 1e-6 or error < 1e-5, (name, parameter, error)
+    for parameter, gradient in results["compiled, accumulated"].items():
+        expected = 2 * results[next(iter(VARIANTS))]["gradients"][parameter]
+        assert (gradient - expected).norm() <= 1e-5 * expected.norm() + 1e-6, parameter
 
 
 @pytest.mark.slow  # test_launchers starts two processes by accelerate
