@@ -27,6 +27,7 @@ TRAINING = ("pretrain", "finetune")  # have options, signals and exit codes of t
 # Errors with a message for the user, besides ImportError, MemoryError, OSError and ValueError.
 EXPECTED_ERRORS = ("DatasetsError", "OutOfMemoryError", "SafetensorError")
 SECONDS_TO_END = 2.0  # after Ctrl-C
+SPINS = "10000"  # of an idle thread: benchmarks/README.md, "Two cores of an AMD EPYC"
 AFTER_INTERRUPTION = {
     "embed": "run the same command again to continue",
     "cache": "run the same command again to continue",
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.arguments = arguments[1:]
     elif unknown:
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if own_process:
+        _leave_the_cores_to_others()
     try:
         if own_process and options.command not in TRAINING:
             _end_after_interruption(options.command)
@@ -110,6 +113,16 @@ def _say_interrupted(command: str) -> None:
         what = AFTER_INTERRUPTION.get(command, "run the same command again")
         sys.stderr.write(f"\nmtslvr {command}: interrupted; {what}.\n")
         sys.stderr.flush()
+
+
+def _leave_the_cores_to_others() -> None:
+    """Lets idle threads of OpenMP sleep early, unless the environment says otherwise; before torch is imported.
+
+    Waiting in a loop for as long as they do by default, they make a step take several times as long where other
+    programs use the cores.
+    """
+    if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
+        os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 def _without_bars_off_a_terminal() -> None:

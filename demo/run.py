@@ -87,8 +87,8 @@ def run(program: str, *arguments: object) -> None:
     """Runs a program of this virtual environment."""
     command = [str(Path(sys.executable).parent / program), *map(str, arguments)]
     print("$ " + shlex.join([program, *command[1:]]), flush=True)
-    # Waiting threads must sleep: spinning threads make training ten times slower when other programs use the cores.
-    subprocess.run(command, check=True, env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ})
+    # Idle threads must sleep early, as those of `mtslvr` do: training/README.md, "Problems".
+    subprocess.run(command, check=True, env={"GOMP_SPINCOUNT": "10000", **os.environ})
 
 
 if __name__ == "__main__":

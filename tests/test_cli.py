@@ -231,6 +231,28 @@ def test_every_encoding_of_standard_output(encoding, expected):
     assert (done.returncode, done.stdout.decode(encoding).strip()) == (0, expected), done.stderr
 
 
+SPINNING = """
+import os
+import sys
+import mtslvr_cli
+
+mtslvr_cli._info = lambda options: print(os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules)
+sys.argv[1:] = ["info", "x"]
+sys.exit(mtslvr_cli.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_idle_threads_sleep_early_unless_the_environment_says_otherwise(given, expected):
+    env = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    command = [sys.executable, "-c", SPINNING]
+    done = subprocess.run(command, capture_output=True, text=True, env=env | given, cwd=ROOT, timeout=60)
+    assert done.stdout.split() == [expected, "False"], done.stderr  # set before torch reads it
+
+
 def test_closed_standard_output():
     command = shlex.join([sys.executable, "-c", OUTPUTS])
     for closed in (">&-", ">&- 2>&-"):

@@ -37,6 +37,7 @@ PROGRESS_FROM = 11  # items
 FEWEST_ROWS = 16  # of the table of embeddings, which doubles
 CPU_BATCH_SECONDS = 80.0  # of audio at most in a batch on a CPU: feature maps of more leave the caches
 MOST_MESSAGES = 4  # for each window of a round: of many bad items
+SHORT_WINDOWS = 8  # in all channels, at any rate: an array that needs no thread of its own
 DECODERS = 2  # default number of threads that decode for an accelerator
 _process = os.getpid()  # that imported this module; a forked one has another
 
@@ -183,6 +184,8 @@ def encode_items(
     threads = num_workers if on_cpu else 0  # that run the network; 0: the caller's
     is_list = isinstance(items, Sized)
     decoders = min(num_workers, len(items)) if isinstance(items, Sized) else num_workers
+    if isinstance(items, Sized) and len(items) == 1 and _is_short_array(next(iter(items)), config.window_samples):
+        decoders = 0  # nothing to decode: a thread would only wait for a core that OpenMP's idle threads hold
     messages = ReadAhead(items, reader.read, decoders, limit=batch_size * max(2, threads))
     return _embed(messages, network, threads, threads if is_list and not compile else 1, normalize)
 
@@ -415,6 +418,12 @@ def _is_bad(result: Encoded, on_error: str) -> bool:
         raise result.error
     logger.warning("Skipped: %s", result.error)
     return True
+
+
+def _is_short_array(item: Any, window_samples: int) -> bool:
+    """True for an array, bare or in a dictionary, of a few windows."""
+    array = item.get("array") if isinstance(item, Mapping) else item
+    return isinstance(array, (np.ndarray, torch.Tensor)) and math.prod(array.shape) <= SHORT_WINDOWS * window_samples
 
 
 def _use_one_thread_if_forked() -> None:
