@@ -184,7 +184,7 @@ def encode_items(
     threads = num_workers if on_cpu else 0  # that run the network; 0: the caller's
     is_list = isinstance(items, Sized)
     decoders = min(num_workers, len(items)) if isinstance(items, Sized) else num_workers
-    if isinstance(items, Sized) and len(items) == 1 and _is_short_array(next(iter(items)), config.window_samples):
+    if isinstance(items, Sequence) and len(items) == 1 and _is_short_array(items[0], config.window_samples):
         decoders = 0  # nothing to decode: a thread would only wait for a core that OpenMP's idle threads hold
     messages = ReadAhead(items, reader.read, decoders, limit=batch_size * max(2, threads))
     return _embed(messages, network, threads, threads if is_list and not compile else 1, normalize)

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 from small_models import RATE, SIZE, assert_close, by_forward, make_model, noise
+from tqdm import tqdm
 from transformers import AutoModel
 
 from mtslvr_hf import (
@@ -211,6 +212,10 @@ class TestWhatComesBack:
     def test_normalize(self, model, clips):
         plain = encode(model, clips, RATE)
         assert_close(encode(model, clips, RATE, normalize=True), plain / np.linalg.norm(plain, axis=1, keepdims=True))
+
+    def test_items_are_not_taken_by_looking_at_them(self, model, clips):
+        for iterable in (iter(clips[:1]), tqdm(iter(clips[:1]), total=1, disable=True), clips[:1], tuple(clips[:1])):
+            assert_close(encode(model, iterable, RATE), by_forward(model, clips[:1]))
 
     def test_tensors_can_be_trained_on(self, model, clips):
         embeddings = encode(model, clips, RATE, convert_to="torch")
