@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif unknown:
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if own_process:
-        _leave_the_cores_to_others()
+        leave_the_cores_to_others()
     try:
         if own_process and options.command not in TRAINING:
             _end_after_interruption(options.command)
@@ -115,7 +115,7 @@ def _say_interrupted(command: str) -> None:
         sys.stderr.flush()
 
 
-def _leave_the_cores_to_others() -> None:
+def leave_the_cores_to_others() -> None:
     """Lets idle threads of OpenMP sleep early, unless the environment says otherwise; before torch is imported.
 
     Waiting in a loop for as long as they do by default, they make a step take several times as long where other

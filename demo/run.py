@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+from mtslvr_cli import leave_the_cores_to_others
+
 ROOT = Path(__file__).resolve().parent.parent
 AUDIO = Path("demo/audio")
 OUTPUT = Path("demo/output")
@@ -34,6 +36,7 @@ Next:
 def main() -> int:
     """Runs the four steps; returns the exit code of the first failure."""
     os.chdir(ROOT)
+    leave_the_cores_to_others()  # in `accelerate launch`, too
     shutil.rmtree(OUTPUT, ignore_errors=True)
     start = time.monotonic()
     try:
@@ -87,8 +90,7 @@ def run(program: str, *arguments: object) -> None:
     """Runs a program of this virtual environment."""
     command = [str(Path(sys.executable).parent / program), *map(str, arguments)]
     print("$ " + shlex.join([program, *command[1:]]), flush=True)
-    # Idle threads must sleep early, as those of `mtslvr` do: training/README.md, "Problems".
-    subprocess.run(command, check=True, env={"GOMP_SPINCOUNT": "10000", **os.environ})
+    subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":

@@ -151,8 +151,8 @@ def encode_items(
     the last bits of its embeddings, do not depend on the number of threads.
 
     Args:
-        items: Iterable of items, read a little ahead (in other threads, unless `num_workers` is 0). A list of numbers
-            is one of these items.
+        items: Iterable of items, read a little ahead, in other threads unless `num_workers` is 0 or the only item is a
+            short array. A list of numbers is one of these items.
         model, sampling_rate and other options: As for `model.encode`.
 
     Raises:
